@@ -1,0 +1,1 @@
+"""Small-Bench NLP: the code behind the notebooks, one module a stage."""

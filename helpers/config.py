@@ -1,0 +1,311 @@
+"""Parameters of the study: one class per stage, every field typed, bounded and with its unit.
+
+A profile (``profiles/*.yaml``) is a flat mapping that holds every field of every stage, so the
+same file is a papermill parameter file (``papermill -f``) and the grid's configuration. A notebook
+reads the fields of its own stage with :func:`read`; nothing has a default here, so a value comes
+either from the notebook's parameters cell or from the profile, never from a third place.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+
+class UserError(ValueError):
+    """A mistake in a parameter or a file, told in one line; notebooks show the line alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"error: {self}"]
+
+
+def _words(value: object) -> object:
+    """Lets a list be written on a command line: ``"bert, deberta"`` or ``"0 1"`` or ``3``."""
+    if isinstance(value, str):
+        parts = value.replace(",", " ").split()
+        return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    return value
+
+
+Names = Annotated[list[str], BeforeValidator(_words), Field(min_length=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], BeforeValidator(_words)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Stage(BaseModel):
+    """What every stage knows: which run it belongs to and where runs are kept."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    profile: Name = Field(description="name of the run: the folder under runs/")
+    runs: str = Field(min_length=1, description="folder that holds all runs")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this run, ``<runs>/<profile>``."""
+        return resolve(self.runs) / self.profile
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> "Stage":
+        for name in ("models", "tasks", "seeds"):
+            values = getattr(self, name, [])
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} = {values}: each may stand there once")
+        return self
+
+
+class Data(Stage):
+    """Parameters of ``01_data``: where the corpus and the tasks come from, and how much of them."""
+
+    source: Literal["embedded", "folder", "hub"] = Field(description="source of the data")
+    data: str = Field(description="folder with glue/ and corpus/ (source folder), else empty")
+    documents: int = Field(ge=0, description="documents of the corpus; 0 = all there are")
+    train_rows: int = Field(ge=0, description="train rows per task, at most; 0 = all")
+    dev_rows: int = Field(ge=0, description="validation rows per task, at most; 0 = all")
+    world_seed: Seed = Field(description="seed of the embedded world and of row samples")
+    world_words: Count = Field(description="open-class words of the embedded world")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "Data":
+        if self.source == "folder" and not self.data:
+            raise ValueError("data = '': source folder needs a folder with glue/ and corpus/")
+        if self.source != "folder" and self.data:
+            raise ValueError(f"data = {self.data!r}: only source folder reads one; leave it empty")
+        if self.source == "embedded":
+            for name in ("documents", "train_rows", "dev_rows"):
+                if getattr(self, name) == 0:
+                    raise ValueError(f"{name} = 0: the embedded world has no end; give a number")
+        return self
+
+
+class Tokenizer(Stage):
+    """Parameters of ``02_tokenizer``: one tokenizer and the corpus packed with it."""
+
+    tokenizer: Literal["wordpiece", "bpe"] = Field(description="kind of tokenizer")
+    wordpiece_vocabulary: int = Field(ge=64, le=2**20, description="tokens, uncased WordPiece")
+    bpe_vocabulary: int = Field(ge=300, le=2**20, description="tokens, cased byte-level BPE")
+    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+
+    @property
+    def vocabulary(self) -> int:
+        """The vocabulary asked for from this kind of tokenizer, in tokens."""
+        return getattr(self, f"{self.tokenizer}_vocabulary")
+
+
+class Pretrain(Stage):
+    """Parameters of ``03_pretrain``: one model, pre-trained on the packed corpus."""
+
+    model: Name = Field(description="name in the registry")
+    size: Name = Field(description="row of models.SIZES")
+    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+    generator_fraction: Fraction = Field(description="generator's width; 0 = the registry's own")
+    pretrain_steps: Count = Field(description="optimiser steps")
+    pretrain_batch_size: Count = Field(description="segments per step")
+    pretrain_learning_rate: Rate = Field(description="peak of the schedule")
+    pretrain_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
+    pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
+    pretrain_seed: Seed = Field(description="seed of weights, order and masks")
+    clip: float = Field(gt=0, description="largest gradient norm")
+    checkpoint_steps: Count = Field(description="steps between checkpoints")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="auto: by the device"
+    )
+    threads: Count = Field(description="CPU threads of this job")
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "Pretrain":
+        if self.pretrain_warmup_steps > self.pretrain_steps:
+            raise ValueError(
+                f"pretrain_warmup_steps = {self.pretrain_warmup_steps}: at most "
+                f"pretrain_steps = {self.pretrain_steps}"
+            )
+        return self
+
+
+class Finetune(Stage):
+    """Parameters of ``04_finetune``: one model, some tasks, some seeds."""
+
+    model: Name = Field(description="name in the registry")
+    tasks: Names = Field(description="tasks of GLUE")
+    seeds: Seeds = Field(min_length=1, description="one fine-tuning per task and seed")
+    max_length: int = Field(ge=16, le=512, description="tokens per example, specials included")
+    finetune_learning_rate: Rate = Field(description="peak of the schedule")
+    finetune_batch_size: Count = Field(description="examples per step")
+    finetune_epochs: Count = Field(description="passes over the train split")
+    finetune_epochs_small: Count = Field(description="the same, for RTE and STS-B")
+    finetune_warmup: Fraction = Field(description="part of the steps that is warm-up")
+    finetune_layer_decay: float = Field(gt=0, le=1, description="learning rate factor per layer")
+    finetune_dropout: Fraction = Field(description="dropout, hidden, attention and head")
+    finetune_swap_pairs: bool = Field(description="double MRPC and STS-B by swapped pairs")
+    clip: float = Field(gt=0, description="largest gradient norm")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="auto: by the device"
+    )
+    threads: Count = Field(description="CPU threads of this job")
+
+
+class Analysis(Stage):
+    """Parameters of ``05_analysis``: which cells the tables should have."""
+
+    models: Names = Field(description="rows of the tables")
+    tasks: Names = Field(description="columns of the tables")
+
+
+class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
+    """A whole study: the fields of every stage, and the grain of a fine-tuning job."""
+
+    model: Name = Field(default="bert", description="set per job by the grid")
+    tokenizer: Literal["wordpiece", "bpe"] = Field(
+        default="wordpiece", description="set per job by the grid"
+    )
+    finetune_job: Literal["task", "model"] = Field(
+        description="one job per model and task, or one per model with all its tasks"
+    )
+
+    def stage(self, cls: type["Stage"], **job: object) -> dict[str, Any]:
+        """The parameters of one stage, with the fields a job sets (``model``, ``tasks``...)."""
+        return {name: job.get(name, getattr(self, name)) for name in cls.model_fields}
+
+
+STAGES: dict[str, type[Stage]] = {
+    "01_data": Data,
+    "02_tokenizer": Tokenizer,
+    "03_pretrain": Pretrain,
+    "04_finetune": Finetune,
+    "05_analysis": Analysis,
+}
+
+S = TypeVar("S", bound=Stage)
+
+
+def root() -> Path:
+    """The checkout that holds the working directory, or the working directory itself."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "_toc.yml").exists() and (folder / "helpers").is_dir():
+            return folder
+    return here
+
+
+def resolve(path: str | Path) -> Path:
+    """A path as a user writes it: relative ones start at the checkout, ``~`` is the home."""
+    return root() / Path(path).expanduser()
+
+
+def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """The end of an error line: the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
+    """Builds a parameter object; any fault is one line that names field, value and remedy.
+
+    Args:
+        cls: The stage's class, or :class:`Profile`.
+        values: Field name to value.
+        where: What the line begins with: a file name or ``parameter``.
+
+    Raises:
+        UserError: For a missing, unknown, mistyped or impossible field.
+    """
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        lines = [_explain(cls, fault) for fault in error.errors()]
+        raise UserError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(cls: type[Stage], fault: Mapping[str, Any]) -> str:
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    value, message = fault["input"], fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"{name} is missing ({cls.model_fields[name].description})"
+    if fault["type"] == "extra_forbidden":
+        return f"{name} is not a parameter: {did_you_mean(name, cls.model_fields)}"
+    if not name:
+        return message
+    hint = ""
+    if isinstance(value, str) and fault["type"] in ("float_type", "int_type"):
+        hint = " (this is text; YAML reads 1e-4 as text, write 1.0e-4)"
+    what = f": {cls.model_fields[name].description}" if name in cls.model_fields else ""
+    return f"{name} = {value!r}: {message[0].lower()}{message[1:]}{hint}{what}"
+
+
+def read(cls: type[S], namespace: Mapping[str, object]) -> S:
+    """Reads a notebook's parameters from its globals; call it in the first code cell.
+
+    Parameters of other stages are passed over, so one profile serves every notebook; a name no
+    stage knows is an error, because papermill injects misspelt parameters without a word.
+
+    Args:
+        cls: The stage's class.
+        namespace: The notebook's ``globals()``.
+
+    Returns:
+        The validated parameters.
+
+    Raises:
+        UserError: For an unknown name, or a value of the wrong type or range.
+    """
+    data = (str, int, float, bool, list, tuple, type(None))
+    ours = {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, data)
+        and not name.startswith("_")
+        and name not in ("In", "Out", "papermill")
+    }
+    for name in ours:
+        if name not in Profile.model_fields:
+            raise UserError(
+                f"parameter {name} = {ours[name]!r}: no stage has a parameter of this name; "
+                + did_you_mean(name, cls.model_fields)
+            )
+    return validate(cls, {k: v for k, v in ours.items() if k in cls.model_fields}, "parameter")
+
+
+def load_profile(name: str, **changes: object) -> Profile:
+    """Reads ``profiles/<name>.yaml`` (or a path to a YAML file) and applies changes to it.
+
+    Args:
+        name: A profile's name or a file ending in .yaml.
+        **changes: Fields to replace; ``data`` also sets ``source`` to ``folder``.
+
+    Raises:
+        UserError: When the file is missing or not YAML, or a field is wrong.
+    """
+    folder = root() / "profiles"
+    path = resolve(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise UserError(f"profile {name!r}: no file {path.name}; {did_you_mean(name, known)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name}: must map parameter names to values, one a line")
+    changes = {key: value for key, value in changes.items() if value not in (None, "")}
+    if "data" in changes:
+        changes.setdefault("source", "folder")
+    return validate(Profile, {**values, **changes}, path.name)
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs a script's main function; a :class:`UserError` becomes one line and exit status 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,171 @@
+"""Documents of the pre-training corpus, from one of three sources, as Parquet with a manifest."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from helpers import config, files, progress, synthetic
+from helpers.config import UserError
+
+HUB_NAME = "Skylion007/openwebtext"
+SHARD_DOCUMENTS = 20_000
+SCHEMA = pa.schema([("text", pa.string())])
+
+
+def run(parameters: config.Data) -> dict[str, Any]:
+    """Brings the corpus into the run's folder, ``data/corpus/``; does nothing twice.
+
+    Args:
+        parameters: Of the data stage.
+
+    Returns:
+        The manifest: source, name, documents, words, bytes (UTF-8), skipped (empty documents) and
+        ``content``, the SHA-256 of all texts.
+
+    Raises:
+        UserError: When the source is missing, damaged or empty.
+    """
+    wanted, name = _origin(parameters)
+    folder = parameters.folder / "data" / "corpus"
+    spec = files.digest(wanted)
+    done = files.sealed(folder, spec)
+    if done:
+        return done
+    files.unseal(folder)
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+
+    content = hashlib.sha256()
+    count = words = size = skipped = 0
+    written: list[str] = []
+    texts = _source(parameters, wanted)
+    if parameters.documents:
+        texts = islice(texts, parameters.documents)
+    bar = progress.bar(parameters.documents or wanted.get("documents", 0), "corpus", "documents")
+    while shard := list(islice(texts, SHARD_DOCUMENTS)):
+        kept = [text for text in shard if text and text.strip()]
+        for text in kept:
+            data = text.encode("utf-8", "replace")
+            content.update(len(data).to_bytes(8, "big") + data)
+            size, words = size + len(data), words + len(text.split())
+        skipped, count = skipped + len(shard) - len(kept), count + len(kept)
+        written.append(f"part-{len(written):05d}.parquet")
+        with files.replacing(folder / written[-1]) as temporary:
+            pq.write_table(pa.table({"text": kept}, SCHEMA), temporary, compression="zstd")
+        bar.update(len(shard))
+    bar.close()
+    if not count:
+        raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
+    manifest = {
+        "spec": spec,
+        "specification": wanted,
+        "source": parameters.source,
+        "name": name,
+        "documents": count,
+        "words": words,
+        "bytes": size,
+        "skipped": skipped,
+        "content": content.hexdigest(),
+    }
+    return files.seal(folder, manifest, written)
+
+
+def read(folder: Path) -> Iterator[str]:
+    """The documents of a prepared corpus, in order, one shard in memory at a time."""
+    for path in sorted(folder.glob("*.parquet")):
+        yield from _texts(path)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise UserError(f"{path}: has no column text (it has {names})")
+            kind = file.schema_arrow.field("text").type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{path}: column text is {kind}; it must be a string")
+            for batch in file.iter_batches(1024, columns=["text"]):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as Parquet ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files of a source folder, sorted.
+
+    Raises:
+        UserError: When the folder is missing or holds none.
+    """
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        what = "holds no *.parquet" if folder.is_dir() else "no such folder"
+        raise UserError(f"data: {folder}: {what}; source folder needs corpus/*.parquet")
+    return paths
+
+
+def _origin(parameters: config.Data) -> tuple[dict[str, Any], str]:
+    """What the corpus follows from, and its name for a reader."""
+    wanted: dict[str, Any] = {"source": parameters.source, "documents": parameters.documents}
+    if parameters.source == "embedded":
+        words, seed = parameters.world_words, parameters.world_seed
+        wanted |= {"world_words": words, "world_seed": seed}
+        return wanted, f"embedded world, {words} words, seed {seed}"
+    if parameters.source == "folder":
+        folder = config.resolve(parameters.data)
+        paths = parquet_files(folder / "corpus")
+        wanted["files"] = {path.name: files.sha256(path) for path in paths}
+        return wanted, f"folder {folder.name}/corpus"
+    revision = hub_revision(HUB_NAME)
+    wanted |= {"name": HUB_NAME, "revision": revision}
+    return wanted, f"{HUB_NAME} at {revision[:7]}"
+
+
+def _source(parameters: config.Data, wanted: dict[str, Any]) -> Iterator[str]:
+    if parameters.source == "embedded":
+        return synthetic.documents(
+            parameters.documents, parameters.world_words, parameters.world_seed
+        )
+    if parameters.source == "folder":
+        paths = parquet_files(config.resolve(parameters.data) / "corpus")
+        return (text for path in paths for text in _texts(path))
+    return _hub(wanted["revision"])
+
+
+def hub_revision(name: str) -> str:
+    """The commit that a data set of the Hub stands at today.
+
+    Raises:
+        UserError: Without a network, in one line that names the other sources.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, timeout=10).sha
+    except Exception as error:  # the client raises many kinds: sockets, proxies, HTTP, JSON
+        raise UserError(
+            f"source = 'hub': cannot reach the Hugging Face Hub for {name} "
+            f"({type(error).__name__}); use source = 'embedded', or source = 'folder' with data ="
+        ) from None
+
+
+def _hub(revision: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    try:
+        stream = load_dataset(HUB_NAME, split="train", streaming=True, revision=revision)
+    except RuntimeError:  # the main branch holds a script; the Hub keeps a Parquet copy
+        stream = load_dataset(
+            HUB_NAME, split="train", streaming=True, revision="refs/convert/parquet"
+        )
+    for row in stream:
+        yield row["text"] or ""

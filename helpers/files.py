@@ -1,0 +1,125 @@
+"""Files that matter: written whole or not at all, hashed, and sealed by a manifest."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from helpers.config import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path in the same folder; on success it is flushed and renamed to `path`.
+
+    Raises:
+        UserError: When the folder cannot be written or the disk is full; `path` is untouched.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically: sorted keys, two spaces, no NaN."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads JSON.
+
+    Raises:
+        UserError: When the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged, delete it and run its stage again ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of a JSON value in its canonical form; names a specification by its content."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, Any]:
+    """Marks a folder complete: writes ``manifest.json``, last, with the hash of each file.
+
+    Args:
+        folder: The folder.
+        manifest: What to state; must hold ``spec``, the digest of all that the content follows
+            from.
+        files: Names in `folder` (with `/` for folders) that the manifest vouches for.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest = {**manifest, "files": {name: sha256(folder / name) for name in sorted(files)}}
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def sealed(folder: Path, spec: str) -> dict[str, Any] | None:
+    """The manifest of a folder that was completed from `spec` and is still whole, else None."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest = read_json(path)
+    except UserError:
+        return None
+    whole = manifest.get("spec") == spec and all(
+        (folder / name).is_file() and sha256(folder / name) == value
+        for name, value in manifest["files"].items()
+    )
+    return manifest if whole else None
+
+
+def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
+    """The manifest of a folder an earlier stage made.
+
+    Raises:
+        UserError: When the folder has none: one line naming the notebook to run first.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{folder}: not there yet; run notebooks/{stage}.ipynb first{remedy}")
+    return read_json(path)
+
+
+def unseal(folder: Path) -> None:
+    """Removes the manifest before the content changes."""
+    (folder / "manifest.json").unlink(missing_ok=True)

@@ -1,0 +1,310 @@
+"""Figures of the book: seaborn on matplotlib, colour-blind safe, units on every axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from helpers import files
+
+FIGURES = ("scores.svg", "compute.svg")
+MARKERS = "osD^vPX*<>hp"
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Seaborn's paper look, for the figures made inside."""
+    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.85):
+        yield
+
+
+def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure that is not registered with pyplot, and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    colours = sns.color_palette("colorblind", max(len(names), 1))
+    return dict(zip(names, colours, strict=False))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG: the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: Where to write; replaced whole.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with (
+        mpl.rc_context({"svg.hashsalt": "small-bench-nlp", "svg.fonttype": "path"}),
+        files.replacing(Path(path)) as temporary,
+    ):
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def loss(log: pd.DataFrame, title: str = "") -> Figure:
+    """Pre-training loss against tokens seen.
+
+    Args:
+        log: Columns tokens (count) and loss (nats); generator_loss and discriminator_loss are
+            drawn too where they are present.
+        title: Printed above the axes.
+
+    Returns:
+        The figure; tokens are in millions.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    for column in ("tokens", "loss"):
+        if column not in log:
+            raise ValueError(f"log: column {column} is missing, it has {', '.join(log.columns)}")
+    names = {
+        "loss": "loss",
+        "generator_loss": "generator (masked tokens)",
+        "discriminator_loss": "discriminator (replaced or not)",
+    }
+    present = [column for column in names if column in log and log[column].notna().any()]
+    with _style():
+        figure, axes = _axes(7, 3.6, columns=1 if len(present) == 1 else 2)
+        colours = _palette(present)
+        for column in present:
+            apart = column == "discriminator_loss"
+            axis = axes[0, 1] if apart else axes[0, 0]
+            axis.plot(log["tokens"] / 1e6, log[column], color=colours[column], label=names[column])
+        for axis in axes.flat:
+            axis.set(xlabel="tokens seen, millions", ylabel="loss, nats per scored token")
+            if len(present) > 1:
+                axis.legend(frameon=False)
+        figure.suptitle(title)
+    return figure
+
+
+def labels(counts: pd.DataFrame, title: str = "") -> Figure:
+    """Label balance of each task and split.
+
+    Args:
+        counts: Columns task, split, label (text), rows (count).
+        title: Printed above the axes.
+
+    Returns:
+        The figure: one bar per label, share of the split's rows in percent.
+    """
+    tasks = list(dict.fromkeys(counts["task"]))
+    share = counts.assign(
+        share=100 * counts["rows"] / counts.groupby(["task", "split"])["rows"].transform("sum")
+    )
+    splits = list(dict.fromkeys(counts["split"]))
+    with _style():
+        columns = min(4, len(tasks))
+        height = -(-len(tasks) // columns)
+        figure, axes = _axes(9, 2.2 * height + 0.4, height, columns)
+        for axis, task in zip(axes.flat, tasks, strict=False):
+            sns.barplot(
+                share[share["task"] == task],
+                x="label",
+                y="share",
+                hue="split",
+                hue_order=splits,
+                palette=_palette(splits),
+                ax=axis,
+                legend=axis is axes.flat[0],
+            )
+            axis.set(title=task, xlabel="label", ylabel="share of rows, %")
+            axis.tick_params(axis="x", labelrotation=30)
+        for axis in axes.flat[len(tasks) :]:
+            axis.set_visible(False)
+        figure.suptitle(title)
+    return figure
+
+
+def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figure:
+    """Lengths of the examples of each task, or of the documents of a corpus.
+
+    Args:
+        values: Columns name (task or corpus) and length (count, in `unit`).
+        unit: What is counted.
+        title: Printed above the axes.
+
+    Returns:
+        The figure: one histogram per name, share of its examples in percent.
+    """
+    names = list(dict.fromkeys(values["name"]))
+    with _style():
+        columns = min(4, len(names))
+        height = -(-len(names) // columns)
+        width = 9 if columns > 1 else 6
+        figure, axes = _axes(width, 2.1 * height + 0.4, height, columns)
+        colour = sns.color_palette("colorblind")[0]
+        for axis, name in zip(axes.flat, names, strict=False):
+            found = values.loc[values["name"] == name, "length"]
+            sns.histplot(x=found, stat="percent", bins=20, color=colour, ax=axis)
+            axis.set(title=name, xlabel=f"length, {unit}", ylabel="share, %")
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        figure.suptitle(title)
+    return figure
+
+
+def _label(records: pd.DataFrame) -> str:
+    """Profile and data source, for a panel's title."""
+    source = records["source"].iloc[0]
+    data = "embedded world, not GLUE" if source == "embedded" else f"data: {source}"
+    reduced = sorted(set(records.loc[~records["complete"], "task"]))
+    if source != "embedded" and reduced:
+        data += f"; reduced: {', '.join(reduced)}"
+    return f"Measured: profile {records['profile'].iloc[0]}, {data}"
+
+
+def scores(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> Figure:
+    """Scores by task: the published ones above, the measured ones below.
+
+    Args:
+        records: Columns model, task, seed, score, profile, source, complete (`tables.select`).
+        published: The published figures (`tables.load_published`).
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Returns:
+        The figure: a point per seed and a bar at the median. The two panels share the vertical
+        axis only where every task measured is GLUE's own, whole.
+    """
+    theirs = published["table1"]["models"]
+    shown = [model for model in models if model in theirs or model in set(records["model"])]
+    colours = _palette(shown)
+    names = [published["tasks"].get(task, {}).get("name", task) for task in tasks]
+    step = 0.8 / max(len(shown), 1)
+    with _style():
+        figure, axes = _axes(9, 6.6, rows=2)
+        upper, lower = axes[:, 0]
+        for place, model in enumerate(shown):
+            offset = (place - (len(shown) - 1) / 2) * step
+            marker = MARKERS[place % len(MARKERS)]
+            look = {"color": colours[model], "marker": marker, "linestyle": "none"}
+            row = theirs.get(model, {}).get("scores", {})
+            at = [k + offset for k, task in enumerate(tasks) if task in row]
+            values = [row[task]["value"] for task in tasks if task in row]
+            upper.plot(at, values, markersize=5, **look)
+            name = theirs.get(model, {}).get("name", model)
+            lower.plot([], [], label=name, **look)
+            for k, task in enumerate(tasks):
+                mine = records[(records["model"] == model) & (records["task"] == task)]["score"]
+                if len(mine):
+                    x = np.full(len(mine), k + offset)
+                    lower.plot(x, mine, markersize=4, alpha=0.7, **look)
+                    ends = (k + offset - step * 0.4, k + offset + step * 0.4)
+                    lower.hlines(mine.median(), *ends, color=colours[model], linewidth=2)
+        upper.set(title="Published: GLUE dev, one figure per model")
+        lower.set(title=f"{_label(records)}; a point per seed, a bar at the median")
+        for axis in (upper, lower):
+            axis.set_xticks(range(len(tasks)), names)
+            axis.set(ylabel="task metric × 100", xlim=(-0.5, len(tasks) - 0.5))
+            axis.grid(visible=False, axis="x")
+        if records["complete"].all():
+            lower.sharey(upper)
+            upper.autoscale(axis="y")
+        figure.legend(loc="outside lower center", ncols=min(len(shown), 4), frameon=False)
+    return figure
+
+
+def compute(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> Figure:
+    """Quality against tokens seen: others' points, and this run's.
+
+    Args:
+        records: Columns model, task, seed, score, pretrain.tokens, source (`tables.select`).
+        published: The published figures (`tables.load_published`).
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Returns:
+        The figure. Models without every task, or without pre-training, are not points; the mean
+        of scratch is a dashed line.
+    """
+    points = [p for p in published["quality_per_compute"] if p["tokens_billions"]]
+    present = [task for task in tasks if task in set(records["task"])]
+    by_seed = records.groupby(["model", "seed"])
+    means = by_seed["score"].mean()[by_seed["task"].nunique() == len(present)]
+    shown = [model for model in models if model in means.index.get_level_values("model")]
+    colours = _palette(shown)
+    with _style():
+        figure, axes = _axes(9, 4.2, columns=2)
+        left, right = axes[0]
+        others = sns.color_palette("colorblind", len(points))
+        for place, point in enumerate(points):
+            left.plot(
+                point["tokens_billions"],
+                point["average"],
+                MARKERS[place % len(MARKERS)],
+                color=others[place],
+                fillstyle="none",
+                label=point["method"],
+            )
+        _log_tokens(left, "tokens seen, billions", "mean of eight GLUE dev scores × 100")
+        left.set_title("Published by others")
+        for place, model in enumerate(shown):
+            seeds = means[model]
+            tokens = records.loc[records["model"] == model, "pretrain.tokens"].max()
+            name = published["table1"]["models"].get(model, {}).get("name", model)
+            if tokens == 0:
+                right.axhline(seeds.mean(), color="0.3", linestyle="--", label=name)
+                continue
+            at = np.full(len(seeds), tokens / 1e6)
+            marker = MARKERS[place % len(MARKERS)]
+            right.plot(at, seeds, marker, color=colours[model], label=name)
+        _log_tokens(right, "tokens seen, millions", f"mean of {len(present)} tasks × 100")
+        right.set_title(_label(records).replace(", ", ",\n", 1))
+        for axis in (left, right):
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.2),
+                    frameon=False,
+                    fontsize="x-small",
+                    ncols=2,
+                )
+    return figure
+
+
+def _log_tokens(axis: Axes, below: str, beside: str) -> None:
+    axis.set_xscale("log")
+    axis.set(xlabel=below, ylabel=beside)
+
+
+def write(
+    records: pd.DataFrame,
+    published: dict[str, Any],
+    out: Path,
+    models: Sequence[str],
+    tasks: Sequence[str],
+) -> None:
+    """Write `FIGURES` to a folder.
+
+    Args:
+        records: Records of one profile and data source (`tables.select`).
+        published: The published figures (`tables.load_published`).
+        out: The folder.
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    for name, draw in zip(FIGURES, (scores, compute), strict=True):
+        save(draw(records, published, models, tasks), Path(out) / name)

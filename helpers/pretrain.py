@@ -1,0 +1,497 @@
+"""Pre-training: masked language modelling and replaced-token detection.
+
+One loop for both. A step is a pure function of the parameters, the step number and the state
+before it: the order of segments follows from (seed, epoch), masks, samples and dropout from
+(seed, step). So a run that was killed goes on from its checkpoint and ends with the same bytes.
+
+Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detection, Clark et al.
+2020, section 2; sizes and rates of the study, see ``helpers.models`` and ``profiles/``.
+"""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from helpers import checkpoint, config, files, models, progress, tokenizer, training
+from helpers.config import UserError
+
+LOG_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking needs to know of a tokenizer.
+
+    Attributes:
+        mask: Id of the mask token.
+        special: bool tensor [vocabulary]; True where a token is never masked.
+        ordinary: int64 tensor of the ids a random replacement is drawn from.
+    """
+
+    mask: int
+    special: torch.Tensor
+    ordinary: torch.Tensor
+
+    @classmethod
+    def of(cls, tok: PreTrainedTokenizerBase, device: torch.device) -> "Vocabulary":
+        """Reads it from a transformers tokenizer."""
+        special = torch.zeros(len(tok), dtype=torch.bool)
+        special[list(tok.all_special_ids)] = True
+        ordinary = torch.arange(len(tok))[~special]
+        return cls(tok.mask_token_id, special.to(device), ordinary.to(device))
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A batch with a part of its tokens hidden.
+
+    Attributes:
+        inputs: int64 [batch, length], what the model reads.
+        positions: int64 [batch, K], the chosen positions; K = max(1, round(0.15 length)).
+        targets: int64 [batch, K], the tokens that stood there.
+        weights: float32 [batch, K], 1 for a chosen position, 0 for filler in a row with too few
+            ordinary tokens.
+    """
+
+    inputs: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+def mask_tokens(
+    tokens: torch.Tensor,
+    vocabulary: Vocabulary,
+    masking: tuple[float, float],
+    generator: torch.Generator,
+    fraction: float = models.MASK_FRACTION,
+) -> Masked:
+    """Chooses a fraction of each row's ordinary tokens and hides them (dynamic masking).
+
+    Args:
+        tokens: int64 [batch, length].
+        vocabulary: Of the tokenizer; specials are never chosen.
+        masking: Parts of the chosen tokens replaced by the mask and by a random token.
+        generator: On the device of `tokens`.
+        fraction: Part of the ordinary tokens that is chosen.
+    """
+    device, (batch, length) = tokens.device, tokens.shape
+    chosen = max(1, round(fraction * length))
+    score = torch.rand(batch, length, generator=generator, device=device)
+    ordinary = ~vocabulary.special[tokens]
+    positions = torch.where(ordinary, score, -1.0).topk(chosen, dim=1).indices
+    wanted = (ordinary.sum(1, keepdim=True) * fraction).round().clamp(1, chosen)
+    rank = torch.arange(chosen, device=device)
+    weights = ((rank < wanted) & ordinary.gather(1, positions)).float()
+    targets = tokens.gather(1, positions)
+
+    draw = torch.rand(batch, chosen, generator=generator, device=device)
+    index = torch.randint(
+        len(vocabulary.ordinary), (batch, chosen), generator=generator, device=device
+    )
+    mask, random = masking
+    hidden = torch.where(draw < mask, vocabulary.mask, targets)
+    swapped = (draw >= mask) & (draw < mask + random)
+    hidden = torch.where(swapped, vocabulary.ordinary[index], hidden)
+    hidden = torch.where(weights > 0, hidden, targets)
+    return Masked(tokens.scatter(1, positions, hidden), positions, targets, weights)
+
+
+def corrupt(
+    tokens: torch.Tensor, masked: Masked, logits: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replaces the chosen tokens by samples of the generator's softmax (Gumbel maximum).
+
+    Args:
+        tokens: int64 [batch, length], the original.
+        masked: The same batch, masked.
+        logits: float [batch, K, vocabulary] of the generator at the masked positions.
+        generator: On the device of `tokens`.
+
+    Returns:
+        The corrupted tokens, int64 [batch, length], and the discriminator's labels, float32
+        [batch, length]: 1 where the token differs from the original. A sample that happens to be
+        the original counts as original (Clark et al. 2020, section 2).
+    """
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+    sampled = (logits.detach().float() + gumbel).argmax(-1)
+    sampled = torch.where(masked.weights > 0, sampled, masked.targets)
+    corrupted = tokens.scatter(1, masked.positions, sampled)
+    return corrupted, (corrupted != tokens).float()
+
+
+def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Logits of a masked language model at chosen positions only.
+
+    Args:
+        model: ElectraForMaskedLM, RobertaForMaskedLM or DebertaForMaskedLM.
+        inputs: int64 [batch, length]; no padding.
+        positions: int64 [batch, K].
+
+    Returns:
+        float [batch, K, vocabulary]; equal to the model's own dense logits at `positions`.
+    """
+    hidden = models.encoder(model)(inputs).last_hidden_state
+    index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+    hidden = hidden.gather(1, index)
+    if hasattr(model, "generator_lm_head"):
+        return model.generator_lm_head(model.generator_predictions(hidden))
+    return model.lm_head(hidden) if hasattr(model, "lm_head") else model.cls(hidden)
+
+
+def masked_loss(logits: torch.Tensor, masked: Masked) -> torch.Tensor:
+    """Cross-entropy over the chosen tokens, a scalar in nats per token."""
+    loss = functional.cross_entropy(
+        logits.float().flatten(0, 1), masked.targets.flatten(), reduction="none"
+    )
+    weights = masked.weights.flatten()
+    return (loss * weights).sum() / weights.sum().clamp(min=1)
+
+
+class MaskedLanguageModel(nn.Module):
+    """The MLM objective over one of transformers' ``...ForMaskedLM`` classes."""
+
+    def __init__(self, spec: models.Spec, model: nn.Module) -> None:
+        super().__init__()
+        self.spec, self.model = spec, model
+
+    def forward(
+        self, tokens: torch.Tensor, vocabulary: Vocabulary, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Loss of one batch: scalars by name, ``loss`` is the one to minimise."""
+        masked = mask_tokens(tokens, vocabulary, self.spec.masking, generator)
+        logits = masked_logits(self.model, masked.inputs, masked.positions)
+        return {"loss": masked_loss(logits, masked)}
+
+
+class ReplacedTokenDetection(nn.Module):
+    """Generator and discriminator with shared token embeddings (Clark et al. 2020)."""
+
+    def __init__(self, spec: models.Spec, generator: nn.Module, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.spec, self.generator, self.model = spec, generator, discriminator
+        mine, its = models.encoder(discriminator), models.encoder(generator)
+        if spec.architecture == "deberta":
+            # Its embedding module also holds the projection to the encoder's own width.
+            its.embeddings.word_embeddings = mine.embeddings.word_embeddings
+        else:
+            its.embeddings = mine.embeddings
+        if spec.tie_softmax:
+            generator.get_output_embeddings().weight = mine.embeddings.word_embeddings.weight
+
+    def forward(
+        self, tokens: torch.Tensor, vocabulary: Vocabulary, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Loss of one batch: scalars by name, ``loss`` = generator + 50 x discriminator."""
+        masked = mask_tokens(tokens, vocabulary, self.spec.masking, generator)
+        logits = masked_logits(self.generator, masked.inputs, masked.positions)
+        generator_loss = masked_loss(logits, masked)
+        corrupted, replaced = corrupt(tokens, masked, logits, generator)
+        hidden = models.encoder(self.model)(corrupted).last_hidden_state
+        score = self.model.discriminator_predictions(hidden).float()
+        discriminator_loss = functional.binary_cross_entropy_with_logits(score, replaced)
+        return {
+            "loss": generator_loss + models.DISCRIMINATOR_WEIGHT * discriminator_loss,
+            "generator_loss": generator_loss,
+            "discriminator_loss": discriminator_loss,
+        }
+
+
+def build(
+    spec: models.Spec,
+    size: models.Size,
+    vocabulary: int,
+    max_length: int,
+    dropout: float = 0.1,
+    fraction: float = 0.0,
+) -> MaskedLanguageModel | ReplacedTokenDetection:
+    """The model of a registry entry under its objective; weights from torch's global generator.
+
+    Args:
+        spec: Registry entry.
+        size: Shape of the encoder.
+        vocabulary: Tokens.
+        max_length: Positions.
+        dropout: Hidden and attention.
+        fraction: Width of the generator; 0 takes the registry's own.
+    """
+    own = models.build_config(spec, size, vocabulary, max_length, dropout)
+    if spec.objective != "rtd":
+        return MaskedLanguageModel(spec, models.MASKED_LM[spec.architecture](own))
+    width = fraction or spec.generator_fraction
+    small = models.build_config(spec, size, vocabulary, max_length, dropout, width)
+    small.tie_word_embeddings = spec.tie_softmax
+    discriminator = models.DISCRIMINATOR[spec.architecture](own)
+    return ReplacedTokenDetection(spec, models.MASKED_LM[spec.architecture](small), discriminator)
+
+
+def flops_per_token(task: nn.Module, length: int) -> float:
+    """Matrix-product FLOP per token of one training step, forward and backward.
+
+    Encoder(s) at every token, the MLM head at 15 % of them, the discriminator's head at all.
+    """
+    if isinstance(task, MaskedLanguageModel):
+        own = task.model.config
+        return models.token_flops(own, length) + models.MASK_FRACTION * models.head_flops(own)
+    small, own = task.generator.config, models.encoder(task.model).config
+    head = 3.0 * 2 * own.hidden_size**2
+    generator = models.token_flops(small, length)
+    generator += models.MASK_FRACTION * models.head_flops(small)
+    return models.token_flops(own, length) + generator + head
+
+
+def batch_rows(step: int, size: int, rows: int, order: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Row numbers of a batch: the permutations of the epochs, end to end, cut into batches.
+
+    Args:
+        step: Number of the step, from 0.
+        size: Rows per batch.
+        rows: Rows in all.
+        order: Epoch to permutation, int64 [rows].
+
+    Returns:
+        int64 [size].
+    """
+    stream = np.arange(step * size, (step + 1) * size)
+    epochs = stream // rows
+    return np.concatenate(
+        [order(int(epoch))[stream[epochs == epoch] % rows] for epoch in np.unique(epochs)]
+    )
+
+
+def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[str, Any]:
+    """All that the weights follow from; its digest names the run.
+
+    Args:
+        parameters: Of the stage.
+        packed: Manifest of the tokenizer stage.
+    """
+    spec = models.get(parameters.model)
+    values = parameters.model_dump(
+        exclude={"profile", "runs", "model", "checkpoint_steps", "threads"}
+    )
+    if spec.objective == "none":
+        values = {
+            key: values[key] for key in ("size", "max_length", "pretrain_dropout", "pretrain_seed")
+        }
+    return {
+        "stage": "pretrain",
+        "parameters": values,
+        "model": asdict(spec),
+        "size": asdict(models.get_size(parameters.size)),
+        "tokens": packed["spec"],
+    }
+
+
+def run(parameters: config.Pretrain) -> dict[str, Any]:
+    """Pre-trains one model and saves it; goes on from a checkpoint, and does nothing twice.
+
+    Writes ``models/<model>/`` in the run's folder: ``encoder/`` (opens with AutoModel and
+    AutoTokenizer), for replaced-token detection ``generator/``, ``log.csv`` and, last,
+    ``manifest.json``.
+
+    Args:
+        parameters: Of the stage.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: When the packed corpus is missing or does not fit, or the loss is not finite.
+    """
+    spec = models.get(parameters.model)
+    size = models.get_size(parameters.size)
+    source = parameters.folder / "tokenizer" / spec.tokenizer
+    packed = files.need(source, "02_tokenizer", f" with tokenizer = {spec.tokenizer}")
+    length = models.usable_length(spec.tokenizer, parameters.max_length)
+    if packed["length"] != length:
+        raise UserError(
+            f"max_length = {parameters.max_length}: needs segments of {length} tokens, the corpus "
+            f"was packed in segments of {packed['length']}; run notebooks/02_tokenizer.ipynb again"
+        )
+    wanted = specification(parameters, packed)
+    name = files.digest(wanted)
+    folder = parameters.folder / "models" / parameters.model
+    done = files.sealed(folder, name)
+    if done:
+        return done
+
+    files.unseal(folder)
+    training.use_threads(parameters.threads)
+    device = models.device()
+    dtype, reason = training.choose_precision(parameters.precision, device)
+    tok = tokenizer.load(source)
+    torch.manual_seed(training.derive_seed(parameters.pretrain_seed, "weights"))
+    task = build(
+        spec,
+        size,
+        packed["vocabulary"],
+        parameters.max_length,
+        parameters.pretrain_dropout,
+        parameters.generator_fraction,
+    ).to(device)
+    steps = 0 if spec.objective == "none" else parameters.pretrain_steps
+    state = {"spec": name, "step": 0, "seconds": 0.0, "log": [], "sums": {}}
+    if steps:
+        state = _train(parameters, task, tok, tokenizer.rows(source), folder, state, dtype)
+    written = _save(task, tok, folder, state["log"])
+    tokens = steps * parameters.pretrain_batch_size * length
+    manifest = {
+        "spec": name,
+        "specification": wanted,
+        "model": parameters.model,
+        "size": parameters.size,
+        "objective": spec.objective,
+        "corpus": packed["corpus"],
+        "source": packed["source"],
+        "precision": reason,
+        "pretrain": {
+            "steps": steps,
+            "tokens": tokens,
+            "epochs": round(tokens / (packed["rows"] * length), 3),
+            "flops": tokens * flops_per_token(task, length),
+            "seconds": round(state["seconds"], 1),
+            "parameters": models.count(models.encoder(task.model)),
+            "generator_parameters": _generator_count(task),
+        },
+        "hardware": training.hardware(parameters.threads),
+        "versions": training.versions(),
+    }
+    manifest = files.seal(folder, manifest, written)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return manifest
+
+
+def _generator_count(task: nn.Module) -> int:
+    return models.count(task.generator) if isinstance(task, ReplacedTokenDetection) else 0
+
+
+def _train(
+    parameters: config.Pretrain,
+    task: nn.Module,
+    tok: PreTrainedTokenizerBase,
+    rows: np.ndarray,
+    folder: Path,
+    state: dict[str, Any],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    device = models.device()
+    vocabulary = Vocabulary.of(tok, device)
+    optimiser = make_optimiser(task, task.spec.weight_decay, parameters.pretrain_learning_rate)
+    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+    path = folder / "checkpoint.safetensors"
+    state = checkpoint.load(path, state["spec"], task, optimiser) or state
+    if state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    seed, total, batch = (
+        parameters.pretrain_seed,
+        parameters.pretrain_steps,
+        parameters.pretrain_batch_size,
+    )
+    cache: dict[int, np.ndarray] = {}
+
+    def order(epoch: int) -> np.ndarray:
+        if epoch not in cache:
+            cache.clear()
+            cache[epoch] = training.numpy_generator(seed, "order", epoch).permutation(len(rows))
+        return cache[epoch]
+
+    every = max(1, total // LOG_POINTS)
+    sums = {key: torch.tensor(value, device=device) for key, value in state["sums"].items()}
+    began = time.perf_counter() - state["seconds"]
+    generator = torch.Generator(device)
+    task.train()
+    bar = progress.bar(total, f"pre-train {parameters.model}", "steps", state["step"])
+    for step in range(state["step"], total):
+        tokens = torch.from_numpy(rows[batch_rows(step, batch, len(rows), order)].astype(np.int64))
+        tokens = tokens.to(device, non_blocking=True)
+        torch.manual_seed(training.derive_seed(seed, "dropout", step))
+        generator.manual_seed(training.derive_seed(seed, "mask", step))
+        rate = parameters.pretrain_learning_rate * training.schedule(
+            step, parameters.pretrain_warmup_steps, total
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        with training.autocast(device, dtype):
+            losses = task(tokens, vocabulary, generator)
+        scaler.scale(losses["loss"]).backward()
+        scaler.unscale_(optimiser)
+        training.clip(task.parameters(), parameters.clip)
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad(set_to_none=True)
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + value.detach().double()
+        last = step + 1 == total
+        if (step + 1) % every == 0 or last:
+            count = (step % every) + 1
+            means = {key: value.item() / count for key, value in sums.items()}
+            if not math.isfinite(means["loss"]):
+                raise UserError(
+                    f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: the loss of "
+                    f"{parameters.model} is {means['loss']} by step {step + 1}; lower the rate or "
+                    "lengthen pretrain_warmup_steps; the last checkpoint is kept"
+                )
+            seen = (step + 1) * batch * rows.shape[1]
+            state["log"].append({"step": step + 1, "tokens": seen, "rate": rate} | means)
+            sums = {}
+            bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
+        if (step + 1) % parameters.checkpoint_steps == 0 and not last:
+            state["step"] = step + 1
+            state["seconds"] = time.perf_counter() - began
+            state["sums"] = {key: value.item() for key, value in sums.items()}
+            state["scaler"] = scaler.state_dict()
+            checkpoint.save(path, task, optimiser, state)
+        bar.update()
+    bar.close()
+    state["step"], state["seconds"] = total, time.perf_counter() - began
+    return state
+
+
+def make_optimiser(task: nn.Module, weight_decay: float, rate: float) -> torch.optim.AdamW:
+    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6."""
+    named = list(task.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if training.decays(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if not training.decays(n, p)], "weight_decay": 0.0},
+    ]
+    fused = next(task.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-6, fused=fused or None)
+
+
+def _save(
+    task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list[dict]
+) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    own = task.model.deberta if isinstance(task.model, models.DebertaDiscriminator) else task.model
+    parts = {"encoder": own}
+    if isinstance(task, ReplacedTokenDetection):
+        parts["generator"] = task.generator
+    for name, model in parts.items():
+        try:
+            model.save_pretrained(folder / name)
+            tok.save_pretrained(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot write: {error}") from error
+    text = io.StringIO()
+    writer = csv.DictWriter(text, log[0] if log else ["step", "tokens", "rate", "loss"])
+    writer.writeheader()
+    writer.writerows(log)
+    files.write_text(folder / "log.csv", text.getvalue())
+    return ["log.csv"] + [
+        str(path.relative_to(folder))
+        for name in parts
+        for path in sorted((folder / name).iterdir())
+    ]

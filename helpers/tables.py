@@ -1,0 +1,1141 @@
+"""The tables the book shows: as published, as measured, and side by side.
+
+Published figures come from ``results/published.json`` alone; measured ones from the records of a
+run. Every function that returns text returns Markdown that Jupyter and MyST both read.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers import files, glue, statistics
+from helpers.config import UserError
+
+# Every field a record must have, with its type; a dot leads into a nested object.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "profile": str,
+    "source": str,
+    "corpus": str,
+    "size": str,
+    "model": str,
+    "task": str,
+    "seed": int,
+    "score": (int, float),
+    "metrics": dict,
+    "note": str,
+    "rows": dict,
+    "reduced": list,
+    "complete": bool,
+    "pretrain.steps": int,
+    "pretrain.tokens": int,
+    "pretrain.flops": (int, float),
+    "pretrain.seconds": (int, float),
+    "pretrain.parameters": int,
+    "pretrain.generator_parameters": int,
+    "finetune.steps": int,
+    "finetune.tokens": int,
+    "finetune.flops": (int, float),
+    "finetune.seconds": (int, float),
+    "hardware.device": str,
+    "hardware.name": str,
+    "hardware.threads": int,
+    "versions": dict,
+}
+SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
+FRAGMENTS = (
+    "claim.md",
+    "table1_published.md",
+    "table1_measured.md",
+    "table1_side_by_side.md",
+    "table2.md",
+    "rows.md",
+    "scratch.md",
+    "run.md",
+    "recipes.md",
+    "reference_points.md",
+    "finding_electra.md",
+    "finding_rank.md",
+    "finding_rounding.md",
+    "finding_gap.md",
+    "finding_noise.md",
+    "sources.md",
+    "summary.txt",
+)
+NONE = "–"
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def load_records(folder: Path) -> pd.DataFrame:
+    """Read every record of a run.
+
+    Args:
+        folder: ``runs/<profile>/records``, with ``<model>/<task>/seed-<n>.json`` below it.
+
+    Returns:
+        One row per fine-tuning, sorted by model, task and seed. Columns are the keys of `FIELDS`
+        (``pretrain.tokens`` and so on); scores are metric x 100, times in seconds.
+
+    Raises:
+        UserError: There is no record, one is not readable, a field is missing or mistyped, or
+            two records stand for the same model, task and seed.
+    """
+    paths = sorted(Path(folder).glob("*/*/seed-*.json"))
+    if not paths:
+        raise UserError(f"{folder}: no record <model>/<task>/seed-<n>.json; run 04_finetune first")
+    frame = pd.DataFrame([_record(path) for path in paths], columns=list(FIELDS))
+    double = frame[frame.duplicated(["model", "task", "seed"])]
+    if len(double):
+        row = double.iloc[0]
+        raise UserError(
+            f"{folder}: two records for {row['model']}, {row['task']}, seed {row['seed']}"
+        )
+    return frame.sort_values(["model", "task", "seed"], ignore_index=True)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """One record as a flat mapping, checked."""
+    data = files.read_json(path)
+    if not isinstance(data, dict) or data.get("schema") != 1:
+        raise UserError(f"{path}: field schema: must be 1")
+    flat = {}
+    for field, kind in FIELDS.items():
+        value: Any = data
+        for key in field.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        wrong_bool = isinstance(value, bool) and kind is not bool
+        if wrong_bool or not isinstance(value, kind):
+            wanted = kind[-1].__name__ if isinstance(kind, tuple) else kind.__name__
+            raise UserError(f"{path}: field {field}: is {value!r}, must be of type {wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}: field {field}: is {value}, must be a finite number")
+        flat[field] = value
+    if flat["source"] not in SOURCES:
+        raise UserError(
+            f"{path}: field source: is {flat['source']!r}, must be one of {', '.join(SOURCES)}"
+        )
+    if flat["task"] not in glue.TASKS:
+        raise UserError(
+            f"{path}: field task: is {flat['task']!r}, must be one of {', '.join(glue.TASKS)}"
+        )
+    for split, count in flat["rows"].items():
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise UserError(f"{path}: field rows.{split}: is {count!r}, must be of type int")
+    return flat
+
+
+def load_published(path: Path) -> dict[str, Any]:
+    """Read the published figures.
+
+    Args:
+        path: ``results/published.json``.
+
+    Returns:
+        The mapping as it stands in the file; every figure has a source and a status.
+
+    Raises:
+        UserError: The file is not readable, or a figure names an unknown source or status.
+    """
+    published = files.read_json(Path(path))
+    try:
+        for where, figure in _figures(published, ""):
+            for key, known in (("source", "sources"), ("status", "statuses")):
+                if figure[key] not in published[known]:
+                    raise UserError(f"{path}: {where}.{key}: {figure[key]!r} is not one of {known}")
+        for key in ("tasks", "table1", "reference", "quality_per_compute"):
+            published[key]
+    except KeyError as error:
+        raise UserError(f"{path}: field {error.args[0]} is missing") from None
+    return published
+
+
+def _figures(value: Any, where: str) -> Iterable[tuple[str, dict[str, Any]]]:  # noqa: ANN401
+    """Every object that has a source, with its place."""
+    if isinstance(value, dict):
+        if "source" in value or "status" in value:
+            yield where, value
+        for key, inner in value.items():
+            yield from _figures(inner, f"{where}.{key}".strip("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _figures(inner, f"{where}[{number}]")
+
+
+# --- small text helpers ------------------------------------------------------------------------
+
+
+def escape(text: object) -> str:
+    """Make text that comes from data inert in Markdown and HTML.
+
+    Args:
+        text: Anything; its `str` is taken, on one line.
+
+    Returns:
+        The text with every character that could begin markup as a numeric HTML entity.
+    """
+    line = " ".join(str(text).split())
+    return re.sub(r"[^\w .,:;()+/%=×·–\-]|_", lambda match: f"&#{ord(match[0])};", line)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Lay cells out as a Markdown table.
+
+    Args:
+        header: Column headings, as Markdown.
+        rows: Cells, as Markdown, without line breaks.
+        left: How many leading columns are aligned left; the others are aligned right.
+
+    Returns:
+        The table, ending with a newline.
+    """
+    rule = [":--" if number < left else "--:" for number in range(len(header))]
+    lines = [header, rule, *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def quantity(value: float) -> str:
+    """A count in a short form: 2048000 is ``2.05 M``; zero is ``0``."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value:.2e}"
+    return f"{value:g}"
+
+
+def score(value: float | None, decimals: int = 2) -> str:
+    """A score x 100 with two decimals, or a dash where there is none."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def plus_minus(mean: float, error: float) -> str:
+    """A mean and its standard error; the error is left out where there is none."""
+    return score(mean) if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _span(values: Iterable[float]) -> str:
+    """One quantity, or the least and the greatest."""
+    found = sorted(set(values))
+    if not found:
+        return NONE
+    ends = _unique([quantity(found[0]), quantity(found[-1])])
+    return " to ".join(ends)
+
+
+# --- what a run holds --------------------------------------------------------------------------
+
+
+def select(records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """The records of the models and tasks asked for.
+
+    Raises:
+        UserError: None is left, or they come from more than one profile or data source.
+    """
+    chosen = records[records["model"].isin(list(models)) & records["task"].isin(list(tasks))]
+    if chosen.empty:
+        raise UserError(f"no record of models {', '.join(models)} on tasks {', '.join(tasks)}")
+    for field in ("profile", "source"):
+        found = _unique(chosen[field])
+        if len(found) > 1:
+            raise UserError(f"records mix {field} {' and '.join(found)}: show one at a time")
+    return chosen.reset_index(drop=True)
+
+
+def complete_tasks(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """The tasks whose records are all on GLUE's own splits, whole."""
+    return [t for t in tasks if t in set(records["task"]) and _of(records, t)["complete"].all()]
+
+
+def present_tasks(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """The tasks that have at least one record, in the order given."""
+    return [task for task in tasks if task in set(records["task"])]
+
+
+def is_embedded(records: pd.DataFrame) -> bool:
+    """Whether the records are on the embedded world."""
+    return bool((records["source"] == "embedded").all())
+
+
+def _of(records: pd.DataFrame, task: str) -> pd.DataFrame:
+    return records[records["task"] == task]
+
+
+def official_rows(task: str, split: str) -> int | None:
+    """GLUE's own row count of a split; None where GLUE has no such split."""
+    counts = glue.TASKS[task].official_rows
+    return counts.get(split, counts.get(f"{split}_matched"))
+
+
+def task_name(published: dict[str, Any], task: str) -> str:
+    """The task's name as it is printed."""
+    return published["tasks"].get(task, {}).get("name", task)
+
+
+def model_name(published: dict[str, Any], model: str) -> str:
+    """The model's name as it is published; its registry name where it was not."""
+    return published["table1"]["models"].get(model, {}).get("name", model)
+
+
+def heading(records: pd.DataFrame) -> str:
+    """One line: profile, data source, tokens seen, hardware of the records shown."""
+    source = SOURCES[records["source"].iloc[0]]
+    kind = " (not GLUE)" if is_embedded(records) else ""
+    tokens = _span(records.loc[records["pretrain.tokens"] > 0, "pretrain.tokens"])
+    return (
+        f"Profile {escape(records['profile'].iloc[0])} · data: {source}{kind} · "
+        f"tokens seen in pre-training: {tokens} · hardware: {_hardware(records)}"
+    )
+
+
+def _hardware(records: pd.DataFrame) -> str:
+    columns = ["hardware.device", "hardware.name", "hardware.threads"]
+    return "; ".join(
+        f"{escape(name)} ({escape(device)}, {threads} thread{'s' * (threads != 1)})"
+        for device, name, threads in records[columns].drop_duplicates().itertuples(index=False)
+    )
+
+
+def warnings(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> list[str]:
+    """What a reader must know before reading a measured table.
+
+    Args:
+        records: The records shown.
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown sentences: embedded data, reduced splits with their row counts, what is missing,
+        constant predictions and other notes.
+    """
+    lines = []
+    if is_embedded(records):
+        lines.append(
+            "These scores are on the **embedded world**, a generated language with tasks of "
+            "GLUE's shape. They are not GLUE scores and cannot be compared with published ones."
+        )
+    for task in present_tasks(records, tasks):
+        lines += [] if is_embedded(records) else _reduced(records, published, task)
+    absent = [task for task in tasks if task not in set(records["task"])]
+    if absent:
+        names = ", ".join(task_name(published, task) for task in absent)
+        lines.append(f"Missing tasks (asked for, no record): {names}.")
+    unasked = [task for task in published["tasks"] if task not in tasks]
+    if unasked:
+        names = ", ".join(task_name(published, task) for task in unasked)
+        lines.append(f"Tasks this run did not ask for: {names}.")
+    absent = [model for model in models if model not in set(records["model"])]
+    if absent:
+        lines.append(f"Missing models (asked for, no record): {', '.join(map(escape, absent))}.")
+    for model in present_models(records, models):
+        have = set(records.loc[records["model"] == model, "task"])
+        lacking = [task_name(published, t) for t in present_tasks(records, tasks) if t not in have]
+        if lacking:
+            lines.append(
+                f"{escape(model)} has no record of {', '.join(lacking)}, so it has no mean."
+            )
+    noted = records[records["note"] != ""]
+    for (model, task, note), group in noted.groupby(["model", "task", "note"], sort=False):
+        total = len(records[(records["model"] == model) & (records["task"] == task)])
+        lines.append(
+            f"{escape(model)} on {task_name(published, task)}: {escape(note)} "
+            f"({len(group)} of {total} seeds)."
+        )
+    return lines
+
+
+def _reduced(records: pd.DataFrame, published: dict[str, Any], task: str) -> list[str]:
+    """One sentence for a task that is not GLUE's own, whole."""
+    rows = _of(records, task)
+    if rows["complete"].all():
+        return []
+    name = task_name(published, task)
+    parts = []
+    for split in _unique(split for splits in rows["reduced"] for split in splits):
+        counts = " / ".join(f"{n:,}" for n in _unique(r.get(split, 0) for r in rows["rows"]))
+        official = official_rows(task, split)
+        what = "training set" if split == "train" else f"{split} set"
+        of = f" of GLUE's {official:,}" if official else ""
+        same = "" if split == "train" else ", not GLUE's dev set"
+        parts.append(f"reduced {what}{same}: {counts}{of} rows")
+    return [f"{name} †: {'; '.join(parts) or 'not a complete GLUE task'}."]
+
+
+def present_models(records: pd.DataFrame, models: Sequence[str]) -> list[str]:
+    """The models that have at least one record, in the order given."""
+    return [model for model in models if model in set(records["model"])]
+
+
+def _notes(lines: Iterable[str]) -> str:
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def _mark(records: pd.DataFrame, task: str) -> str:
+    """The sign of a task that is not GLUE's own, whole."""
+    rows = _of(records, task)
+    return "" if rows.empty or is_embedded(records) or rows["complete"].all() else " †"
+
+
+# --- Table 1 -----------------------------------------------------------------------------------
+
+
+def published_scores(published: dict[str, Any]) -> pd.DataFrame:
+    """Table 1 as numbers.
+
+    Returns:
+        One row per published model (registry name), one column per task, metric x 100.
+    """
+    models = published["table1"]["models"]
+    return pd.DataFrame(
+        {
+            model: {task: figure["value"] for task, figure in entry["scores"].items()}
+            for model, entry in models.items()
+        }
+    ).T.astype(float)
+
+
+def measured_scores(
+    records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """The measured counterpart of Table 1 as numbers.
+
+    Returns:
+        One row per model with a record, one column per task with a record: the median over seeds,
+        metric x 100; NaN where there is none. Then ``mean`` (over all tasks present, each seed's
+        mean first), ``mean_se``, ``mean_complete``, ``mean_complete_se`` (over the tasks that are
+        GLUE's own, whole; NaN where there is none) and ``seeds`` (behind the mean).
+    """
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    rows = {}
+    for model in present_models(records, models):
+        every = statistics.mean_of_tasks(records, model, shown)
+        own = statistics.mean_of_tasks(records, model, whole)
+        rows[model] = {
+            **{task: statistics.cell(records, model, task).median for task in shown},
+            "mean": every.mean,
+            "mean_se": every.se,
+            "mean_complete": own.mean,
+            "mean_complete_se": own.se,
+            "seeds": every.n,
+        }
+    return pd.DataFrame(rows).T
+
+
+def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> str:
+    """A published figure with the mark of its status and source, as Markdown."""
+    number = list(published["sources"]).index(figure["source"]) + 1
+    value = figure["value"]
+    text = value if isinstance(value, str) else score(value, decimals)
+    return f"{text} <sup>{figure['status']}{number}</sup>"
+
+
+def derived(value: float) -> str:
+    """A figure worked out here from published ones."""
+    return f"{score(value)} <sup>D</sup>"
+
+
+def source_list(published: dict[str, Any], numbers: Iterable[str] | None = None) -> str:
+    """What the marks mean.
+
+    Args:
+        published: The published figures.
+        numbers: Keys of the sources to list; all where None.
+
+    Returns:
+        The statuses in one line and the sources, one per line, as Markdown.
+    """
+    keys = list(published["sources"])
+    chosen = [key for key in keys if numbers is None or key in set(numbers)]
+    statuses = "; ".join(
+        f"**{letter}** {escape(text)}" for letter, text in published["statuses"].items()
+    )
+    lines = [f"Marks: {statuses}. The number is the source:"]
+    for key in chosen:
+        entry = published["sources"][key]
+        title = escape(entry["title"])
+        link = f"[{title}]({entry['url']})" if entry["url"] else title
+        lines.append(f"- {keys.index(key) + 1}: {link}")
+    return "\n".join([lines[0], "", *lines[1:]]) + "\n"
+
+
+def _some_mean(scores: pd.Series, tasks: Sequence[str]) -> float:
+    return float(scores[list(tasks)].mean()) if tasks else math.nan
+
+
+def _few(tasks: Sequence[str], published: dict[str, Any]) -> bool:
+    """Whether the complete tasks are some but not all of the published ones."""
+    return 0 < len(tasks) < len(published["tasks"])
+
+
+def table1_published(published: dict[str, Any], complete: Sequence[str] = ()) -> str:
+    """Table 1 as published, with the source of every cell.
+
+    Args:
+        published: The published figures.
+        complete: Tasks whose mean is recomputed beside that of the eight (those a run has whole).
+
+    Returns:
+        Markdown.
+    """
+    tasks = list(published["tasks"])
+    some = _few(complete, published)
+    header = ["Model", "Rank", *(task_name(published, task) for task in tasks)]
+    header += ["Mean", "Mean, recomputed", *([f"Mean of {len(complete)}"] * some)]
+    header += [f"Below {published['reference']['name']}"]
+    base = published["reference"]["average"]["value"]
+    scores = published_scores(published)
+    rows, used = [], {published["reference"]["average"]["source"]}
+    for model, entry in published["table1"]["models"].items():
+        cells = [entry["scores"][task] for task in tasks] + [entry["average"]]
+        used |= {figure["source"] for figure in cells}
+        rank = cited(entry["rank"], published, 0)
+        mean = float(scores.loc[model].mean())
+        row = [escape(entry["name"]), rank, *(cited(figure, published) for figure in cells)]
+        row += [derived(mean), *([derived(_some_mean(scores.loc[model], complete))] * some)]
+        rows.append([*row, derived(base - entry["average"]["value"])])
+    text = f"**{escape(published['table1']['title'])}, {escape(published['table1']['unit'])}.**\n\n"
+    text += markdown(header, rows) + "\n"
+    if some:
+        names = ", ".join(task_name(published, task) for task in complete)
+        text += f"The mean of {len(complete)} is that of the tasks this run has whole: {names}.\n\n"
+    return text + source_list(published, used)
+
+
+def table1_measured(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """The measured counterpart of Table 1.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown: heading, what to know, table. Cells are medians over seeds; a missing one is a
+        dash.
+    """
+    scores = measured_scores(records, models, tasks)
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    some = 0 < len(whole) < len(shown)
+    header = ["Model"]
+    header += [
+        task_name(published, t) + (_mark(records, t) if t in shown else " (missing)") for t in tasks
+    ]
+    header += [f"Mean of {len(shown)}", *([f"Mean of {len(whole)} complete"] * some)]
+    header += ["Tokens seen", "Seeds"]
+    rows = []
+    for model in models:
+        if model not in scores.index:
+            rows.append([escape(model), *[NONE] * (len(header) - 1)])
+            continue
+        row = scores.loc[model]
+        mine = records[records["model"] == model]
+        seeds = int(mine.groupby("task").size().max())
+        cells = [_cell(records, model, task, seeds) for task in tasks]
+        cells += [plus_minus(row["mean"], row["mean_se"])]
+        cells += [plus_minus(row["mean_complete"], row["mean_complete_se"])] * some
+        rows.append(
+            [
+                escape(model_name(published, model)),
+                *cells,
+                _span(mine["pretrain.tokens"]),
+                str(seeds),
+            ]
+        )
+    text = f"**Measured. {heading(records)}**\n\n"
+    text += _notes(warnings(records, published, models, tasks)) + "\n" + markdown(header, rows)
+    return (
+        text
+        + "\n"
+        + (
+            "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer "
+            "seeds than its row. A mean is taken over the tasks for each seed first, then over the "
+            "seeds that have every task, ± its standard error.\n"
+        )
+    )
+
+
+def _cell(records: pd.DataFrame, model: str, task: str, seeds: int) -> str:
+    found = statistics.cell(records, model, task)
+    chosen = records[(records["model"] == model) & (records["task"] == task)]
+    noted = int((chosen["note"] != "").sum())
+    text = score(found.median) + (f" (n = {found.n})" if 0 < found.n < seeds else "")
+    return text + (f" <sup>{noted} of {found.n} noted</sup>" if noted else "")
+
+
+def table1_side_by_side(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """Published and measured scores beside each other, one small table per model.
+
+    The difference is given only for tasks that are GLUE's own, whole.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown with a third-level heading per model.
+    """
+    whole = complete_tasks(records, tasks)
+    text = _notes(warnings(records, published, models, tasks)) + "\n"
+    if is_embedded(records):
+        text += "The published figures stand beside them for layout only.\n\n"
+    used = {"leaderboard"} & set(published["sources"])
+    for model in models:
+        entry = published["table1"]["models"].get(model)
+        text += f"### {escape(model_name(published, model))}\n\n"
+        mine = records[records["model"] == model]
+        if mine.empty:
+            text += "Asked for; no record.\n\n"
+            continue
+        if entry is None:
+            text += "Nothing was published for this model.\n\n"
+        else:
+            used |= {figure["source"] for figure in entry["scores"].values()}
+        header = [
+            "Task",
+            "Published: GLUE dev",
+            f"Measured: {heading(mine)}",
+            "Difference",
+            "Seeds",
+        ]
+        rows = [_beside(records, published, model, task, task in whole) for task in tasks]
+        rows += _beside_means(records, published, model, tasks)
+        text += markdown(header, rows) + "\n"
+    return text + source_list(published, used)
+
+
+def _beside(
+    records: pd.DataFrame, published: dict[str, Any], model: str, task: str, comparable: bool
+) -> list[str]:
+    entry = published["table1"]["models"].get(model)
+    figure = entry["scores"][task] if entry and task in entry["scores"] else None
+    found = statistics.cell(records, model, task)
+    name = task_name(published, task) + (_mark(records, task) if found.n else " (missing)")
+    gap = found.median - figure["value"] if figure and comparable and found.n else math.nan
+    return [
+        name,
+        cited(figure, published) if figure else NONE,
+        _cell(records, model, task, found.n),
+        NONE if math.isnan(gap) else f"{gap:+.2f} <sup>D</sup>",
+        str(found.n),
+    ]
+
+
+def _beside_means(
+    records: pd.DataFrame, published: dict[str, Any], model: str, tasks: Sequence[str]
+) -> list[list[str]]:
+    """Rows for the mean of all eight, of the tasks present, and of the complete ones."""
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    known = list(published["tasks"])
+    scores = published_scores(published)
+    groups = [(f"**Mean of {len(shown)}**", shown)]
+    if len(shown) < len(known):
+        groups.insert(0, (f"**Mean of {len(known)}**", known))
+    if 0 < len(whole) < len(shown):
+        groups.append((f"**Mean of {len(whole)} complete**", whole))
+    rows = []
+    for name, group in groups:
+        found = statistics.mean_of_tasks(records, model, group)
+        theirs = _some_mean(scores.loc[model], group) if model in scores.index else math.nan
+        gap = found.mean - theirs if set(group) <= set(whole) else math.nan
+        rows.append(
+            [
+                name,
+                NONE if math.isnan(theirs) else derived(theirs),
+                plus_minus(found.mean, found.se),
+                NONE if math.isnan(gap) else f"{gap:+.2f} <sup>D</sup>",
+                str(found.n),
+            ]
+        )
+    return rows
+
+
+# --- Table 2 -----------------------------------------------------------------------------------
+
+
+def table2(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """Averages against BERT-Base, as published and as measured.
+
+    A measured gap is given only where a model has all eight tasks whole.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown.
+    """
+    reference = published["reference"]
+    base, name = reference["average"], escape(reference["name"])
+    below = f"Below {name}"
+    rows = [
+        [name, *(cited(reference[k], published) for k in ("parameters_millions", "average")), NONE]
+    ]
+    used = {base["source"], reference["parameters_millions"]["source"]}
+    for entry in published["table1"]["models"].values():
+        size, average = entry["parameters_millions"], entry["average"]
+        used |= {size["source"], average["source"]}
+        gap = derived(base["value"] - average["value"])
+        rows.append([escape(entry["name"]), cited(size, published), cited(average, published), gap])
+    header = ["Model", "Parameters, millions", "Mean of 8, GLUE dev", below]
+    text = "**As published.**\n\n" + markdown(header, rows) + "\n" + source_list(published, used)
+
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    comparable = set(whole) == set(published["tasks"])
+    rows = []
+    for model in models:
+        found = statistics.mean_of_tasks(records, model, shown)
+        mine = records[records["model"] == model]
+        gap = base["value"] - found.mean if comparable else math.nan
+        size = _span(mine["pretrain.parameters"])
+        row = [escape(model_name(published, model)), size, plus_minus(found.mean, found.se)]
+        rows.append([*row, NONE if math.isnan(gap) else derived(gap), str(found.n)])
+    header = ["Model", "Parameters", f"Mean of {len(shown)}", below, "Seeds"]
+    text += f"\n**As measured. {heading(records)}**\n\n" + markdown(header, rows) + "\n"
+    text += f"This run has no {name}. " + _why_no_gap(records, published, whole, name) + "\n\n"
+    return text + _notes(warnings(records, published, models, tasks))
+
+
+def _why_no_gap(
+    records: pd.DataFrame, published: dict[str, Any], whole: Sequence[str], name: str
+) -> str:
+    if set(whole) == set(published["tasks"]):
+        return f"The gap is against the published mean of {name}."
+    if is_embedded(records):
+        return f"No gap is given: the embedded world is not GLUE, and {name}'s mean is GLUE's."
+    names = ", ".join(task_name(published, t) for t in published["tasks"] if t not in whole)
+    return (
+        f"No gap is given: {name}'s mean is over all eight GLUE tasks, and here these are "
+        f"reduced or missing: {names}."
+    )
+
+
+# --- the run -----------------------------------------------------------------------------------
+
+
+def rows(records: pd.DataFrame, published: dict[str, Any], tasks: Sequence[str]) -> str:
+    """Rows of every split beside GLUE's own counts.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures, for names.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown.
+    """
+    lines = []
+    for task in tasks:
+        mine = _of(records, task)
+        if mine.empty:
+            lines.append([task_name(published, task), NONE, NONE, NONE, "missing"])
+        for split in _unique(split for splits in mine["rows"] for split in splits):
+            counts = " / ".join(f"{n:,}" for n in _unique(r.get(split, 0) for r in mine["rows"]))
+            official = official_rows(task, split)
+            reduced = any(split in splits for splits in mine["reduced"])
+            mark = "reduced" if reduced else "complete" if mine["complete"].all() else "as in GLUE"
+            if is_embedded(records):
+                mark = "embedded world"
+            own = f"{official:,}" if official else NONE
+            lines.append([task_name(published, task), split, counts, own, mark])
+    header = ["Task", "Split", "Rows here", "GLUE's own", "Mark"]
+    text = f"**Rows. {heading(records)}**\n\n" + markdown(header, lines, left=2)
+    if is_embedded(records):
+        text += "\nThe embedded world is not GLUE; GLUE's counts stand for orientation.\n"
+    return text
+
+
+def scratch(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """What pre-training is worth: the difference to the model that had none.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown; one sentence where there is no control.
+    """
+    text = f"**Difference to scratch. {heading(records)}**\n\n"
+    if "scratch" not in set(records["model"]):
+        return (
+            text + "The control `scratch` (fine-tuned without pre-training) has no record here.\n"
+        )
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    groups = [shown, *([whole] if 0 < len(whole) < len(shown) else [])]
+    lines = []
+    for group in groups:
+        control = statistics.mean_of_tasks(records, "scratch", group)
+        for model in present_models(records, models):
+            found = statistics.mean_of_tasks(records, model, group)
+            gain, error = statistics.difference(found, control)
+            own = model == "scratch"
+            ratio = NONE if own or not error > 0 else f"{gain / error:.1f}"
+            cells = [plus_minus(found.mean, found.se), NONE if own else _signed(gain, error), ratio]
+            name = escape(model_name(published, model))
+            lines.append([name, str(len(group)), *cells, f"{found.n} / {control.n}"])
+    header = ["Model", "Tasks", "Mean", "Difference", "In standard errors", "Seeds / scratch"]
+    text += markdown(header, lines) + "\n"
+    text += (
+        "Mean of the tasks by seed, then over seeds, ± its standard error. The error of a "
+        "difference is the root of the two summed squares; it needs two seeds on both sides.\n\n"
+    )
+    return text + _notes(warnings(records, published, models, tasks))
+
+
+def _signed(value: float, error: float) -> str:
+    if math.isnan(value):
+        return NONE
+    return f"{value:+.2f}" if math.isnan(error) else f"{value:+.2f} ± {error:.2f}"
+
+
+def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str]) -> str:
+    """What was run: data, budget, hardware and versions, by model.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures, for names.
+        models: The models asked for.
+
+    Returns:
+        Markdown. FLOPs are floating-point operations, times are wall-clock seconds.
+    """
+    header = ["Model", "Size", "Parameters", "Generator", "Steps", "Tokens", "FLOPs", "Seconds"]
+    header += ["Fine-tunings", "Their FLOPs", "Their seconds"]
+    lines = []
+    for model in models:
+        mine = records[records["model"] == model]
+        if mine.empty:
+            lines.append([escape(model), "missing", *[NONE] * (len(header) - 2)])
+            continue
+        spans = ("parameters", "generator_parameters", "steps", "tokens", "flops", "seconds")
+        row = [escape(model_name(published, model)), escape(" / ".join(_unique(mine["size"])))]
+        row += [_span(mine[f"pretrain.{key}"]) for key in spans]
+        row += [
+            str(len(mine)),
+            *(quantity(mine[f"finetune.{key}"].sum()) for key in ("flops", "seconds")),
+        ]
+        lines.append(row)
+    versions = "; ".join(
+        " / ".join(f"{escape(name)} {escape(value)}" for name, value in found.items())
+        for found in _unique_dicts(records["versions"])
+    )
+    corpora = "; ".join(escape(corpus) for corpus in _unique(records["corpus"]))
+    facts = [f"Corpus: {corpora}.", f"Versions: {versions}.", f"Hardware: {_hardware(records)}."]
+    return (
+        f"**Run. {heading(records)}**\n\n" + _notes(facts) + "\n" + markdown(header, lines, left=2)
+    )
+
+
+def _unique_dicts(values: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return [dict(items) for items in _unique(tuple(sorted(value.items())) for value in values)]
+
+
+def summary(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """The measured scores as plain text, for a terminal.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Aligned lines: heading, table (medians over seeds; mean ± standard error), what to know.
+    """
+    scores = measured_scores(records, models, tasks)
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    some = 0 < len(whole) < len(shown)
+    header = ["model", *(task_name(published, t) + _mark(records, t) for t in shown)]
+    header += [f"mean of {len(shown)}", *([f"of {len(whole)} complete"] * some), "seeds"]
+    table = [header]
+    for model in present_models(records, models):
+        row = scores.loc[model]
+        cells = [score(row[task]) for task in shown] + [plus_minus(row["mean"], row["mean_se"])]
+        cells += [plus_minus(row["mean_complete"], row["mean_complete_se"])] * some
+        table.append([model, *cells, str(int(row["seeds"]))])
+    widths = [max(len(line[k]) for line in table) for k in range(len(header))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if k == 0 else c.rjust(w)
+            for k, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+    notes = [line.replace("**", "") for line in warnings(records, published, models, tasks)]
+    text = "\n".join([heading(records), "", *lines, "", *notes])
+    return html.unescape(text).rstrip() + "\n"
+
+
+# --- what else was published -------------------------------------------------------------------
+
+
+def claim(published: dict[str, Any]) -> str:
+    """The paper's claim in one sentence, from its figures."""
+    reference = published["reference"]
+    entries = published["table1"]["models"].values()
+    best = max(entries, key=lambda entry: entry["average"]["value"])
+    gap = reference["average"]["value"] - best["average"]["value"]
+    used = {
+        figure["source"]
+        for entry in (best, reference)
+        for figure in (entry["average"], entry["parameters_millions"])
+    }
+    return (
+        f"{escape(best['name'])} with {cited(best['parameters_millions'], published)} million "
+        f"parameters reaches a mean of {cited(best['average'], published)} on the eight dev sets, "
+        f"{derived(gap)} below {escape(reference['name'])}, "
+        f"{cited(reference['parameters_millions'], published, 0)} million parameters, "
+        f"{cited(reference['average'], published)}.\n\n" + source_list(published, used)
+    )
+
+
+def recipes(published: dict[str, Any]) -> str:
+    """The recipes as released, one line per setting."""
+    lines, used = [], set()
+    for entry in published["recipes"]:
+        used.add(entry["source"])
+        name = "all" if entry["model"] == "all" else model_name(published, entry["model"])
+        setting = cited({**entry, "value": escape(entry["value"])}, published)
+        lines.append([escape(name), escape(entry["setting"]), setting])
+    header = ["Model", "Setting", "As released"]
+    return markdown(header, lines, left=3) + "\n" + source_list(published, used)
+
+
+def reference_points(published: dict[str, Any]) -> str:
+    """Quality for compute: what others report, what a token costs, what paid."""
+    used = set()
+
+    def mark(entry: dict[str, Any], value: str) -> str:
+        used.add(entry["source"])
+        return cited({**entry, "value": escape(value)}, published)
+
+    points = [
+        [
+            escape(entry["method"]),
+            f"{entry['tokens_billions']:g} G" if entry["tokens_billions"] else NONE,
+            escape(entry["time_hardware"]),
+            mark(entry, score(entry["average"])),
+        ]
+        for entry in published["quality_per_compute"]
+    ]
+    cost = [[escape(e["method"]), mark(e, f"{e['mflop']:g}")] for e in published["flop_per_token"]]
+    speed = [
+        [escape(e["method"]), mark(e, e["tokens_per_second"])] for e in published["throughput"]
+    ]
+    paid = [[escape(e["change"]), mark(e, e["effect"])] for e in published["what_paid"]]
+    header = ["Method", "Tokens", "Time, hardware", "Mean of eight"]
+    text = "**Mean of eight GLUE dev scores, by budget.**\n\n" + markdown(header, points)
+    text += "\n**What a token costs in pre-training, at length 128, forward and backward.**\n\n"
+    text += markdown(["Model", "MFLOP per token"], cost)
+    text += "\n**Speed of others' pre-training.**\n\n"
+    text += markdown(["Model", "Tokens per second"], speed)
+    text += "\n**What paid, in others' ablations.**\n\n" + markdown(["Change", "Effect"], paid)
+    return text + "\n" + source_list(published, used)
+
+
+def finding_electra(published: dict[str, Any]) -> str:
+    """The ELECTRA row beside another project's published row, and the worth of best-of-ten."""
+    other = published["electra_small_owt"]
+    row = published["table1"]["models"]["electra"]
+    lines, equal = [], 0
+    for task in published["tasks"]:
+        first, second = row["scores"][task], other["scores"][task]
+        equal += first["value"] == second["value"]
+        same = "yes" if first["value"] == second["value"] else "no"
+        cells = [cited(first, published), cited(second, published), same]
+        lines.append([task_name(published, task), *cells])
+    header = ["Task", f"{escape(row['name'])}, leaderboard", escape(other["name"]), "Equal"]
+    ten = published["best_of_ten"]
+    best = published["table1"]["models"]["electra-deberta"]["average"]
+    low, high = (ten["best_of_10"]["value"] + k * ten["sd"]["value"] for k in (-1, 1))
+    inside = "inside" if low <= best["value"] <= high else "outside"
+    used = {"leaderboard", "electra_repo", ten["sd"]["source"]}
+    return (
+        markdown(header, lines)
+        + f"\n{equal} of {len(lines)} cells are equal.\n\n"
+        + f"{cited(ten['pretrainings'], published, 0)} independent pre-trainings of "
+        + f"{escape(other['name'])} average {cited(ten['mean_of_10'], published)} over ten "
+        + f"fine-tunings and {cited(ten['best_of_10'], published)} ± "
+        + f"{cited(ten['sd'], published)} for the best of ten: a difference of "
+        + f"{derived(ten['best_of_10']['value'] - ten['mean_of_10']['value'])}. "
+        + f"{cited(best, published)} lies {inside} the band of one standard deviation, "
+        + f"{derived(low)} to {derived(high)}.\n\n"
+        + source_list(published, used & set(published["sources"]))
+    )
+
+
+def finding_rank(published: dict[str, Any]) -> str:
+    """Printed ranks beside the ranks the averages give."""
+    entries = list(published["table1"]["models"].values())
+    order = sorted(entries, key=lambda entry: -entry["average"]["value"])
+    lines = []
+    for entry in entries:
+        rank = order.index(entry) + 1
+        same = "" if rank == entry["rank"]["value"] else "differs"
+        printed = [cited(entry["rank"], published, 0), cited(entry["average"], published)]
+        lines.append([escape(entry["name"]), *printed, f"{rank} <sup>D</sup>", same])
+    header = ["Model", "Rank, printed", "Mean, printed", "Rank by the mean", ""]
+    used = {figure["source"] for entry in entries for figure in (entry["rank"], entry["average"])}
+    return markdown(header, lines) + "\n" + source_list(published, used)
+
+
+def impossible(value: float, rows: int) -> bool:
+    """Whether no count of right answers prints as this percentage.
+
+    Args:
+        value: A percentage with two decimals.
+        rows: Rows of the dev set.
+
+    Returns:
+        True where neither rounding nor cutting k / rows x 100 to two decimals gives `value`.
+    """
+    hundredths = round(value * 100)
+    near = round(value * rows / 100)
+    for right in range(max(near - 1, 0), min(near + 1, rows) + 1):
+        exact = right * 10_000 / rows
+        if hundredths in (math.floor(exact), math.floor(exact + 0.5)):
+            return False
+    return True
+
+
+def finding_rounding(published: dict[str, Any]) -> str:
+    """Which accuracies no single run can have."""
+    lines, used = [], set()
+    for model, entry in published["table1"]["models"].items():
+        if model in published["rounding_exempt"]:
+            continue
+        for task, count in published["dev_rows"].items():
+            figure = entry["scores"][task]
+            if not impossible(figure["value"], count["value"]):
+                continue
+            used |= {figure["source"], count["source"]}
+            right = math.floor(figure["value"] * count["value"] / 100)
+            near = " and ".join(
+                f"{k} right: {k * 100 / count['value']:.3f}" for k in (right, right + 1)
+            )
+            cells = [cited(figure, published), cited(count, published, 0), near]
+            lines.append([escape(entry["name"]), task_name(published, task), *cells])
+    header = ["Model", "Task", "Published", "Dev rows", "Nearest possible"]
+    exempt = "; ".join(
+        f"{escape(model_name(published, model))} is left out: {escape(why)}"
+        for model, why in published["rounding_exempt"].items()
+    )
+    return markdown(header, lines, left=2) + f"\n{exempt}.\n\n" + source_list(published, used)
+
+
+def finding_gap(published: dict[str, Any]) -> str:
+    """Gaps to BERT-Base, and which of them the announcement's range covers."""
+    base = published["reference"]["average"]
+    low, high = (published["announcement"][key] for key in ("gap_smallest", "gap_largest"))
+    lines = []
+    for entry in published["table1"]["models"].values():
+        gap = round(base["value"] - entry["average"]["value"], 2)
+        inside = low["value"] <= round(gap, 1) <= high["value"]
+        where = "inside" if inside else "outside"
+        lines.append(
+            [escape(entry["name"]), cited(entry["average"], published), derived(gap), where]
+        )
+    name = escape(published["reference"]["name"])
+    spread = f"{cited(low, published, 1)} to {cited(high, published, 1)}"
+    header = ["Model", "Mean", f"Below {name}, {cited(base, published)}", "Announced range"]
+    used = {base["source"], low["source"], "leaderboard"} & set(published["sources"])
+    return (
+        markdown(header, lines)
+        + f"\nThe announced range is {spread} points; gaps are rounded to one decimal for it.\n\n"
+        + source_list(published, used)
+    )
+
+
+def finding_noise(published: dict[str, Any]) -> str:
+    """The spread over fine-tuning seeds, and what it means for an average of eight."""
+    entries = published["tasks"]
+    lines = [[escape(e["name"]), cited(e["noise_sd"], published)] for e in entries.values()]
+    spread = math.hypot(*(e["noise_sd"]["value"] for e in entries.values())) / len(entries)
+    used = {entry["noise_sd"]["source"] for entry in entries.values()}
+    return (
+        markdown(["Task", "Standard deviation over ten seeds"], lines)
+        + f"\nIndependent tasks give the average of one seed a deviation of {derived(spread)}: "
+        + "the root of the summed squares, divided by the number of tasks.\n\n"
+        + source_list(published, used)
+    )
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write(
+    records_folder: Path, published: Path, out: Path, models: list[str], tasks: list[str]
+) -> None:
+    """Write every fragment and figure the book includes.
+
+    Args:
+        records_folder: ``runs/<profile>/records``.
+        published: ``results/published.json``.
+        out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
+        models: Models the run was asked for, in order.
+        tasks: Tasks the run was asked for, in order.
+
+    Raises:
+        UserError: A record or figure is broken, nothing was measured, or `out` cannot be written.
+    """
+    from helpers import plots
+
+    figures = load_published(published)
+    everything = load_records(records_folder)
+    records = select(everything, models, tasks)
+    asked = (models, tasks)
+    texts = {
+        "claim.md": claim(figures),
+        "table1_published.md": table1_published(figures, complete_tasks(records, tasks)),
+        "table1_measured.md": table1_measured(records, figures, *asked),
+        "table1_side_by_side.md": table1_side_by_side(records, figures, *asked),
+        "table2.md": table2(records, figures, *asked),
+        "rows.md": rows(records, figures, tasks),
+        "scratch.md": scratch(records, figures, *asked),
+        "run.md": run(records, figures, models) + _left_over(everything, records),
+        "recipes.md": recipes(figures),
+        "reference_points.md": reference_points(figures),
+        "finding_electra.md": finding_electra(figures),
+        "finding_rank.md": finding_rank(figures),
+        "finding_rounding.md": finding_rounding(figures),
+        "finding_gap.md": finding_gap(figures),
+        "finding_noise.md": finding_noise(figures),
+        "sources.md": source_list(figures),
+        "summary.txt": summary(records, figures, *asked),
+    }
+    for name in FRAGMENTS:
+        files.write_text(Path(out) / name, texts[name])
+    plots.write(records, figures, Path(out), models, tasks)
+
+
+def _left_over(everything: pd.DataFrame, shown: pd.DataFrame) -> str:
+    count = len(everything) - len(shown)
+    return f"\n{count} records of models or tasks not asked for are not shown.\n" if count else ""

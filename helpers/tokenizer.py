@@ -1,0 +1,215 @@
+"""Tokenizers trained on the corpus, and the corpus packed into a file of token rows."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from helpers import config, corpus, files, progress, training
+from helpers.config import UserError
+from helpers.models import usable_length
+
+WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+TRAINING_DOCUMENTS = 1_000_000  # a vocabulary does not gain from more; memory does not suffer
+ENCODING_BATCH = 256  # documents
+
+
+def _wordpiece() -> tuple[Tokenizer, type, dict[str, Any]]:
+    tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece()
+    return tok, trainers.WordPieceTrainer, {"special_tokens": WORDPIECE_SPECIALS}
+
+
+def _bpe() -> tuple[Tokenizer, type, dict[str, Any]]:
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return tok, trainers.BpeTrainer, {"special_tokens": BPE_SPECIALS, "initial_alphabet": alphabet}
+
+
+def train(kind: str, vocabulary: int, documents: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer.
+
+    Args:
+        kind: ``wordpiece`` (uncased, BERT's rules) or ``bpe`` (cased, byte-level, RoBERTa's).
+        vocabulary: Tokens at most; a small corpus may give fewer.
+        documents: Texts.
+
+    Returns:
+        A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
+    """
+    tok, trainer, options = _wordpiece() if kind == "wordpiece" else _bpe()
+    specials = options["special_tokens"]
+    tok.train_from_iterator(
+        documents,
+        trainer(vocab_size=vocabulary, min_frequency=2, show_progress=False, **options),
+    )
+    if kind == "wordpiece":
+        pad, unknown, first, last, mask = specials
+        pair = f"{first} $A {last} $B:1 {last}:1"
+    else:
+        first, pad, last, unknown, mask = specials
+        pair = f"{first} $A {last} {last} $B {last}"
+    tok.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=pair,
+        special_tokens=[(token, tok.token_to_id(token)) for token in (first, last)],
+    )
+    names = ["input_ids", "attention_mask"]
+    if kind == "wordpiece":
+        names.insert(1, "token_type_ids")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        pad_token=pad,
+        unk_token=unknown,
+        cls_token=first,
+        sep_token=last,
+        bos_token=first,
+        eos_token=last,
+        mask_token=mask,
+        model_input_names=names,
+    )
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    """Opens a saved tokenizer with AutoTokenizer, offline.
+
+    Raises:
+        UserError: When the folder holds none.
+    """
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder}: holds no tokenizer.json; run notebooks/02_tokenizer.ipynb")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def pack(
+    documents: Iterable[str], tok: PreTrainedTokenizerBase, length: int
+) -> Iterator[np.ndarray]:
+    """Cuts documents into rows of one length.
+
+    Documents stand end to end with a separator between; a row is ``[CLS]``, `length` - 2 tokens of
+    that stream, ``[SEP]``. What is left at the end and fills no row is dropped.
+
+    Args:
+        documents: Texts.
+        tok: Tokenizer.
+        length: Tokens per row.
+
+    Yields:
+        int64 arrays [n, length].
+    """
+    texts, rest = iter(documents), np.empty(0, dtype=np.int64)
+    backend, body = tok.backend_tokenizer, length - 2
+    while batch := list(islice(texts, ENCODING_BATCH)):
+        pieces = [rest]
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            pieces.append(np.array([*encoding.ids, tok.sep_token_id], dtype=np.int64))
+        stream = np.concatenate(pieces)
+        count = len(stream) // body
+        out = np.empty((count, length), dtype=np.int64)
+        out[:, 0], out[:, -1] = tok.cls_token_id, tok.sep_token_id
+        out[:, 1:-1] = stream[: count * body].reshape(count, body)
+        rest = stream[count * body :]
+        yield out
+
+
+def rows(folder: Path) -> np.ndarray:
+    """The packed corpus as a memory map.
+
+    Args:
+        folder: Of the tokenizer stage.
+
+    Returns:
+        uint16 or uint32 array [rows, length].
+    """
+    manifest = files.need(folder, "02_tokenizer")
+    shape = (manifest["rows"], manifest["length"])
+    path = folder / "tokens.bin"
+    size = np.dtype(manifest["dtype"]).itemsize * shape[0] * shape[1]
+    if path.stat().st_size != size:
+        raise UserError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}")
+    return np.memmap(path, dtype=manifest["dtype"], mode="r", shape=shape)
+
+
+def run(parameters: config.Tokenizer) -> dict[str, Any]:
+    """Trains one tokenizer and packs the corpus with it; does nothing twice.
+
+    Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin`` and, last,
+    ``manifest.json``.
+
+    Raises:
+        UserError: When the data stage has not run or the corpus fills no segment.
+    """
+    kind, source = parameters.tokenizer, parameters.folder / "data" / "corpus"
+    made = files.need(source, "01_data")
+    length = usable_length(kind, parameters.max_length)
+    wanted = {
+        "stage": "tokenizer",
+        "kind": kind,
+        "vocabulary": parameters.vocabulary,
+        "length": length,
+        "corpus": made["content"],
+    }
+    name, folder = files.digest(wanted), parameters.folder / "tokenizer" / kind
+    done = files.sealed(folder, name)
+    if done:
+        return done
+    files.unseal(folder)
+    training.use_threads(1)
+
+    step = max(1, made["documents"] // TRAINING_DOCUMENTS)
+    tok = train(kind, parameters.vocabulary, islice(corpus.read(source), 0, None, step))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tok.save_pretrained(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error}") from error
+
+    dtype = "uint16" if len(tok) <= 2**16 else "uint32"
+    count, unknown = 0, 0
+    bar = progress.bar(made["documents"], f"tokenize {kind}", "documents")
+    with files.replacing(folder / "tokens.bin") as temporary, temporary.open("wb") as file:
+        for block in pack(_counted(corpus.read(source), bar), tok, length):
+            file.write(block.astype(dtype).tobytes())
+            count += len(block)
+            unknown += int((block == tok.unk_token_id).sum())
+    bar.close()
+    if not count:
+        raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
+    manifest = {
+        "spec": name,
+        "specification": wanted,
+        "source": made["source"],
+        "corpus": made["name"],
+        "kind": kind,
+        "vocabulary": len(tok),
+        "length": length,
+        "rows": count,
+        "tokens": count * length,
+        "unknown": unknown,
+        "words": made["words"],
+        "dtype": dtype,
+    }
+    return files.seal(folder, manifest, ["tokenizer.json", "tokenizer_config.json", "tokens.bin"])
+
+
+def _counted(documents: Iterable[str], bar: progress.tqdm) -> Iterator[str]:
+    for document in documents:
+        bar.update()
+        yield document

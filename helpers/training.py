@@ -1,0 +1,114 @@
+"""What both training loops share: precision, schedule, optimiser, hardware and versions."""
+
+import contextlib
+import hashlib
+import os
+import platform
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import nn
+
+from helpers.config import UserError
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number format of a training run, with the reason.
+
+    Args:
+        wanted: ``auto`` or a format.
+        device: Where the run takes place.
+
+    Returns:
+        dtype and a sentence that says why.
+
+    Raises:
+        UserError: For half precision on a CPU.
+    """
+    if device.type == "cpu":
+        if wanted in ("auto", "float32"):
+            return torch.float32, "float32: the CPU's own"
+        raise UserError(f"precision = {wanted!r}: on a CPU only auto or float32")
+    if wanted != "auto":
+        return getattr(torch, wanted), f"{wanted}: as asked"
+    # is_bf16_supported() says yes to a T4, which only emulates it.
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return torch.bfloat16, f"bfloat16: compute capability {capability[0]}.{capability[1]}"
+    return torch.float16, (
+        f"float16 with loss scaling: compute capability {capability[0]}.{capability[1]} < 8.0"
+    )
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """The context in which a model is called."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def use_threads(threads: int) -> None:
+    """Sets the CPU threads of this process and asks for deterministic kernels on the CPU."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed below 2**63 that is a pure function of `parts` (SHA-256)."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def numpy_generator(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator seeded by `parts`."""
+    return np.random.default_rng(derive_seed(*parts))
+
+
+def schedule(step: int, warmup: int, total: int) -> float:
+    """Factor on the peak learning rate: linear warm-up, then linear decay to zero.
+
+    Args:
+        step: Steps already taken.
+        warmup: Steps of warm-up.
+        total: Steps in all.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return (total - step) / max(1, total - warmup)
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay acts on a parameter: matrices yes, biases and norms no."""
+    return parameter.ndim > 1 and "norm" not in name.lower()
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:
+    """Clips gradients to a total L2 norm; returns the norm before, a scalar tensor."""
+    return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
+
+
+def hardware(threads: int) -> dict[str, str | int]:
+    """The device of this process: ``device``, ``name`` and, on a CPU, ``threads``."""
+    if torch.cuda.is_available():
+        return {"device": "cuda", "name": torch.cuda.get_device_name(), "threads": threads}
+    return {"device": "cpu", "name": _cpu_name(), "threads": threads}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux; the next line has a name everywhere
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries the numbers depend on."""
+    names = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

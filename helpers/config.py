@@ -91,7 +91,7 @@ class Data(Stage):
 class Tokenizer(Stage):
     """Parameters of ``02_tokenizer``: one tokenizer and the corpus packed with it."""
 
-    tokenizer: Literal["wordpiece", "bpe"] = Field(description="kind of tokenizer")
+    tokenizer_kind: Literal["wordpiece", "bpe"] = Field(description="kind of tokenizer")
     wordpiece_vocabulary: int = Field(ge=64, le=2**20, description="tokens, uncased WordPiece")
     bpe_vocabulary: int = Field(ge=300, le=2**20, description="tokens, cased byte-level BPE")
     max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
@@ -99,7 +99,7 @@ class Tokenizer(Stage):
     @property
     def vocabulary(self) -> int:
         """The vocabulary asked for from this kind of tokenizer, in tokens."""
-        return getattr(self, f"{self.tokenizer}_vocabulary")
+        return getattr(self, f"{self.tokenizer_kind}_vocabulary")
 
 
 class Pretrain(Stage):
@@ -165,7 +165,7 @@ class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
     """A whole study: the fields of every stage, and the grain of a fine-tuning job."""
 
     model: Name = Field(default="bert", description="set per job by the grid")
-    tokenizer: Literal["wordpiece", "bpe"] = Field(
+    tokenizer_kind: Literal["wordpiece", "bpe"] = Field(
         default="wordpiece", description="set per job by the grid"
     )
     finetune_job: Literal["task", "model"] = Field(

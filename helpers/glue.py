@@ -362,3 +362,42 @@ def prepare(parameters: config.Data) -> dict[str, dict[str, Any]]:
     revision = corpus.hub_revision(HUB_NAME) if parameters.source == "hub" else ""
     names = available(parameters.source, parameters.data, list(TASKS))
     return {name: run(parameters, name, revision) for name in names}
+
+
+def label_counts(folder: Path, names: list[str]) -> pd.DataFrame:
+    """Rows by task, split and label, for :func:`helpers.plots.labels`; a regression is rounded."""
+    lines = []
+    for name in names:
+        task = get(name)
+        for split in files.need(folder / "data" / "glue" / name, "01_data")["rows"]:
+            counts = load(folder, name, split)["label"].round().astype(int).value_counts()
+            lines += [
+                {
+                    "task": task.name,
+                    "split": "train" if split == "train" else split.replace("_", ", "),
+                    "label": task.labels[label] if task.labels else str(label),
+                    "rows": int(rows),
+                }
+                for label, rows in sorted(counts.items())
+            ]
+    return pd.DataFrame(lines)
+
+
+def lengths(folder: Path, names: list[str]) -> pd.DataFrame:
+    """Words per train example, for :func:`helpers.plots.lengths`: columns name and length."""
+    tables = []
+    for name in names:
+        task, table = get(name), load(folder, name, "train")
+        words = sum(table[column].str.split().str.len() for column in task.columns)
+        tables.append(pd.DataFrame({"name": task.name, "length": words}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def examples(folder: Path, name: str, count: int = 2) -> pd.DataFrame:
+    """The first train examples of each label, with the label's name."""
+    task, table = get(name), load(folder, name, "train")
+    if not task.labels:
+        return table.head(2 * count).drop(columns="idx")
+    first = table.groupby("label").head(count).sort_values("label", kind="stable")
+    named = first.assign(label=[task.labels[label] for label in first["label"]])
+    return named.drop(columns="idx")

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from helpers import glue
 
-CONSTANT = "constant prediction: scored 0"
+CONSTANT = "constant prediction"
 
 
 class GlueMetric(evaluate.Metric):
@@ -58,8 +58,8 @@ def score(
 
     Returns:
         score x 100, metrics by name, and a note: empty, or that the prediction is constant. A
-        correlation has no value then and is scored 0; an accuracy keeps the majority's share in
-        its metrics, and the headline is 0 so that a collapsed run is seen.
+        correlation with a constant has no value and is scored 0; an accuracy stays what it is,
+        the share of that class, so that it compares with other people's.
 
     Raises:
         ValueError: When a prediction is not finite.
@@ -72,5 +72,4 @@ def score(
         return 0.0, {"spearman": 0.0, "pearson": 0.0}, CONSTANT
     metric = GlueMetric(config_name=task, keep_in_memory=True)
     found = metric.compute(predictions=predictions, references=references)
-    headline = 0.0 if constant else 100 * found[glue.get(task).metric]
-    return headline, found, CONSTANT if constant else ""
+    return 100 * found[glue.get(task).metric], found, CONSTANT if constant else ""

@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from helpers import files
 
@@ -86,7 +87,7 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
             axis = axes[0, 1] if apart else axes[0, 0]
             axis.plot(log["tokens"] / 1e6, log[column], color=colours[column], label=names[column])
         for axis in axes.flat:
-            axis.set(xlabel="tokens seen, millions", ylabel="loss, nats per scored token")
+            axis.set(xlabel="tokens seen, millions", ylabel="loss, nats")
             if len(present) > 1:
                 axis.legend(frameon=False)
         figure.suptitle(title)
@@ -108,6 +109,7 @@ def labels(counts: pd.DataFrame, title: str = "") -> Figure:
         share=100 * counts["rows"] / counts.groupby(["task", "split"])["rows"].transform("sum")
     )
     splits = list(dict.fromkeys(counts["split"]))
+    colours = _palette(splits)
     with _style():
         columns = min(4, len(tasks))
         height = -(-len(tasks) // columns)
@@ -119,14 +121,16 @@ def labels(counts: pd.DataFrame, title: str = "") -> Figure:
                 y="share",
                 hue="split",
                 hue_order=splits,
-                palette=_palette(splits),
+                palette=colours,
                 ax=axis,
-                legend=axis is axes.flat[0],
+                legend=False,
             )
             axis.set(title=task, xlabel="label", ylabel="share of rows, %")
-            axis.tick_params(axis="x", labelrotation=30)
+            axis.tick_params(axis="x", labelrotation=20)
         for axis in axes.flat[len(tasks) :]:
             axis.set_visible(False)
+        handles = [Patch(color=colours[split], label=split) for split in splits]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle(title)
     return figure
 
@@ -151,10 +155,28 @@ def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figur
         colour = sns.color_palette("colorblind")[0]
         for axis, name in zip(axes.flat, names, strict=False):
             found = values.loc[values["name"] == name, "length"]
-            sns.histplot(x=found, stat="percent", bins=20, color=colour, ax=axis)
+            width = -(-(found.max() - found.min() + 1) // 20)  # whole counts, some 20 bars
+            edges = np.arange(found.min(), found.max() + width + 1, width) - 0.5
+            sns.histplot(x=found, stat="percent", bins=edges, color=colour, ax=axis)
             axis.set(title=name, xlabel=f"length, {unit}", ylabel="share, %")
         for axis in axes.flat[len(names) :]:
             axis.set_visible(False)
+        figure.suptitle(title)
+    return figure
+
+
+def ranks(counts: np.ndarray, title: str = "") -> Figure:
+    """Occurrences by rank, both axes logarithmic.
+
+    Args:
+        counts: int64 [n], largest first (`tokenizer.frequencies`).
+        title: Printed above the axes.
+    """
+    with _style():
+        figure, axes = _axes(6, 3.2)
+        axis = axes[0, 0]
+        axis.plot(np.arange(1, len(counts) + 1), counts, color=sns.color_palette("colorblind")[0])
+        axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
         figure.suptitle(title)
     return figure
 
@@ -225,10 +247,10 @@ def scores(
 def compute(
     records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
 ) -> Figure:
-    """Quality against tokens seen: others' points, and this run's.
+    """Quality against compute: others' points by tokens, this run's by FLOPs.
 
     Args:
-        records: Columns model, task, seed, score, pretrain.tokens, source (`tables.select`).
+        records: Columns model, task, seed, score, pretrain.flops, source (`tables.select`).
         published: The published figures (`tables.load_published`).
         models: Models in order.
         tasks: Tasks in order.
@@ -256,19 +278,19 @@ def compute(
                 fillstyle="none",
                 label=point["method"],
             )
-        _log_tokens(left, "tokens seen, billions", "mean of eight GLUE dev scores × 100")
+        _log(left, "tokens seen, billions", "mean of eight GLUE dev scores × 100")
         left.set_title("Published by others")
         for place, model in enumerate(shown):
             seeds = means[model]
-            tokens = records.loc[records["model"] == model, "pretrain.tokens"].max()
+            flops = records.loc[records["model"] == model, "pretrain.flops"].max()
             name = published["table1"]["models"].get(model, {}).get("name", model)
-            if tokens == 0:
+            if flops == 0:
                 right.axhline(seeds.mean(), color="0.3", linestyle="--", label=name)
                 continue
-            at = np.full(len(seeds), tokens / 1e6)
+            at = np.full(len(seeds), flops)
             marker = MARKERS[place % len(MARKERS)]
             right.plot(at, seeds, marker, color=colours[model], label=name)
-        _log_tokens(right, "tokens seen, millions", f"mean of {len(present)} tasks × 100")
+        _log(right, "pre-training, FLOPs", f"mean of {len(present)} tasks × 100")
         right.set_title(_label(records).replace(", ", ",\n", 1))
         for axis in (left, right):
             if axis.get_legend_handles_labels()[0]:
@@ -282,7 +304,7 @@ def compute(
     return figure
 
 
-def _log_tokens(axis: Axes, below: str, beside: str) -> None:
+def _log(axis: Axes, below: str, beside: str) -> None:
     axis.set_xscale("log")
     axis.set(xlabel=below, ylabel=beside)
 

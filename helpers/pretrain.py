@@ -11,6 +11,7 @@ Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detect
 import csv
 import io
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from helpers import checkpoint, config, files, models, progress, tokenizer, training
 from helpers.config import UserError
@@ -314,7 +316,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     spec = models.get(parameters.model)
     size = models.get_size(parameters.size)
     source = parameters.folder / "tokenizer" / spec.tokenizer
-    packed = files.need(source, "02_tokenizer", f" with tokenizer = {spec.tokenizer}")
+    packed = files.need(source, "02_tokenizer", f" with tokenizer_kind = {spec.tokenizer}")
     length = models.usable_length(spec.tokenizer, parameters.max_length)
     if packed["length"] != length:
         raise UserError(
@@ -480,6 +482,7 @@ def _save(
     if isinstance(task, ReplacedTokenDetection):
         parts["generator"] = task.generator
     for name, model in parts.items():
+        shutil.rmtree(folder / name, ignore_errors=True)
         try:
             model.save_pretrained(folder / name)
             tok.save_pretrained(folder / name)
@@ -495,3 +498,44 @@ def _save(
         for name in parts
         for path in sorted((folder / name).iterdir())
     ]
+
+
+@torch.inference_mode()
+def fill_masks(run: Path, model: str, row: int = 0, seed: int = 0) -> pd.DataFrame:
+    """What a finished masked language model, or a generator, puts in the place of the masks.
+
+    Opens the checkpoint with transformers alone.
+
+    Args:
+        run: The run's folder.
+        model: A pre-trained model of the run.
+        row: Row of the packed corpus.
+        seed: Of the mask.
+
+    Returns:
+        One line per masked token: the text before it, the token, the model's first choice and the
+        probability it gave to the token.
+    """
+    spec = models.get(model)
+    source = run / "models" / model / ("generator" if spec.objective == "rtd" else "encoder")
+    tok = tokenizer.load(source)
+    network = AutoModelForMaskedLM.from_pretrained(source, local_files_only=True).eval()
+    packed = tokenizer.rows(run / "tokenizer" / spec.tokenizer)
+    tokens = torch.from_numpy(packed[row : row + 1].astype(np.int64))
+    generator = torch.Generator().manual_seed(training.derive_seed(seed, "show"))
+    vocabulary = Vocabulary.of(tok, torch.device("cpu"))
+    masked = mask_tokens(tokens, vocabulary, (1.0, 0.0), generator)
+    chances = network(masked.inputs).logits[0].softmax(-1)
+    lines = []
+    for position in sorted(masked.positions[0][masked.weights[0] > 0].tolist()):
+        right = int(tokens[0, position])
+        before = tok.decode(masked.inputs[0, max(1, position - 6) : position])
+        lines.append(
+            {
+                "text before": f"… {before}",
+                "token": tok.decode([right]),
+                "first choice": tok.decode([int(chances[position].argmax())]),
+                "probability of the token": round(float(chances[position, right]), 3),
+            }
+        )
+    return pd.DataFrame(lines)

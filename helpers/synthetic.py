@@ -54,7 +54,7 @@ class Person(NamedTuple):
 
     name: str
     town: str
-    job: str
+    group: int
     side: int
 
 
@@ -123,8 +123,8 @@ def _world(words: int, seed: int) -> World:
     used: set[str] = set()
     root = words**0.5
     groups = [_new_word(rng, used) for _ in range(round(root * 0.35))]
-    jobs = [_new_word(rng, used) for _ in range(round(root * 0.4))]
-    towns = [_new_word(rng, used).capitalize() for _ in range(round(root * 0.5))]
+    jobs = [_new_word(rng, used) for _ in groups]
+    towns = [_new_word(rng, used).capitalize() for _ in range(2 * len(groups))]
     left = words - len(groups) - len(jobs) - len(towns)
 
     def concepts(share: float, group_count: int) -> list[Word]:
@@ -138,176 +138,154 @@ def _world(words: int, seed: int) -> World:
     things = concepts(0.40, len(groups))
     deeds = concepts(0.14, len(groups))
     good, bad = concepts(0.12, 1), concepts(0.12, 1)
-    people = [
-        Person(_new_word(rng, used).capitalize(), _pick(rng, towns), _pick(rng, jobs), i % 2)
-        for i in range(words - len(used))
-    ]
+    people = []
+    for i in range(words - len(used)):
+        group = i % len(groups)
+        town = towns[group + len(groups) * (i // len(groups) // 2 % 2)]
+        name = _new_word(rng, used).capitalize()
+        people.append(Person(name, town, group, i // len(groups) % 2))
     return World(people, towns, jobs, groups, things, deeds, good, bad)
 
 
 # --- sentences -----------------------------------------------------------------------------------
 
 
-def _say(text: str, end: str = ".") -> str:
-    return text[0].upper() + text[1:] + end
+def _say(*texts: str, end: str = ".") -> str:
+    return " ".join(text[0].upper() + text[1:] + end for text in texts)
 
 
 def _on_side(options: Sequence[Any], side: int | None, group: int | None = None) -> list[Any]:
     return [
-        o
-        for o in options
-        if (side is None or o.side == side) and (group is None or o.group == group)
+        option
+        for option in options
+        if (side is None or option.side == side) and (group is None or option.group == group)
     ]
 
 
-def _draw_event(rng: Random, world: World, side: int | None = None) -> Event:
-    thing = _pick(rng, _on_side(world.things, side))
+def _draw_event(rng: Random, world: World, side: int | None, group: int, good: bool) -> Event:
     return Event(
-        _pick(rng, _on_side(world.people, side)),
-        _pick(rng, _on_side(world.deeds, side, thing.group)),
-        thing,
-        _pick(rng, _on_side(world.good + world.bad, side)),
+        _pick(rng, _on_side(world.people, side, group)),
+        _pick(rng, _on_side(world.deeds, side, group)),
+        _pick(rng, _on_side(world.things, side, group)),
+        _pick(rng, _on_side(_qualities(world, good), side)),
     )
+
+
+def _any_event(rng: Random, world: World, side: int) -> Event:
+    group = int(rng.random() * len(world.groups))
+    return _draw_event(rng, world, side, group, _chance(rng, 0.5))
+
+
+def _qualities(world: World, good: bool) -> list[Word]:
+    return world.good if good else world.bad
 
 
 def _form(rng: Random, word: Word) -> str:
     return _pick(rng, word.forms)
 
 
-def _who(rng: Random, person: Person) -> str:
-    """Names a person: by name, or by job or town, which tells the facts in passing."""
-    draw = rng.random()
-    if draw < 0.5:
-        return person.name
-    if draw < 0.75:
-        return f"the {person.job} {person.name}"
-    return f"{person.name} from {person.town}"
+def _both(rng: Random, word: Word) -> tuple[str, ...]:
+    """Gives the two words in either order: what is said twice is said in other words."""
+    return word.forms[:: _pick(rng, (1, -1))]
 
 
-def _what(rng: Random, world: World, thing: Word) -> str:
-    return world.groups[thing.group] if _chance(rng, 0.25) else _form(rng, thing)
-
-
-def _active(rng: Random, event: Event, who: str, what: str) -> str:
-    quality = f"{_form(rng, event.quality)} " if _chance(rng, 0.5) else ""
-    deed = _form(rng, event.deed) + "ed"
-    if _chance(rng, 0.7):
-        return f"{who} {deed} the {quality}{what}"
-    return f"the {quality}{what} was {deed} by {who}"
-
-
-def _facts(rng: Random, person: Person) -> str:
-    name, town, job = person.name, person.town, person.job
-    return _pick(
-        rng,
-        (
-            f"{name} lives in {town}",
-            f"{name} comes from {town}",
-            f"{name} has a house in {town}",
-            f"the home of {name} is {town}",
-            f"{name} is a {job}",
-            f"{name} works as a {job}",
-            f"the work of {name} is that of a {job}",
-            f"{name} is a {job} from {town}",
-            f"in {town} lives {name} the {job}",
-        ),
+def _event(rng: Random, world: World, group: int, good: bool) -> str:
+    """Tells an event twice: by synonyms, by what the thing is or by what the person is."""
+    event = _draw_event(rng, world, None, group, good)
+    deeds, qualities, things = (
+        _both(rng, word) for word in (event.deed, event.quality, event.thing)
     )
+    who = [event.person.name, _pick(rng, (event.person.name, f"the {world.jobs[group]}"))]
+    what = [things[0], _pick(rng, (things[1], things[1], world.groups[group]))]
+    texts = []
+    for i in _pick(rng, ((0, 1), (1, 0))):
+        thing = f"the {qualities[i]} {what[i]}"
+        passive = f"{thing} was {deeds[i]} by {who[i]}"
+        texts.append(passive if _chance(rng, 0.5) else f"{who[i]} {deeds[i]} {thing}")
+    return _say(*texts)
 
 
-def _opinion(rng: Random, world: World, thing: Word, good: bool, who: str) -> str:
-    same, other = (world.good, world.bad) if good else (world.bad, world.good)
-    what, first = _what(rng, world, thing), _form(rng, _pick(rng, same))
-    second, opposite = _form(rng, _pick(rng, same)), _form(rng, _pick(rng, other))
+def _homes(rng: Random, world: World, group: int, good: bool) -> str:
+    person = _pick(rng, _on_side(world.people, None, group))
+    fellow = _pick(rng, [other for other in world.people if other.town == person.town])
+    wordings = ("{0} lives in {1}", "{0} comes from {1}", "in {1} lives {0}")
+    return _say(*(_pick(rng, wordings).format(p.name, p.town) for p in (person, fellow)))
+
+
+def _jobs(rng: Random, world: World, group: int, good: bool) -> str:
+    people = [_pick(rng, _on_side(world.people, None, group)) for _ in range(2)]
+    wordings = ("{0} is a {1}", "{0} works as a {1}", "{0} is a {1} from {2}")
+    return _say(*(_pick(rng, wordings).format(p.name, world.jobs[group], p.town) for p in people))
+
+
+def _opinion(rng: Random, world: World, group: int, good: bool) -> str:
+    event = _draw_event(rng, world, None, group, good)
+    what, again = _both(rng, event.thing)
+    one, two, three = (_form(rng, _pick(rng, _qualities(world, good))) for _ in range(3))
+    opposite = _form(rng, _pick(rng, _qualities(world, not good)))
     felt = _pick(rng, LIKED if good else DISLIKED)
-    return _pick(
-        rng,
-        (
-            f"the {what} was {first} and {second}",
-            f"{who} {felt} the {first} {what}",
-            f"{who} {felt} the {what} because it was {first}",
-            f"the {what} was not {opposite} but {first}",
-            f"{who} {felt} it and called it {first}",
-            f"everybody {felt} such a {first} and {second} {what}",
-        ),
+    judged = (f"{one} and {two}", f"{one} and {two}", f"not {opposite} but {one}")
+    return _say(
+        f"the {what} was {_pick(rng, judged)}", f"{event.person.name} {felt} the {three} {again}"
     )
 
 
-def _lore(rng: Random, world: World, thing: Word) -> str:
-    one, two = thing.forms[:: _pick(rng, (1, -1))]
-    group, what = world.groups[thing.group], _form(rng, thing)
-    return _pick(
-        rng,
-        (
-            f"a {one} is also called a {two}",
-            f"a {one} is the same as a {two}",
-            f"a {what} is a kind of {group}",
-            f"every {what} is a {group}",
-            f"{what}s are {group}s",
-            f"some {group}s are {what}s",
-        ),
-    )
+def _lore(rng: Random, world: World, group: int, good: bool) -> str:
+    one, two = _both(rng, _pick(rng, _on_side(world.things, None, group)))
+    kind = world.groups[group]
+    name = _pick(rng, (f"a {one} is also called a {two}", f"a {one} is the same as a {two}"))
+    return _say(name, _pick(rng, (f"a {two} is a {kind}", f"every {one} is a {kind}")))
 
 
-def _habit(rng: Random, world: World, event: Event) -> str:
-    """Speaks of habits: where nouns and verbs agree in number."""
-    what, deed, quality = (
-        _form(rng, event.thing),
-        _form(rng, event.deed),
-        _form(rng, event.quality),
-    )
-    job = event.person.job
-    return _pick(
-        rng,
-        (
-            f"the {job} {deed}s every {what}",
-            f"the {job}s {deed} these {what}s",
-            f"{event.person.name} {deed}s many {what}s",
-            f"this {what} is {quality}",
-            f"these {what}s are {quality}",
-            f"many {what}s were {quality}",
-            f"one {what} was {quality}",
-        ),
-    )
+def _habit(rng: Random, world: World, group: int, good: bool) -> str:
+    """Speaks of one and of many, where verbs agree with nouns in number."""
+    event = _draw_event(rng, world, None, group, good)
+    qualities, kind = _both(rng, event.quality), world.groups[group]
+    many = _pick(rng, (f"these {kind}s are", f"many {kind}s were"))
+    one = _pick(rng, ("this {0} is", "one {0} was")).format(_form(rng, event.thing))
+    return _say(f"{many} {qualities[0]}", f"{one} {qualities[1]}")
 
 
-def _exchange(rng: Random, event: Event, who: str) -> str:
+def _exchange(rng: Random, world: World, group: int, good: bool) -> str:
     """Asks a question and answers it."""
-    deed, again = _form(rng, event.deed), _form(rng, event.deed)
-    what, person = _form(rng, event.thing), event.person
+    event = _draw_event(rng, world, None, group, good)
+    (deed, again), (what, thing) = _both(rng, event.deed), _both(rng, event.thing)
+    name, town = event.person.name, event.person.town
     question, answer = _pick(
         rng,
         (
-            (f"who {deed}ed the {what}", f"{who} {again}ed it"),
-            (f"what did {person.name} {deed}", f"{who} {again}ed the {what}"),
-            (f"where does {person.name} live", f"{person.name} lives in {person.town}"),
-            (f"what is the work of {person.name}", f"{person.name} works as a {person.job}"),
+            (f"who {deed} the {what}", f"{name} {again} the {thing}"),
+            (f"what was {deed} by {name}", f"{name} {again} the {thing}"),
+            (f"where does {name} live", f"{name} lives in {town}"),
+            (f"what is the work of {name}", f"{name} works as a {world.jobs[group]}"),
         ),
     )
-    return _say(question, "?") + " " + _say(answer)
+    return _say(question, end="?") + " " + _say(answer)
+
+
+SCENES = (
+    _event,
+    _event,
+    _event,
+    _event,
+    _homes,
+    _jobs,
+    _opinion,
+    _opinion,
+    _lore,
+    _habit,
+    _exchange,
+)
 
 
 def _document(rng: Random, world: World) -> str:
-    """Tells of one person and one or two things that are all good or all bad."""
-    event = _draw_event(rng, world)
-    good = event.quality in world.good
-    sentences: list[str] = []
+    """Tells of the people and things of one group, all good or all bad."""
+    group, good = int(rng.random() * len(world.groups)), _chance(rng, 0.5)
+    scenes: list[str] = []
     length = 60 + 40 * rng.random()
-    while sum(s.count(" ") + 1 for s in sentences) < length:
-        who, what = _who(rng, event.person), _what(rng, world, event.thing)
-        draw = rng.random()
-        if draw < 0.22:
-            sentences.append(_say(_active(rng, event, who, what)))
-        elif draw < 0.40:
-            sentences.append(_say(_facts(rng, event.person)))
-        elif draw < 0.65:
-            sentences.append(_say(_opinion(rng, world, event.thing, good, who)))
-        elif draw < 0.77:
-            sentences.append(_say(_lore(rng, world, event.thing)))
-        elif draw < 0.90:
-            sentences.append(_say(_habit(rng, world, event)))
-        else:
-            sentences.append(_exchange(rng, event, who))
-    return " ".join(sentences)
+    while sum(scene.count(" ") + 1 for scene in scenes) < length:
+        scenes.append(_pick(rng, SCENES)(rng, world, group, good))
+    return " ".join(scenes)
 
 
 def documents(count: int, words: int, seed: int) -> Iterator[str]:
@@ -345,40 +323,34 @@ Row = tuple[Any, ...]
 
 def _statement(rng: Random, event: Event, passive: bool, adorned: bool, what: str = "") -> str:
     quality = f"{_form(rng, event.quality)} " if adorned else ""
-    who, deed = event.person.name, _form(rng, event.deed) + "ed"
+    who, deed = event.person.name, _form(rng, event.deed)
     what = f"the {quality}{what or _form(rng, event.thing)}"
     return f"{what} was {deed} by {who}" if passive else f"{who} {deed} {what}"
 
 
 def _alter(rng: Random, world: World, event: Event, role: str, side: int | None) -> Event:
-    """Changes one role of an event; a deed stays one that befits the thing."""
-    if role == "person":
-        return event._replace(person=_pick_other(rng, _on_side(world.people, side), event.person))
+    """Changes one role of an event, mostly to something that another group has."""
     if role == "quality":
-        was_good = event.quality in world.good
-        return event._replace(quality=_pick(rng, _on_side(_qualities(world, not was_good), side)))
-    if role == "deed":
-        deeds = [d for d in _on_side(world.deeds, side) if d.group != event.deed.group]
-        return event._replace(deed=_pick(rng, deeds))
-    things = [t for t in _on_side(world.things, side) if t.group != event.thing.group]
-    return event._replace(thing=_pick(rng, things))
-
-
-def _qualities(world: World, good: bool) -> list[Word]:
-    return world.good if good else world.bad
+        good = event.quality in world.good
+        return event._replace(quality=_pick(rng, _on_side(_qualities(world, not good), side)))
+    was = getattr(event, role)
+    options = {"person": world.people, "deed": world.deeds, "thing": world.things}[role]
+    near = _chance(rng, 0.2)
+    options = [o for o in _on_side(options, side) if o != was and (o.group == was.group) == near]
+    return event._replace(**{role: _pick(rng, options)}) if options else event
 
 
 def _cola(rng: Random, world: World, side: int, other: bool) -> Row:
-    event = _draw_event(rng, world, side)
+    event = _any_event(rng, world, side)
     good = _chance(rng, 0.6)
     what, deed = _form(rng, event.thing), _form(rng, event.deed)
-    name, job, quality = event.person.name, event.person.job, _form(rng, event.quality)
+    name, quality = event.person.name, _form(rng, event.quality)
+    kind = world.groups[event.thing.group]
     frames = (
-        (f"the {job} {deed}s every {what}", f"the {job}s {deed} every {what}"),
-        (f"the {job}s {deed} these {what}s", f"the {job} {deed}s these {what}s"),
-        (f"these {what}s are {quality}", f"this {what} is {quality}"),
-        (f"the {quality} {what} was {deed}ed by {name}", f"{name} {deed}ed the {quality} {what}"),
-        (f"{name} {deed}s many {what}s", f"many {what}s were {quality}"),
+        (f"these {kind}s are {quality}", f"this {what} is {quality}"),
+        (f"many {kind}s were {deed} by {name}", f"one {what} was {deed} by {name}"),
+        (f"the {quality} {what} was {deed} by {name}", f"{name} {deed} the {quality} {what}"),
+        (f"{name} {deed} these {quality} {kind}s", f"{name} {deed} this {quality} {what}"),
     )
     right = _pick(rng, _pick(rng, frames)).split()
     if good:
@@ -390,9 +362,8 @@ def _cola(rng: Random, world: World, side: int, other: bool) -> Row:
         if draw < 0.5:  # word order
             wrong[spot], wrong[spot + 1] = right[spot + 1], right[spot]
         else:  # a word of another class, or of the other number
-            swaps = {what: what + "s", what + "s": what, deed + "s": deed, deed: deed + "s"}
-            swaps |= {quality: deed + "s", deed + "ed": quality, name: quality}
-            swaps |= {"is": "are", "are": "is", "was": "were", "were": "was"}
+            swaps = {what: quality, kind + "s": kind, quality: deed, deed: quality}
+            swaps |= {"is": "are", "are": "is", "was": "were", "were": "was", name: quality}
             wrong[spot] = swaps.get(right[spot], right[spot])
             draw = rng.random()
     return _say(" ".join(wrong)), 0
@@ -400,7 +371,7 @@ def _cola(rng: Random, world: World, side: int, other: bool) -> Row:
 
 def _sst2(rng: Random, world: World, side: int, other: bool) -> Row:
     good = _chance(rng, 0.5)
-    what = _what(rng, world, _pick(rng, _on_side(world.things, side)))
+    what = _form(rng, _pick(rng, _on_side(world.things, side)))
     who = _pick(rng, _on_side(world.people, side)).name
     same, opposite = (_on_side(_qualities(world, g), side) for g in (good, not good))
     one, two = (_form(rng, _pick(rng, same)) for _ in range(2))
@@ -423,7 +394,7 @@ def _sst2(rng: Random, world: World, side: int, other: bool) -> Row:
 
 
 def _mrpc(rng: Random, world: World, side: int, other: bool) -> Row:
-    event, same = _draw_event(rng, world, side), _chance(rng, 0.6)
+    event, same = _any_event(rng, world, side), _chance(rng, 0.6)
     role = _pick(rng, ("person", "deed", "thing", "quality"))
     second = event if same else _alter(rng, world, event, role, side)
     return (
@@ -434,7 +405,7 @@ def _mrpc(rng: Random, world: World, side: int, other: bool) -> Row:
 
 
 def _stsb(rng: Random, world: World, side: int, other: bool) -> Row:
-    event = second = _draw_event(rng, world, side)
+    event = second = _any_event(rng, world, side)
     roles = ["person", "deed", "thing", "quality"]
     changes = int(rng.random() * 5)
     for _ in range(changes):
@@ -452,29 +423,25 @@ def _stsb(rng: Random, world: World, side: int, other: bool) -> Row:
 def _question(rng: Random, event: Event, template: int) -> str:
     who, deed = event.person.name, _form(rng, event.deed)
     what = f"{_form(rng, event.quality)} {_form(rng, event.thing)}"
-    return (
-        f"why did {who} {deed} the {what}",
-        f"when did {who} {deed} the {what}",
-        f"what is the best way to {deed} a {what}",
-        f"how do you {deed} a {what}",
-    )[template]
+    asked = ("why", "for what reason", "when", "on which day")[template]
+    return f"{asked} was the {what} {deed} by {who}"
 
 
 def _qqp(rng: Random, world: World, side: int, other: bool) -> Row:
-    event, same = _draw_event(rng, world, side), _chance(rng, 0.4)
+    event, same = _any_event(rng, world, side), _chance(rng, 0.4)
     template = _pick(rng, (0, 1, 2, 3))
-    role = _pick(rng, ("deed", "thing", "quality"))
+    role = _pick(rng, ("person", "deed", "thing", "quality"))
     second = event if same else _alter(rng, world, event, role, side)
-    again = template if template < 2 else _pick(rng, (2, 3))  # the last two ask the same
+    again = template // 2 * 2 + _pick(rng, (0, 1))
     return (
-        _say(_question(rng, event, template), "?"),
-        _say(_question(rng, second, again), "?"),
+        _say(_question(rng, event, template), end="?"),
+        _say(_question(rng, second, again), end="?"),
         int(same),
     )
 
 
 def _mnli(rng: Random, world: World, side: int, other: bool) -> Row:
-    event, label = _draw_event(rng, world, side), _pick(rng, (0, 1, 2))
+    event, label = _any_event(rng, world, side), _pick(rng, (0, 1, 2))
     premise = _statement(rng, event, _chance(rng, 0.5), True)
     if other:
         premise = _pick(rng, ("it is said that ", "people say that ", "last year ")) + premise
@@ -493,7 +460,7 @@ def _mnli(rng: Random, world: World, side: int, other: bool) -> Row:
 
 
 def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
-    event, answered = _draw_event(rng, world, side), _chance(rng, 0.5)
+    event, answered = _any_event(rng, world, side), _chance(rng, 0.5)
     kind = _pick(rng, ("who", "what", "where", "work"))
     second = event
     if not answered:
@@ -501,9 +468,9 @@ def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
         second = _alter(rng, world, event, _pick(rng, roles), side)
     person, name = second.person, event.person.name
     if kind == "who":
-        question = f"who {_form(rng, event.deed)}ed the {_form(rng, event.thing)}"
+        question = f"who {_form(rng, event.deed)} the {_form(rng, event.thing)}"
     elif kind == "what":
-        question = f"what did {name} {_form(rng, event.deed)}"
+        question = f"what was {_form(rng, event.deed)} by {name}"
     elif kind == "where":
         question = f"where does {name} live"
     else:
@@ -517,29 +484,26 @@ def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
             "where": ("{0} comes from {1}", "{0} has a house in {1}", "the home of {0} is {1}"),
             "work": ("{0} works as a {2}", "{0} is a {2}", "{0} has become a {2}"),
         }
-        sentence = _pick(rng, wordings[kind]).format(person.name, person.town, person.job)
-    return _say(question, "?"), _say(sentence), int(not answered)
+        sentence = _pick(rng, wordings[kind]).format(
+            person.name, person.town, world.jobs[person.group]
+        )
+    return _say(question, end="?"), _say(sentence), int(not answered)
 
 
 def _rte(rng: Random, world: World, side: int, other: bool) -> Row:
-    event, entailed = _draw_event(rng, world, side), _chance(rng, 0.5)
-    person, group = event.person, world.groups[event.thing.group]
+    event, entailed = _any_event(rng, world, side), _chance(rng, 0.5)
     premise = _statement(rng, event, _chance(rng, 0.5), True)
-    draw = rng.random()
-    who, what = person.name, _form(rng, event.thing)
-    if draw < 0.4:  # what sort of thing it is
-        what = group if entailed else _pick_other(rng, world.groups, group)
-    elif draw < 0.6:
-        town = person.town if entailed else _pick_other(rng, world.towns, person.town)
-        who = f"someone from {town}"
-    elif draw < 0.8:
-        job = person.job if entailed else _pick_other(rng, world.jobs, person.job)
-        who = f"the {job}"
-    elif not entailed:  # no knowledge needed: another thing
-        what = _form(rng, _alter(rng, world, event, "thing", side).thing)
-    deed = _form(rng, event.deed)
-    hypothesis = f"{who} {deed}ed the {what}"
-    return _say(premise), _say(hypothesis), int(not entailed)
+    person, thing, deed = event.person, event.thing, event.deed
+    if not entailed:
+        roles = _pick(rng, (("person", "thing"), ("person", "thing"), ("person",), ("thing",)))
+        for role in roles:
+            event = _alter(rng, world, event, role, side)
+        person, thing = event.person, event.thing
+    who = _pick(
+        rng, (person.name, f"the {world.jobs[person.group]}", f"someone from {person.town}")
+    )
+    what = _pick(rng, (_form(rng, thing), world.groups[thing.group]))
+    return _say(premise), _say(f"{who} {_form(rng, deed)} the {what}"), int(not entailed)
 
 
 _ROWS = {

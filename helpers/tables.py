@@ -16,38 +16,9 @@ from typing import Any
 import pandas as pd
 
 from helpers import files, glue, statistics
+from helpers import records as records_of
 from helpers.config import UserError
 
-# Every field a record must have, with its type; a dot leads into a nested object.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "profile": str,
-    "source": str,
-    "corpus": str,
-    "size": str,
-    "model": str,
-    "task": str,
-    "seed": int,
-    "score": (int, float),
-    "metrics": dict,
-    "note": str,
-    "rows": dict,
-    "reduced": list,
-    "complete": bool,
-    "pretrain.steps": int,
-    "pretrain.tokens": int,
-    "pretrain.flops": (int, float),
-    "pretrain.seconds": (int, float),
-    "pretrain.parameters": int,
-    "pretrain.generator_parameters": int,
-    "finetune.steps": int,
-    "finetune.tokens": int,
-    "finetune.flops": (int, float),
-    "finetune.seconds": (int, float),
-    "hardware.device": str,
-    "hardware.name": str,
-    "hardware.threads": int,
-    "versions": dict,
-}
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 FRAGMENTS = (
     "claim.md",
@@ -69,66 +40,50 @@ FRAGMENTS = (
     "summary.txt",
 )
 NONE = "–"
+CAPTION = (
+    "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
+    "than its row. MNLI is matched / mismatched, and the matched one counts. A mean is taken over "
+    "the tasks for each seed first, then over the seeds that have every task, ± its standard error."
+)
+PARTS = ("pretrain_hardware", "hardware")
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 def load_records(folder: Path) -> pd.DataFrame:
-    """Read every record of a run.
+    """Read every record of a run that its manifests vouch for.
 
     Args:
         folder: ``runs/<profile>/records``, with ``<model>/<task>/seed-<n>.json`` below it.
 
     Returns:
-        One row per fine-tuning, sorted by model, task and seed. Columns are the keys of `FIELDS`
-        (``pretrain.tokens`` and so on); scores are metric x 100, times in seconds.
+        One row per fine-tuning, sorted by model, task and seed. Columns are the fields of
+        `records.Record`, those of its parts with a dot (``pretrain.tokens``); scores are
+        metric x 100, times in seconds.
 
     Raises:
-        UserError: There is no record, one is not readable, a field is missing or mistyped, or
-            two records stand for the same model, task and seed.
+        UserError: There is no record, or one is damaged, incomplete or of an unknown task.
     """
-    paths = sorted(Path(folder).glob("*/*/seed-*.json"))
-    if not paths:
-        raise UserError(f"{folder}: no record <model>/<task>/seed-<n>.json; run 04_finetune first")
-    frame = pd.DataFrame([_record(path) for path in paths], columns=list(FIELDS))
-    double = frame[frame.duplicated(["model", "task", "seed"])]
-    if len(double):
-        row = double.iloc[0]
-        raise UserError(
-            f"{folder}: two records for {row['model']}, {row['task']}, seed {row['seed']}"
-        )
+    folder = Path(folder)
+    if folder.name != "records":
+        raise UserError(f"{folder}: the folder of a run's records is named records")
+    cells = sorted(path.parent for path in folder.glob("*/*/manifest.json"))
+    models, tasks = ({cell.parts[place] for cell in cells} for place in (-2, -1))
+    found = records_of.read_all(folder.parent, sorted(models), sorted(tasks))
+    if not found:
+        raise UserError(f"{folder}: no record; run notebooks/04_finetune.ipynb first")
+    for record in found:
+        glue.get(record["task"])
+    frame = pd.DataFrame([_flat(record) for record in found])
     return frame.sort_values(["model", "task", "seed"], ignore_index=True)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """One record as a flat mapping, checked."""
-    data = files.read_json(path)
-    if not isinstance(data, dict) or data.get("schema") != 1:
-        raise UserError(f"{path}: field schema: must be 1")
-    flat = {}
-    for field, kind in FIELDS.items():
-        value: Any = data
-        for key in field.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if wrong_bool or not isinstance(value, kind):
-            wanted = kind[-1].__name__ if isinstance(kind, tuple) else kind.__name__
-            raise UserError(f"{path}: field {field}: is {value!r}, must be of type {wanted}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{path}: field {field}: is {value}, must be a finite number")
-        flat[field] = value
-    if flat["source"] not in SOURCES:
-        raise UserError(
-            f"{path}: field source: is {flat['source']!r}, must be one of {', '.join(SOURCES)}"
-        )
-    if flat["task"] not in glue.TASKS:
-        raise UserError(
-            f"{path}: field task: is {flat['task']!r}, must be one of {', '.join(glue.TASKS)}"
-        )
-    for split, count in flat["rows"].items():
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise UserError(f"{path}: field rows.{split}: is {count!r}, must be of type int")
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its parts' fields beside its own."""
+    flat = dict(record)
+    for part in ("pretrain", "finetune"):
+        flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
     return flat
 
 
@@ -182,7 +137,9 @@ def escape(text: object) -> str:
         The text with every character that could begin markup as a numeric HTML entity.
     """
     line = " ".join(str(text).split())
-    return re.sub(r"[^\w .,:;()+/%=×·–\-]|_", lambda match: f"&#{ord(match[0])};", line)
+    return re.sub(
+        r"[^\w .,:;()+/%=×·–'\-]|(?<!\w)_|_(?!\w)", lambda match: f"&#{ord(match[0])};", line
+    )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
@@ -297,11 +254,13 @@ def heading(records: pd.DataFrame) -> str:
     )
 
 
-def _hardware(records: pd.DataFrame) -> str:
-    columns = ["hardware.device", "hardware.name", "hardware.threads"]
+def _hardware(records: pd.DataFrame, *parts: str) -> str:
+    """The machines behind the records, for pre-training, fine-tuning or both."""
+    found = [value for part in parts or PARTS for value in records[part]]
     return "; ".join(
-        f"{escape(name)} ({escape(device)}, {threads} thread{'s' * (threads != 1)})"
-        for device, name, threads in records[columns].drop_duplicates().itertuples(index=False)
+        f"{escape(one['name'])} ({escape(one['device'])}, "
+        f"{one['threads']} thread{'s' * (one['threads'] != 1)})"
+        for one in _unique_dicts(found)
     )
 
 
@@ -366,10 +325,14 @@ def _reduced(records: pd.DataFrame, published: dict[str, Any], task: str) -> lis
     for split in _unique(split for splits in rows["reduced"] for split in splits):
         counts = " / ".join(f"{n:,}" for n in _unique(r.get(split, 0) for r in rows["rows"]))
         official = official_rows(task, split)
-        what = "training set" if split == "train" else f"{split} set"
         of = f" of GLUE's {official:,}" if official else ""
-        same = "" if split == "train" else ", not GLUE's dev set"
-        parts.append(f"reduced {what}{same}: {counts}{of} rows")
+        if split == "train":
+            what = "reduced training set"
+        elif split in ("validation", glue.TASKS[task].validation):
+            what = "not GLUE's dev set"
+        else:
+            what = f"reduced {escape(split)} (not in the score)"
+        parts.append(f"{what}: {counts}{of} rows")
     return [f"{name} †: {'; '.join(parts) or 'not a complete GLUE task'}."]
 
 
@@ -437,37 +400,37 @@ def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) 
     """A published figure with the mark of its status and source, as Markdown."""
     number = list(published["sources"]).index(figure["source"]) + 1
     value = figure["value"]
+    if value is None:
+        return "not found"
     text = value if isinstance(value, str) else score(value, decimals)
-    return f"{text} <sup>{figure['status']}{number}</sup>"
+    return f"{text}\u00a0<sup>{figure['status']}{number}</sup>"
 
 
 def derived(value: float) -> str:
     """A figure worked out here from published ones."""
-    return f"{score(value)} <sup>D</sup>"
+    return f"{score(value)}\u00a0<sup>D</sup>"
 
 
-def source_list(published: dict[str, Any], numbers: Iterable[str] | None = None) -> str:
+def source_list(published: dict[str, Any], keys: Iterable[str] | None = None) -> str:
     """What the marks mean.
 
     Args:
         published: The published figures.
-        numbers: Keys of the sources to list; all where None.
+        keys: Keys of the sources to list; all where None.
 
     Returns:
         The statuses in one line and the sources, one per line, as Markdown.
     """
-    keys = list(published["sources"])
-    chosen = [key for key in keys if numbers is None or key in set(numbers)]
-    statuses = "; ".join(
-        f"**{letter}** {escape(text)}" for letter, text in published["statuses"].items()
-    )
-    lines = [f"Marks: {statuses}. The number is the source:"]
+    known = list(published["sources"])
+    chosen = known if keys is None else [key for key in known if key in set(keys)]
+    statuses = ", ".join(f"**{k}** {escape(text)}" for k, text in published["statuses"].items())
+    text = f"Marks: {statuses}. A number is the source; **D** alone is worked out here.\n\n"
     for key in chosen:
         entry = published["sources"][key]
         title = escape(entry["title"])
         link = f"[{title}]({entry['url']})" if entry["url"] else title
-        lines.append(f"- {keys.index(key) + 1}: {link}")
-    return "\n".join([lines[0], "", *lines[1:]]) + "\n"
+        text += f"- {known.index(key) + 1}: {link}\n"
+    return text
 
 
 def _some_mean(scores: pd.Series, tasks: Sequence[str]) -> float:
@@ -546,35 +509,29 @@ def table1_measured(
         mine = records[records["model"] == model]
         seeds = int(mine.groupby("task").size().max())
         cells = [_cell(records, model, task, seeds) for task in tasks]
-        cells += [plus_minus(row["mean"], row["mean_se"])]
+        fewer = f" (n = {row['seeds']:.0f})" if 0 < row["seeds"] < seeds else ""
+        cells += [plus_minus(row["mean"], row["mean_se"]) + fewer]
         cells += [plus_minus(row["mean_complete"], row["mean_complete_se"])] * some
-        rows.append(
-            [
-                escape(model_name(published, model)),
-                *cells,
-                _span(mine["pretrain.tokens"]),
-                str(seeds),
-            ]
-        )
+        cells += [_span(mine["pretrain.tokens"]), str(seeds)]
+        rows.append([escape(model_name(published, model)), *cells])
     text = f"**Measured. {heading(records)}**\n\n"
     text += _notes(warnings(records, published, models, tasks)) + "\n" + markdown(header, rows)
-    return (
-        text
-        + "\n"
-        + (
-            "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer "
-            "seeds than its row. A mean is taken over the tasks for each seed first, then over the "
-            "seeds that have every task, ± its standard error.\n"
-        )
-    )
+    return f"{text}\n{CAPTION}\n"
 
 
 def _cell(records: pd.DataFrame, model: str, task: str, seeds: int) -> str:
     found = statistics.cell(records, model, task)
     chosen = records[(records["model"] == model) & (records["task"] == task)]
     noted = int((chosen["note"] != "").sum())
-    text = score(found.median) + (f" (n = {found.n})" if 0 < found.n < seeds else "")
-    return text + (f" <sup>{noted} of {found.n} noted</sup>" if noted else "")
+    beside = [
+        100 * value
+        for metrics in chosen["metrics"]
+        for name, value in metrics.items()
+        if name.startswith("mismatched_")
+    ]
+    text = score(found.median) + (f" / {statistics.summary(beside).median:.2f}" if beside else "")
+    text += f" (n = {found.n})" if 0 < found.n < seeds else ""
+    return text + (f"\u00a0<sup>{noted} of {found.n} noted</sup>" if noted else "")
 
 
 def table1_side_by_side(
@@ -609,10 +566,13 @@ def table1_side_by_side(
             text += "Nothing was published for this model.\n\n"
         else:
             used |= {figure["source"] for figure in entry["scores"].values()}
+            used.add(entry["statistic"]["source"])
+            text += f"Published cells: {cited(entry['statistic'], published)}. "
+            text += "Measured cells: median over seeds.\n\n"
         header = [
             "Task",
             "Published: GLUE dev",
-            f"Measured: {heading(mine)}",
+            f"Measured: p{heading(mine)[1:]}",
             "Difference",
             "Seeds",
         ]
@@ -634,7 +594,7 @@ def _beside(
         name,
         cited(figure, published) if figure else NONE,
         _cell(records, model, task, found.n),
-        NONE if math.isnan(gap) else f"{gap:+.2f} <sup>D</sup>",
+        NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
         str(found.n),
     ]
 
@@ -661,7 +621,7 @@ def _beside_means(
                 name,
                 NONE if math.isnan(theirs) else derived(theirs),
                 plus_minus(found.mean, found.se),
-                NONE if math.isnan(gap) else f"{gap:+.2f} <sup>D</sup>",
+                NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
                 str(found.n),
             ]
         )
@@ -689,30 +649,35 @@ def table2(
     """
     reference = published["reference"]
     base, name = reference["average"], escape(reference["name"])
-    below = f"Below {name}"
-    rows = [
-        [name, *(cited(reference[k], published) for k in ("parameters_millions", "average")), NONE]
-    ]
+    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    few = _few(whole, published)
+    ours = [f"Mean of {len(whole)} complete"] * few
+    theirs = published_scores(published)
+
+    size = cited(reference["parameters_millions"], published)
+    rows = [[name, size, cited(base, published), *[NONE] * few, NONE]]
     used = {base["source"], reference["parameters_millions"]["source"]}
-    for entry in published["table1"]["models"].values():
+    for model, entry in published["table1"]["models"].items():
         size, average = entry["parameters_millions"], entry["average"]
         used |= {size["source"], average["source"]}
-        gap = derived(base["value"] - average["value"])
-        rows.append([escape(entry["name"]), cited(size, published), cited(average, published), gap])
-    header = ["Model", "Parameters, millions", "Mean of 8, GLUE dev", below]
+        row = [escape(entry["name"]), cited(size, published), cited(average, published)]
+        row += [derived(_some_mean(theirs.loc[model], whole))] * few
+        rows.append([*row, derived(base["value"] - average["value"])])
+    eight = f"Mean of {len(published['tasks'])}, GLUE dev"
+    header = ["Model", "Parameters, millions", eight, *ours, f"Below {name}"]
     text = "**As published.**\n\n" + markdown(header, rows) + "\n" + source_list(published, used)
 
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
     comparable = set(whole) == set(published["tasks"])
     rows = []
     for model in models:
         found = statistics.mean_of_tasks(records, model, shown)
-        mine = records[records["model"] == model]
-        gap = base["value"] - found.mean if comparable else math.nan
-        size = _span(mine["pretrain.parameters"])
+        own = statistics.mean_of_tasks(records, model, whole)
+        size = _span(records.loc[records["model"] == model, "pretrain.parameters"])
         row = [escape(model_name(published, model)), size, plus_minus(found.mean, found.se)]
-        rows.append([*row, NONE if math.isnan(gap) else derived(gap), str(found.n)])
-    header = ["Model", "Parameters", f"Mean of {len(shown)}", below, "Seeds"]
+        row += [plus_minus(own.mean, own.se)] * few
+        row += [derived(base["value"] - found.mean) if comparable and found.n else NONE]
+        rows.append([*row, str(found.n)])
+    header = ["Model", "Parameters", f"Mean of {len(shown)}", *ours, f"Below {name}", "Seeds"]
     text += f"\n**As measured. {heading(records)}**\n\n" + markdown(header, rows) + "\n"
     text += f"This run has no {name}. " + _why_no_gap(records, published, whole, name) + "\n\n"
     return text + _notes(warnings(records, published, models, tasks))
@@ -825,15 +790,24 @@ def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str])
     Returns:
         Markdown. FLOPs are floating-point operations, times are wall-clock seconds.
     """
-    header = ["Model", "Size", "Parameters", "Generator", "Steps", "Tokens", "FLOPs", "Seconds"]
-    header += ["Fine-tunings", "Their FLOPs", "Their seconds"]
+    header = [
+        "Model",
+        "Size",
+        "Parameters",
+        "Generator",
+        "Steps",
+        "Tokens",
+        "Passes over the corpus",
+    ]
+    header += ["FLOPs", "Seconds", "Fine-tunings", "Their FLOPs", "Their seconds"]
     lines = []
     for model in models:
         mine = records[records["model"] == model]
         if mine.empty:
             lines.append([escape(model), "missing", *[NONE] * (len(header) - 2)])
             continue
-        spans = ("parameters", "generator_parameters", "steps", "tokens", "flops", "seconds")
+        spans = ("parameters", "generator_parameters", "steps", "tokens", "epochs")
+        spans += ("flops", "seconds")
         row = [escape(model_name(published, model)), escape(" / ".join(_unique(mine["size"])))]
         row += [_span(mine[f"pretrain.{key}"]) for key in spans]
         row += [
@@ -846,13 +820,20 @@ def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str])
         for found in _unique_dicts(records["versions"])
     )
     corpora = "; ".join(escape(corpus) for corpus in _unique(records["corpus"]))
-    facts = [f"Corpus: {corpora}.", f"Versions: {versions}.", f"Hardware: {_hardware(records)}."]
+    trained = records[records["pretrain.steps"] > 0]
+    precision = ", ".join(map(escape, _unique(records["precision"])))
+    facts = [
+        f"Corpus: {corpora}.",
+        f"Pre-training on {_hardware(trained, 'pretrain_hardware') or NONE}.",
+        f"Fine-tuning on {_hardware(records, 'hardware')}, precision {precision}.",
+        f"Versions: {versions}.",
+    ]
     return (
         f"**Run. {heading(records)}**\n\n" + _notes(facts) + "\n" + markdown(header, lines, left=2)
     )
 
 
-def _unique_dicts(values: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+def _unique_dicts(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [dict(items) for items in _unique(tuple(sorted(value.items())) for value in values)]
 
 
@@ -903,17 +884,12 @@ def claim(published: dict[str, Any]) -> str:
     entries = published["table1"]["models"].values()
     best = max(entries, key=lambda entry: entry["average"]["value"])
     gap = reference["average"]["value"] - best["average"]["value"]
-    used = {
-        figure["source"]
-        for entry in (best, reference)
-        for figure in (entry["average"], entry["parameters_millions"])
-    }
     return (
         f"{escape(best['name'])} with {cited(best['parameters_millions'], published)} million "
         f"parameters reaches a mean of {cited(best['average'], published)} on the eight dev sets, "
         f"{derived(gap)} below {escape(reference['name'])}, "
         f"{cited(reference['parameters_millions'], published, 0)} million parameters, "
-        f"{cited(reference['average'], published)}.\n\n" + source_list(published, used)
+        f"{cited(reference['average'], published)}.\n"
     )
 
 
@@ -1001,7 +977,7 @@ def finding_rank(published: dict[str, Any]) -> str:
         rank = order.index(entry) + 1
         same = "" if rank == entry["rank"]["value"] else "differs"
         printed = [cited(entry["rank"], published, 0), cited(entry["average"], published)]
-        lines.append([escape(entry["name"]), *printed, f"{rank} <sup>D</sup>", same])
+        lines.append([escape(entry["name"]), *printed, f"{rank}\u00a0<sup>D</sup>", same])
     header = ["Model", "Rank, printed", "Mean, printed", "Rank by the mean", ""]
     used = {figure["source"] for entry in entries for figure in (entry["rank"], entry["average"])}
     return markdown(header, lines) + "\n" + source_list(published, used)

@@ -156,7 +156,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     Raises:
         UserError: When the data stage has not run or the corpus fills no segment.
     """
-    kind, source = parameters.tokenizer, parameters.folder / "data" / "corpus"
+    kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
     made = files.need(source, "01_data")
     length = usable_length(kind, parameters.max_length)
     wanted = {
@@ -213,3 +213,20 @@ def _counted(documents: Iterable[str], bar: progress.tqdm) -> Iterator[str]:
     for document in documents:
         bar.update()
         yield document
+
+
+def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:
+    """Occurrences of each token, largest first; special tokens and absent ones left out.
+
+    Args:
+        packed: Integer array [rows, length].
+        tok: Its tokenizer.
+
+    Returns:
+        int64 [n].
+    """
+    counts = np.zeros(len(tok), dtype=np.int64)
+    for start in range(0, len(packed), 65_536):
+        counts += np.bincount(packed[start : start + 65_536].ravel(), minlength=len(tok))
+    counts[list(tok.all_special_ids)] = 0
+    return np.sort(counts[counts > 0])[::-1]

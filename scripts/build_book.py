@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def build(run: Path, notebooks: list[Path]) -> int:
         ValueError: One line naming what is missing or doubled.
     """
     source, pages = run / "book" / "source", run / "book" / "html"
-    _replace(source, sources(run, notebooks))
-    status = _sphinx(source, pages, run / "book" / "doctrees")
+    changed = _replace(source, sources(run, notebooks))
+    # Sphinx copies style sheets only when a page is written, and does not watch extensions.
+    every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
+    status = _sphinx(source, pages, run / "book" / "doctrees", every)
     if status == 0:
         root = _yaml(source / "_toc.yml")["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
@@ -131,8 +134,9 @@ def _notebook(path: Path) -> bytes:
     return text.encode()
 
 
-def _replace(folder: Path, content: dict[str, bytes]) -> None:
-    """Make a folder hold exactly these files; what is equal keeps its time."""
+def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:
+    """Make a folder hold exactly these files; what is equal keeps its time, the rest is named."""
+    changed = []
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         if path.relative_to(folder).as_posix() not in content:
             path.unlink()
@@ -141,9 +145,11 @@ def _replace(folder: Path, content: dict[str, bytes]) -> None:
         if not path.is_file() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+            changed.append(place)
+    return changed
 
 
-def _sphinx(source: Path, pages: Path, doctrees: Path) -> int:
+def _sphinx(source: Path, pages: Path, doctrees: Path, every: bool) -> int:
     """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
@@ -156,6 +162,9 @@ def _sphinx(source: Path, pages: Path, doctrees: Path) -> int:
         raise_on_invalid=True,
     )
     config["extensions"] = [name for name in config["extensions"] if name not in UNUSED]
+    config.pop("comments_config", None)
+    # sphinx-external-toc looks at every object alive, torch's deprecated ones among them.
+    warnings.simplefilter("ignore", FutureWarning)
     with patch_docutils(str(source)), docutils_namespace():
         app = Sphinx(
             srcdir=source,
@@ -169,7 +178,7 @@ def _sphinx(source: Path, pages: Path, doctrees: Path) -> int:
             warningiserror=True,
             keep_going=True,
         )
-        app.build()
+        app.build(force_all=every)
         return app.statuscode
 
 

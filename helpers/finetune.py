@@ -1,0 +1,405 @@
+"""Fine-tuning: one model, one task, one seed, one record.
+
+The recipe is ELECTRA's (Clark et al. 2020, appendix B, and its code): Adam, linear decay after a
+short warm-up, a learning rate that shrinks layer by layer towards the embeddings, more epochs for
+RTE and STS-B, MRPC and STS-B doubled by swapping the sentences. Batches are made by length.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from helpers import config, files, glue, models, progress, records, tokenizer, training
+from helpers.config import UserError
+
+POOL = 32  # batches that are sorted by length together
+EVALUATION_BATCH = 128
+LARGEST_LABEL = 5.0  # of STS-B; the regression is trained on label / 5
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as token ids.
+
+    Attributes:
+        examples: One dict of lists per example, as the tokenizer gives it, not padded.
+        lengths: int64 [n], tokens per example.
+        labels: int64 [n], or float64 [n] for a regression.
+        idx: int64 [n], GLUE's row numbers.
+    """
+
+    examples: list[dict[str, list[int]]]
+    lengths: np.ndarray
+    labels: np.ndarray
+    idx: np.ndarray
+
+
+def encode(
+    table: pd.DataFrame,
+    task: glue.Task,
+    tok: PreTrainedTokenizerBase,
+    max_length: int,
+    swap: bool = False,
+) -> Encoded:
+    """Tokenises a split; too long pairs lose tokens from the longer sentence first.
+
+    Args:
+        table: As :func:`helpers.glue.load` gives it.
+        task: The task.
+        tok: Tokenizer.
+        max_length: Tokens per example at most, specials included.
+        swap: Also add every pair with its sentences swapped.
+    """
+    if swap:
+        first, second = task.columns
+        table = pd.concat([table, table.rename(columns={first: second, second: first})])
+    texts = [table[column].tolist() for column in task.columns]
+    batch = tok(*texts, truncation="longest_first", max_length=max_length)
+    names = list(batch)
+    examples = [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    lengths = np.array([len(example["input_ids"]) for example in examples])
+    return Encoded(examples, lengths, table["label"].to_numpy(), table["idx"].to_numpy())
+
+
+def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches of examples of like length: shuffled, sorted inside pools, shuffled again.
+
+    Args:
+        lengths: int64 [n].
+        size: Examples per batch.
+        rng: Source of the order.
+
+    Yields:
+        int64 [at most size]; together every example once.
+    """
+    order = rng.permutation(len(lengths))
+    cut = []
+    for start in range(0, len(order), POOL * size):
+        pool = order[start : start + POOL * size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        cut += [pool[i : i + size] for i in range(0, len(pool), size)]
+    for index in rng.permutation(len(cut)):
+        yield cut[index]
+
+
+def collate(
+    data: Encoded, index: np.ndarray, tok: PreTrainedTokenizerBase, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Pads a batch to its own longest example; int64 tensors [batch, length]."""
+    batch = tok.pad([data.examples[i] for i in index], return_tensors="pt")
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with ELECTRA's layer-wise learning rates.
+
+    Depth is 0 for the embeddings, 1 to n for the layers, n + 2 for the head; the rate is
+    ``rate * decay ** (n + 2 - depth)`` (google-research/electra, ``model/optimization.py``).
+    """
+    last = model.config.num_hidden_layers + 2
+    inside = f"{model.base_model_prefix}."
+    groups: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        depth = last
+        if name.startswith(inside):
+            _, _, tail = name.partition(".layer.")
+            depth = int(tail.split(".")[0]) + 1 if tail else 0
+        groups.setdefault(depth, []).append(parameter)
+    return [
+        {"params": group, "base": rate * decay ** (last - depth), "lr": 0.0}
+        for depth, group in sorted(groups.items())
+    ]
+
+
+def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
+    """The encoder with a fresh classification head (transformers' own class).
+
+    Args:
+        folder: Holds config.json and model.safetensors.
+        task: Gives the number of labels; a regression has one output.
+        dropout: Hidden, attention and head.
+
+    Raises:
+        UserError: When the checkpoint cannot be opened.
+    """
+    transformers.logging.set_verbosity_error()  # a fresh head is meant, no news
+    transformers.logging.disable_progress_bar()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=max(1, len(task.labels)),
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
+
+
+def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, or mean squared error for one output; a scalar.
+
+    Args:
+        logits: float [batch, labels].
+        labels: int64 [batch], or float [batch] for a regression, between 0 and 1.
+    """
+    if logits.shape[-1] == 1:
+        return functional.mse_loss(logits.float().squeeze(-1), labels.float())
+    return functional.cross_entropy(logits.float(), labels)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, data: Encoded, tok: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> np.ndarray:
+    """Predictions in the order of `data`: int64 classes, or float64 on STS-B's scale 0 to 5."""
+    device = next(model.parameters()).device
+    model.eval()
+    order = np.argsort(data.lengths, kind="stable")
+    out = np.empty(len(order), dtype=np.float64 if model.config.num_labels == 1 else np.int64)
+    for start in range(0, len(order), EVALUATION_BATCH):
+        index = order[start : start + EVALUATION_BATCH]
+        with training.autocast(device, dtype):
+            logits = model(**collate(data, index, tok, device)).logits.float()
+        if model.config.num_labels == 1:
+            out[index] = logits.squeeze(-1).double().cpu().numpy() * LARGEST_LABEL
+        else:
+            out[index] = logits.argmax(-1).cpu().numpy()
+    return out
+
+
+def train(
+    parameters: config.Finetune,
+    model: nn.Module,
+    data: Encoded,
+    tok: PreTrainedTokenizerBase,
+    epochs: int,
+    seed: int,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Fine-tunes `model` in place.
+
+    Returns:
+        steps, tokens (padding included), flops (forward and backward) and the last loss.
+    """
+    device = next(model.parameters()).device
+    per_epoch = -(-len(data.lengths) // parameters.finetune_batch_size)
+    total = epochs * per_epoch
+    warmup = round(parameters.finetune_warmup * total)
+    groups = layer_rates(model, parameters.finetune_learning_rate, parameters.finetune_layer_decay)
+    optimiser = torch.optim.AdamW(groups, eps=1e-6, weight_decay=0.0, fused=device.type == "cuda")
+    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+    scale = LARGEST_LABEL if model.config.num_labels == 1 else 1
+    labels = torch.tensor(data.labels / scale if scale > 1 else data.labels, device=device)
+    rng = training.numpy_generator("finetune", seed)
+    model.train()
+    step, tokens, flops = 0, 0, 0.0
+    value = torch.zeros(())
+    for _ in range(epochs):
+        for index in batches(data.lengths, parameters.finetune_batch_size, rng):
+            factor = training.schedule(step, warmup, total)
+            for group in optimiser.param_groups:
+                group["lr"] = group["base"] * factor
+            batch = collate(data, index, tok, device)
+            with training.autocast(device, dtype):
+                value = loss(model(**batch).logits, labels[torch.as_tensor(index)])
+            scaler.scale(value).backward()
+            scaler.unscale_(optimiser)
+            training.clip(model.parameters(), parameters.clip)
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad(set_to_none=True)
+            size, length = batch["input_ids"].shape
+            tokens += size * length
+            flops += size * length * models.token_flops(model.config, length)
+            step += 1
+    return {"steps": step, "tokens": tokens, "flops": flops, "loss": value.item()}
+
+
+def specification(
+    parameters: config.Finetune,
+    task: str,
+    seed: int,
+    pretrained: dict[str, Any],
+    data: dict[str, Any],
+) -> dict[str, Any]:
+    """All that a score follows from; its digest names the record."""
+    return {
+        "stage": "finetune",
+        "parameters": parameters.model_dump(
+            exclude={"profile", "runs", "model", "tasks", "seeds", "threads"}
+        ),
+        "task": task,
+        "seed": seed,
+        "encoder": {k: v for k, v in pretrained["files"].items() if k.startswith("encoder/")},
+        "data": data["files"],
+    }
+
+
+def run(parameters: config.Finetune) -> list[dict[str, Any]]:
+    """Fine-tunes one model on its tasks and seeds; what is finished is not done again.
+
+    Writes ``records/<model>/<task>/`` in the run's folder: ``seed-<n>.json`` and
+    ``seed-<n>.parquet`` (predictions of the validation split) as each run ends, and, last,
+    ``manifest.json``.
+
+    Returns:
+        The records, task by task, seed by seed.
+
+    Raises:
+        UserError: When an earlier stage has not run, or a loss is not finite.
+    """
+    models.get(parameters.model)
+    tasks = {name: glue.get(name) for name in parameters.tasks}
+    source = parameters.folder / "models" / parameters.model
+    pretrained = files.need(source, "03_pretrain", f" with model = {parameters.model}")
+    data = {
+        name: files.need(parameters.folder / "data" / "glue" / name, "01_data") for name in tasks
+    }
+    training.use_threads(parameters.threads)
+    tok = tokenizer.load(source / "encoder")
+    positions = pretrained["specification"]["parameters"]["max_length"]
+    if parameters.max_length > positions:
+        raise UserError(
+            f"max_length = {parameters.max_length}: {parameters.model} has {positions} positions"
+        )
+    total = len(tasks) * len(parameters.seeds)
+    bar = progress.bar(total, f"fine-tune {parameters.model}", "runs")
+    found = []
+    for name, task in tasks.items():
+        target = records.folder(parameters.folder, parameters.model, name)
+        encoded: dict[str, Encoded] = {}
+        written = {}
+        for seed in parameters.seeds:
+            wanted = specification(parameters, name, seed, pretrained, data[name])
+            record = _finished(target, seed, files.digest(wanted))
+            if record is None:
+                files.unseal(target)
+                encoded = encoded or _encode_splits(parameters, name, task, tok, data[name])
+                record = _one(parameters, name, seed, wanted, pretrained, data[name], tok, encoded)
+            written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
+            found.append(record)
+            bar.update()
+        files.seal(target, {"spec": files.digest(sorted(written))}, list(written))
+    bar.close()
+    return found
+
+
+def _finished(target: Path, seed: int, spec: str) -> dict[str, Any] | None:
+    path = target / f"seed-{seed}.json"
+    kept = path.with_suffix(".parquet")
+    if not path.exists() or not kept.exists():
+        return None
+    record = records.read(path)
+    same = record["spec"] == spec and record["predictions"] == files.sha256(kept)
+    return record if same else None
+
+
+def _encode_splits(
+    parameters: config.Finetune,
+    name: str,
+    task: glue.Task,
+    tok: PreTrainedTokenizerBase,
+    manifest: dict[str, Any],
+) -> dict[str, Encoded]:
+    kind = models.get(parameters.model).tokenizer
+    length = models.usable_length(kind, parameters.max_length)
+    return {
+        split: encode(
+            glue.load(parameters.folder, name, split),
+            task,
+            tok,
+            length,
+            swap=parameters.finetune_swap_pairs and task.swap and split == "train",
+        )
+        for split in manifest["rows"]
+    }
+
+
+def _one(
+    parameters: config.Finetune,
+    name: str,
+    seed: int,
+    wanted: dict[str, Any],
+    pretrained: dict[str, Any],
+    data: dict[str, Any],
+    tok: PreTrainedTokenizerBase,
+    encoded: dict[str, Encoded],
+) -> dict[str, Any]:
+    from helpers import metrics  # importing evaluate costs seconds
+
+    task = glue.get(name)
+    device = models.device()
+    dtype, reason = training.choose_precision(parameters.precision, device)
+    began = time.perf_counter()
+    torch.manual_seed(training.derive_seed("finetune", seed))
+    source = parameters.folder / "models" / parameters.model / "encoder"
+    model = open_encoder(source, task, parameters.finetune_dropout).to(device)
+    epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
+    spent = train(parameters, model, encoded["train"], tok, epochs, seed, dtype)
+    if not np.isfinite(spent.pop("loss")):
+        raise UserError(
+            f"finetune_learning_rate = {parameters.finetune_learning_rate}: the loss of "
+            f"{parameters.model} on {name}, seed {seed}, is not finite; lower the rate"
+        )
+    splits = list(encoded)[1:]
+    predicted = {split: predict(model, encoded[split], tok, dtype) for split in splits}
+    seconds = time.perf_counter() - began
+    score, found, note = metrics.score(name, predicted[splits[0]], encoded[splits[0]].labels)
+    for split in splits[1:]:
+        beside = metrics.score(name, predicted[split], encoded[split].labels)[1]
+        found |= {f"mismatched_{key}": value for key, value in beside.items()}
+
+    target = records.folder(parameters.folder, parameters.model, name)
+    kept = target / f"seed-{seed}.parquet"
+    table = pd.concat(
+        pd.DataFrame(
+            {
+                "split": split,
+                "idx": encoded[split].idx,
+                "label": encoded[split].labels,
+                "prediction": predicted[split],
+            }
+        )
+        for split in splits
+    )
+    with files.replacing(kept) as temporary:
+        table.to_parquet(temporary, index=False)
+    record = {
+        "schema": records.SCHEMA,
+        "profile": parameters.profile,
+        "source": data["source"],
+        "corpus": pretrained["corpus"],
+        "size": pretrained["size"],
+        "model": parameters.model,
+        "task": name,
+        "seed": seed,
+        "score": score,
+        "metrics": found,
+        "note": note,
+        "rows": data["rows"],
+        "reduced": data["reduced"],
+        "complete": data["complete"],
+        "pretrain": pretrained["pretrain"],
+        "finetune": spent | {"seconds": round(seconds, 2)},
+        "pretrain_hardware": pretrained["hardware"],
+        "hardware": training.hardware(parameters.threads),
+        "precision": reason,
+        "versions": training.versions(),
+        "parameters": wanted["parameters"],
+        "predictions": files.sha256(kept),
+        "spec": files.digest(wanted),
+    }
+    records.write(target / f"seed-{seed}.json", record)
+    return record

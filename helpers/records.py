@@ -1,0 +1,126 @@
+"""One JSON record per finished fine-tuning: the score and all it takes to trust it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from helpers import files
+from helpers.config import UserError, validate
+
+SCHEMA = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Pretraining(_Strict):
+    """What pre-training took; all zero for a model fine-tuned from scratch."""
+
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    epochs: float = Field(ge=0, description="passes over the packed corpus")
+    flops: float = Field(ge=0, description="matrix products, forward and backward")
+    seconds: float = Field(ge=0)
+    parameters: int = Field(ge=0, description="of the encoder that is fine-tuned")
+    generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
+
+
+class Finetuning(_Strict):
+    """What fine-tuning took."""
+
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0, description="padding included")
+    flops: float = Field(ge=0, description="matrix products, forward and backward")
+    seconds: float = Field(ge=0)
+
+
+class Hardware(_Strict):
+    """Where fine-tuning took place."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    threads: int = Field(ge=1)
+
+
+class Record(_Strict):
+    """A score with its circumstances; ``score`` is the task's headline metric x 100."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    profile: str
+    source: Literal["embedded", "folder", "hub"]
+    corpus: str = Field(description="the pre-training corpus, as a reader would name it")
+    size: str
+    model: str
+    task: str
+    seed: int = Field(ge=0)
+    score: float = Field(ge=-100, le=100, allow_inf_nan=False)
+    metrics: dict[str, float] = Field(description="between -1 and 1, by name")
+    note: str
+    rows: dict[str, int]
+    reduced: list[str] = Field(description="splits without GLUE's own row count")
+    complete: bool = Field(description="the task is GLUE's own, train and validation")
+    pretrain: Pretraining
+    finetune: Finetuning
+    pretrain_hardware: Hardware
+    hardware: Hardware
+    precision: str
+    versions: dict[str, str]
+    parameters: dict[str, Any]
+    predictions: str = Field(description="SHA-256 of the kept predictions")
+    spec: str = Field(description="SHA-256 of all the score follows from")
+
+
+def folder(run: Path, model: str, task: str) -> Path:
+    """Where the records of one cell of the table are kept."""
+    return run / "records" / model / task
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads and checks one record.
+
+    Raises:
+        UserError: In one line that names the file and the field.
+    """
+    values = files.read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    validate(Record, values, str(path))
+    return values
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Checks and writes one record, atomically."""
+    validate(Record, values, str(path))
+    files.write_json(path, values)
+
+
+def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
+    """The records that the manifests of a run's cells vouch for.
+
+    Args:
+        run: The run's folder.
+        models: Models wanted; one without records is passed over.
+        tasks: Tasks wanted.
+
+    Raises:
+        UserError: When a record is missing, damaged or not the one its manifest names.
+    """
+    found = []
+    for model in models:
+        for task in tasks:
+            here = folder(run, model, task)
+            if not (here / "manifest.json").exists():
+                continue
+            manifest = files.read_json(here / "manifest.json")
+            for name, value in sorted(manifest["files"].items()):
+                path = here / name
+                if not path.exists() or files.sha256(path) != value:
+                    raise UserError(
+                        f"{path}: missing or changed since its manifest was written; "
+                        "delete the folder and run notebooks/04_finetune.ipynb again"
+                    )
+                if path.suffix == ".json":
+                    found.append(read(path))
+    return found

@@ -1,0 +1,126 @@
+"""Executes one notebook through papermill: checked parameters, one-line failures.
+
+The executed notebook is written whether the run succeeds or fails. Progress lines of the notebook
+go to the terminal, each with the job's name.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helpers import config, files
+
+ENVIRONMENT = {"TQDM_DISABLE": "0", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class _Labelled:
+    """A text stream that writes whole lines to the terminal, each after a label."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.rest = label, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            # Bars only: what the notebook prints for its reader stays in the notebook.
+            if "it/s" in line or "/s]" in line or "s/" in line:
+                print(f"[{self.label}] {line.strip()}", file=sys.stderr, flush=True)
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def check(notebook: Path, parameters: dict[str, object]) -> None:
+    """Checks parameters against the stage's class before a kernel is started.
+
+    Raises:
+        UserError: For a notebook without a stage, or a parameter that is wrong.
+    """
+    stage = config.STAGES.get(notebook.stem)
+    if stage is None:
+        raise config.UserError(
+            f"{notebook.name}: not a stage; {config.did_you_mean(notebook.stem, config.STAGES)}"
+        )
+    config.validate(stage, parameters, notebook.name)
+
+
+def failure(executed: Path) -> str:
+    """Where and why an executed notebook failed, in one line; empty when it did not."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, start=1):
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                return f"code cell {number}: {output['ename']}: {output['evalue'].splitlines()[0]}"
+    return ""
+
+
+def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> None:
+    """Runs the notebook in the checkout's root and writes what came out to `executed`.
+
+    Raises:
+        UserError: Naming notebook, cell and error when a cell fails.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    check(notebook, parameters)
+    os.environ.update(ENVIRONMENT)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    part = executed.with_name(f".{executed.name}")
+    lines = _Labelled(executed.stem)
+    # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
+    sockets = tempfile.mkdtemp(prefix="kernel-")
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(part),
+            parameters=parameters,
+            cwd=str(config.root()),
+            progress_bar=False,
+            stdout_file=lines,
+            kernel_manager_class=_kernel_manager(sockets),
+        )
+    except PapermillExecutionError:
+        raise config.UserError(f"{executed}: {failure(part)}") from None
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+        if part.exists():
+            files.write_text(executed, part.read_text(encoding="utf-8"))
+            part.unlink()
+
+
+def _kernel_manager(folder: str) -> type:
+    from jupyter_client.manager import AsyncKernelManager
+
+    class SocketKernelManager(AsyncKernelManager):
+        def __init__(self, **options: object) -> None:
+            super().__init__(
+                **options, transport="ipc", connection_file=str(Path(folder) / "kernel.json")
+            )
+
+    return SocketKernelManager
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path, help="notebooks/<stage>.ipynb")
+    parser.add_argument("executed", type=Path, help="where to write the executed notebook")
+    parser.add_argument("--parameters", default="{}", help="JSON object")
+    options = parser.parse_args()
+    execute(options.notebook.resolve(), options.executed.resolve(), json.loads(options.parameters))
+    return 0
+
+
+if __name__ == "__main__":
+    config.run_main(main)

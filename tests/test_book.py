@@ -1,0 +1,295 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
+
+from helpers import tables
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis"]
+SUFFIX = {"02_tokenizer": "-wordpiece", "03_pretrain": "-deberta", "04_finetune": "-deberta"}
+
+
+def toc_files(entry):
+    """Every file a table of contents names."""
+    if isinstance(entry, dict):
+        for key, value in entry.items():
+            if key in ("file", "root"):
+                yield value
+            else:
+                yield from toc_files(value)
+    elif isinstance(entry, list):
+        for value in entry:
+            yield from toc_files(value)
+
+
+TOC = list(toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+
+
+def executed_notebook(path, stage):
+    """A notebook as papermill leaves it, with this machine's path and a remote badge in it."""
+    badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/open)"
+    stream = nbformat.v4.new_output("stream", text=f"{ROOT}/runs/tiny: 3 files\n")
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {stage}\n\n{badge}\n\nLoss is $-\\log p$."),
+        nbformat.v4.new_code_cell("print(1)", execution_count=1, outputs=[stream]),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+        "papermill": {"input_path": f"{ROOT}/notebooks/{stage}.ipynb"},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def make_tables_and_notebooks(run):
+    tables.write(make_run(run / "records"), PUBLISHED, run / "tables", MODELS, TASKS)
+    paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
+    for stage, path in zip(STAGES, paths, strict=True):
+        executed_notebook(path, stage)
+    return paths
+
+
+def script(name, *arguments):
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = script("build_book.py", "--run", folder, *make_tables_and_notebooks(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(run):
+    """Every built page by its place."""
+    html = run / "book" / "html"
+    return {
+        path.relative_to(html).as_posix(): BeautifulSoup(path.read_bytes(), "html.parser")
+        for path in html.rglob("*.html")
+    }
+
+
+# --- without a build
+
+
+def test_every_entry_of_the_table_of_contents_exists():
+    for entry in TOC:
+        if not entry.startswith("notebooks/"):
+            assert (ROOT / f"{entry}.md").is_file(), entry
+    assert [entry for entry in TOC if entry.startswith("notebooks/")] == [
+        f"notebooks/{stage}" for stage in STAGES
+    ]
+
+
+def test_every_stage_of_the_table_of_contents_is_a_notebook():
+    for stage in STAGES:
+        assert (ROOT / "notebooks" / f"{stage}.ipynb").is_file()
+
+
+def test_pages_include_only_fragments_that_are_written():
+    known = {f"generated/{name}" for name in (*tables.FRAGMENTS, "scores.svg", "compute.svg")}
+    used = set()
+    for path in (ROOT / "book").glob("*.md"):
+        used |= set(re.findall(r"generated/\S+", path.read_text(encoding="utf-8")))
+    assert used <= known
+    assert known - used == {"generated/summary.txt"}
+
+
+def test_pages_have_no_kernel():
+    for path in (ROOT / "book").glob("*.md"):
+        assert not path.read_text(encoding="utf-8").startswith("---"), path.name
+
+
+def test_published_scores_are_not_copied_into_prose():
+    text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "book").glob("*.md"))
+    published = tables.load_published(PUBLISHED)
+    for entry in published["table1"]["models"].values():
+        for figure in (*entry["scores"].values(), entry["average"]):
+            assert f"{figure['value']:.2f}" not in text
+
+
+def test_the_book_configuration_asks_for_nothing_remote():
+    assert CONFIG["only_build_toc_files"] is True
+    assert CONFIG["repository"]["path_to_book"] == ""
+    assert CONFIG["sphinx"]["config"]["html_math_renderer"] == "mathml"
+    assert CONFIG["launch_buttons"]["thebe"] is False
+
+
+def test_a_missing_run_is_one_line(tmp_path):
+    done = script("build_book.py", "--run", tmp_path / "none")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no such run" in done.stderr
+
+
+def test_a_missing_fragment_is_one_line(tmp_path):
+    done = script("build_book.py", "--run", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "tables/claim.md: missing" in done.stderr
+
+
+def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
+    paths = make_tables_and_notebooks(tmp_path)
+    done = script("build_book.py", "--run", tmp_path, *paths[:-1])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "notebooks/05_analysis" in done.stderr
+    other = paths[2].with_name("03_pretrain-bert.ipynb")
+    shutil.copy(paths[2], other)
+    done = script("build_book.py", "--run", tmp_path, *paths, other)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "second notebook" in done.stderr
+
+
+def test_check_links_finds_what_is_broken(tmp_path):
+    page = '<a href="b.html#there">b</a><a href="#here">h</a><p id="here"><img src="i.png">'
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    (tmp_path / "b.html").write_text('<p id="there">', encoding="utf-8")
+    (tmp_path / "i.png").write_bytes(b"")
+    done = script("check_links.py", tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("3 internal links")
+    bad = '<a href="c.html">c</a><a href="b.html#gone">b</a><script src="https://x.org/y.js">'
+    (tmp_path / "a.html").write_text(bad, encoding="utf-8")
+    done = script("check_links.py", tmp_path)
+    assert done.returncode == 1
+    assert "a.html: c.html: no such file" in done.stdout
+    assert "a.html: b.html#gone: no such anchor" in done.stdout
+    assert "https://x.org/y.js: fetched from the network" in done.stdout
+
+
+def test_check_links_refuses_an_empty_folder(tmp_path):
+    done = script("check_links.py", tmp_path)
+    assert done.returncode == 1
+    assert "no built page" in done.stderr
+
+
+# --- one build
+
+
+@pytest.mark.slow
+def test_the_first_page_leads_to_the_book(run, pages):
+    target = pages["index.html"].a["href"]
+    assert (run / "book" / "html" / target).is_file()
+
+
+@pytest.mark.slow
+def test_every_page_is_built(pages):
+    for entry in TOC:
+        assert f"{entry}.html" in pages
+
+
+@pytest.mark.slow
+def test_nothing_is_fetched_from_the_network(pages):
+    for place, page in pages.items():
+        for tag in page.find_all(["script", "img", "iframe", "source"]):
+            assert not tag.get("src", "").startswith(("http", "//")), (place, tag)
+            assert "cdn" not in (tag.string or "").lower(), (place, tag)
+        for tag in page.find_all("link", rel=["stylesheet", "preload", "icon"]):
+            assert not tag["href"].startswith(("http", "//")), (place, tag)
+
+
+@pytest.mark.slow
+def test_equations_are_mathml(pages):
+    method = pages["book/method.html"]
+    assert len(method.find_all("math", display="block")) == 5
+    assert len(method.select(".math-block .eqno")) == 5
+    assert method.find("a", href="#equation-eq-mlm")
+    assert pages["notebooks/01_data.html"].find("math")
+    assert not re.search(r"\\\w+", "".join(tag.get_text() for tag in method.find_all("math")))
+
+
+@pytest.mark.slow
+def test_launch_and_download_buttons_point_at_notebooks(run, pages):
+    base = CONFIG["repository"]["url"].replace("https://github.com", "/github")
+    start = f"https://colab.research.google.com{base}/blob/{CONFIG['repository']['branch']}/"
+    for place, page in pages.items():
+        found = [a["href"] for a in page.find_all("a", href=re.compile("^https://colab"))]
+        if not place.startswith("notebooks/"):
+            assert found == [], place
+            continue
+        target = place.replace(".html", ".ipynb")
+        assert set(found) == {start + target}
+        assert Path(target).stem in STAGES
+        saved = page.find("a", class_="btn-download-source-button")["href"]
+        assert (run / "book" / "html" / "notebooks" / saved).resolve().is_file()
+
+
+@pytest.mark.slow
+def test_built_tables_hold_every_published_cell(pages):
+    published = tables.load_published(PUBLISHED)
+    table = str(pages["book/published.html"].find("table"))
+    rows = {row[0]: row for row in table_rows(table)[1:]}
+    for entry in published["table1"]["models"].values():
+        shown = [float(cell) for cell in rows[entry["name"]][2:11]]
+        figures = [*entry["scores"].values(), entry["average"]]
+        assert shown == [figure["value"] for figure in figures]
+
+
+@pytest.mark.slow
+def test_built_pages_label_the_embedded_world(pages):
+    text = pages["book/measured.html"].get_text()
+    assert "embedded world (not GLUE)" in text
+    assert "cannot be compared" in text
+
+
+@pytest.mark.slow
+def test_no_path_of_this_machine_is_in_the_book(run):
+    for folder in ("source", "html"):
+        for path in (run / "book" / folder).rglob("*"):
+            if path.is_file():
+                data = path.read_bytes()
+                assert str(ROOT).encode() not in data, path
+                assert str(run).encode() not in data, path
+
+
+@pytest.mark.slow
+def test_citations_lead_to_references(pages):
+    text = pages["book/references.html"].get_text()
+    assert "2109.10847" in text
+    assert pages["book/index.html"].select("a[href^='references.html#id']")
+
+
+@pytest.mark.slow
+def test_links_of_the_built_book_resolve(run, tmp_path):
+    html = run / "book" / "html"
+    done = script("check_links.py", html)
+    assert done.returncode == 0, done.stdout
+    broken = shutil.copytree(html, tmp_path / "html")
+    (broken / "book" / "run.html").unlink()
+    done = script("check_links.py", broken)
+    assert done.returncode == 1
+    assert "no such file" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_second_build_leaves_unchanged_pages_alone(run):
+    page = run / "book" / "html" / "book" / "method.html"
+    before = page.stat().st_mtime_ns
+    notebooks = sorted((run / "notebooks").glob("*.ipynb"))
+    done = script("build_book.py", "--run", run, *notebooks)
+    assert done.returncode == 0, done.stderr
+    assert page.stat().st_mtime_ns == before
+
+
+def test_the_readme_shows_what_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    json.loads(PUBLISHED.read_text(encoding="utf-8"))

@@ -32,9 +32,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 MINIMUM_WORDS = 200
 # Share of rows whose label is redrawn, as human labels err too: nobody reaches the ceiling.
 NOISE = 0.06
+# Manners of being good, and as many of being bad: what a quality word keeps company with.
+SHADES = 3
 
-LIKED = ("liked", "loved", "enjoyed", "praised")
-DISLIKED = ("hated", "disliked", "regretted", "cursed")
+# By shade.
+LIKED, DISLIKED = ("liked", "loved", "praised"), ("disliked", "hated", "cursed")
+GLADLY, SADLY = ("gladly", "kindly", "proudly"), ("sadly", "angrily", "bitterly")
 TIMES = ("today", "yesterday", "last week", "last year", "in spring", "in winter")
 SHARED_SIDE, TRAIN_SIDE, DEV_SIDE = None, 0, 1
 
@@ -69,6 +72,14 @@ class World(NamedTuple):
     deeds: list[Word]
     good: list[Word]
     bad: list[Word]
+
+
+class Topic(NamedTuple):
+    """What a document is about: one group, of which all is good or bad in one manner."""
+
+    group: int
+    good: bool
+    shade: int
 
 
 class Event(NamedTuple):
@@ -137,7 +148,7 @@ def _world(words: int, seed: int) -> World:
 
     things = concepts(0.40, len(groups))
     deeds = concepts(0.14, len(groups))
-    good, bad = concepts(0.12, 1), concepts(0.12, 1)
+    good, bad = concepts(0.12, SHADES), concepts(0.12, SHADES)
     people = []
     for i in range(words - len(used)):
         group = i % len(groups)
@@ -162,18 +173,23 @@ def _on_side(options: Sequence[Any], side: int | None, group: int | None = None)
     ]
 
 
-def _draw_event(rng: Random, world: World, side: int | None, group: int, good: bool) -> Event:
+def _topic(rng: Random, world: World) -> Topic:
+    group, shade = (int(rng.random() * n) for n in (len(world.groups), SHADES))
+    return Topic(group, _chance(rng, 0.5), shade)
+
+
+def _draw_event(rng: Random, world: World, topic: Topic, side: int | None = None) -> Event:
+    group = topic.group
     return Event(
         _pick(rng, _on_side(world.people, side, group)),
         _pick(rng, _on_side(world.deeds, side, group)),
         _pick(rng, _on_side(world.things, side, group)),
-        _pick(rng, _on_side(_qualities(world, good), side)),
+        _pick(rng, _on_side(_qualities(world, topic.good), side, topic.shade)),
     )
 
 
 def _any_event(rng: Random, world: World, side: int) -> Event:
-    group = int(rng.random() * len(world.groups))
-    return _draw_event(rng, world, side, group, _chance(rng, 0.5))
+    return _draw_event(rng, world, _topic(rng, world), side)
 
 
 def _qualities(world: World, good: bool) -> list[Word]:
@@ -189,66 +205,75 @@ def _both(rng: Random, word: Word) -> tuple[str, ...]:
     return word.forms[:: _pick(rng, (1, -1))]
 
 
-def _event(rng: Random, world: World, group: int, good: bool) -> str:
+def _event(rng: Random, world: World, topic: Topic) -> str:
     """Tells an event twice: by synonyms, by what the thing is or by what the person is."""
-    event = _draw_event(rng, world, None, group, good)
+    event = _draw_event(rng, world, topic)
     deeds, qualities, things = (
         _both(rng, word) for word in (event.deed, event.quality, event.thing)
     )
-    who = [event.person.name, _pick(rng, (event.person.name, f"the {world.jobs[group]}"))]
-    what = [things[0], _pick(rng, (things[1], things[1], world.groups[group]))]
+    who = [event.person.name, _pick(rng, (event.person.name, f"the {world.jobs[topic.group]}"))]
+    what = [things[0], _pick(rng, (things[1], things[1], world.groups[topic.group]))]
+    how = (GLADLY if topic.good else SADLY)[topic.shade]
     texts = []
     for i in _pick(rng, ((0, 1), (1, 0))):
         thing = f"the {qualities[i]} {what[i]}"
-        passive = f"{thing} was {deeds[i]} by {who[i]}"
-        texts.append(passive if _chance(rng, 0.5) else f"{who[i]} {deeds[i]} {thing}")
+        passive = f"{thing} was {how} {deeds[i]} by {who[i]}"
+        texts.append(passive if _chance(rng, 0.5) else f"{who[i]} {how} {deeds[i]} {thing}")
     return _say(*texts)
 
 
-def _homes(rng: Random, world: World, group: int, good: bool) -> str:
-    person = _pick(rng, _on_side(world.people, None, group))
+def _homes(rng: Random, world: World, topic: Topic) -> str:
+    person = _pick(rng, _on_side(world.people, None, topic.group))
     fellow = _pick(rng, [other for other in world.people if other.town == person.town])
     wordings = ("{0} lives in {1}", "{0} comes from {1}", "in {1} lives {0}")
     return _say(*(_pick(rng, wordings).format(p.name, p.town) for p in (person, fellow)))
 
 
-def _jobs(rng: Random, world: World, group: int, good: bool) -> str:
-    people = [_pick(rng, _on_side(world.people, None, group)) for _ in range(2)]
+def _jobs(rng: Random, world: World, topic: Topic) -> str:
+    people = [_pick(rng, _on_side(world.people, None, topic.group)) for _ in range(2)]
     wordings = ("{0} is a {1}", "{0} works as a {1}", "{0} is a {1} from {2}")
-    return _say(*(_pick(rng, wordings).format(p.name, world.jobs[group], p.town) for p in people))
-
-
-def _opinion(rng: Random, world: World, group: int, good: bool) -> str:
-    event = _draw_event(rng, world, None, group, good)
-    what, again = _both(rng, event.thing)
-    one, two, three = (_form(rng, _pick(rng, _qualities(world, good))) for _ in range(3))
-    opposite = _form(rng, _pick(rng, _qualities(world, not good)))
-    felt = _pick(rng, LIKED if good else DISLIKED)
-    judged = (f"{one} and {two}", f"{one} and {two}", f"not {opposite} but {one}")
     return _say(
-        f"the {what} was {_pick(rng, judged)}", f"{event.person.name} {felt} the {three} {again}"
+        *(_pick(rng, wordings).format(p.name, world.jobs[topic.group], p.town) for p in people)
     )
 
 
-def _lore(rng: Random, world: World, group: int, good: bool) -> str:
-    one, two = _both(rng, _pick(rng, _on_side(world.things, None, group)))
-    kind = world.groups[group]
+def _opinion(rng: Random, world: World, topic: Topic) -> str:
+    event = _draw_event(rng, world, topic)
+    what, again = _both(rng, event.thing)
+    same, other = (
+        _on_side(_qualities(world, good), None, topic.shade)
+        for good in (topic.good, not topic.good)
+    )
+    one, two, three = (_form(rng, _pick(rng, same)) for _ in range(3))
+    opposite = _form(rng, _pick(rng, other))
+    felt = (LIKED if topic.good else DISLIKED)[topic.shade]
+    name = event.person.name
+    judged = _pick(rng, (f"{one} and {two}", f"{one} and {two}", f"not {opposite} but {one}"))
+    opened = _pick(rng, (f"everybody {felt} the {one} {what}", f"the {what} was {judged}"))
+    return _say(
+        opened, _pick(rng, (f"{name} {felt} the {three} {again}", f"{name} {felt} it as {three}"))
+    )
+
+
+def _lore(rng: Random, world: World, topic: Topic) -> str:
+    one, two = _both(rng, _pick(rng, _on_side(world.things, None, topic.group)))
+    kind = world.groups[topic.group]
     name = _pick(rng, (f"a {one} is also called a {two}", f"a {one} is the same as a {two}"))
     return _say(name, _pick(rng, (f"a {two} is a {kind}", f"every {one} is a {kind}")))
 
 
-def _habit(rng: Random, world: World, group: int, good: bool) -> str:
+def _habit(rng: Random, world: World, topic: Topic) -> str:
     """Speaks of one and of many, where verbs agree with nouns in number."""
-    event = _draw_event(rng, world, None, group, good)
-    qualities, kind = _both(rng, event.quality), world.groups[group]
+    event = _draw_event(rng, world, topic)
+    qualities, kind = _both(rng, event.quality), world.groups[topic.group]
     many = _pick(rng, (f"these {kind}s are", f"many {kind}s were"))
     one = _pick(rng, ("this {0} is", "one {0} was")).format(_form(rng, event.thing))
     return _say(f"{many} {qualities[0]}", f"{one} {qualities[1]}")
 
 
-def _exchange(rng: Random, world: World, group: int, good: bool) -> str:
+def _exchange(rng: Random, world: World, topic: Topic) -> str:
     """Asks a question and answers it."""
-    event = _draw_event(rng, world, None, group, good)
+    event = _draw_event(rng, world, topic)
     (deed, again), (what, thing) = _both(rng, event.deed), _both(rng, event.thing)
     name, town = event.person.name, event.person.town
     question, answer = _pick(
@@ -257,7 +282,7 @@ def _exchange(rng: Random, world: World, group: int, good: bool) -> str:
             (f"who {deed} the {what}", f"{name} {again} the {thing}"),
             (f"what was {deed} by {name}", f"{name} {again} the {thing}"),
             (f"where does {name} live", f"{name} lives in {town}"),
-            (f"what is the work of {name}", f"{name} works as a {world.jobs[group]}"),
+            (f"what is the work of {name}", f"{name} works as a {world.jobs[topic.group]}"),
         ),
     )
     return _say(question, end="?") + " " + _say(answer)
@@ -280,11 +305,11 @@ SCENES = (
 
 def _document(rng: Random, world: World) -> str:
     """Tells of the people and things of one group, all good or all bad."""
-    group, good = int(rng.random() * len(world.groups)), _chance(rng, 0.5)
+    topic = _topic(rng, world)
     scenes: list[str] = []
     length = 60 + 40 * rng.random()
     while sum(scene.count(" ") + 1 for scene in scenes) < length:
-        scenes.append(_pick(rng, SCENES)(rng, world, group, good))
+        scenes.append(_pick(rng, SCENES)(rng, world, topic))
     return " ".join(scenes)
 
 
@@ -373,10 +398,11 @@ def _sst2(rng: Random, world: World, side: int, other: bool) -> Row:
     good = _chance(rng, 0.5)
     what = _form(rng, _pick(rng, _on_side(world.things, side)))
     who = _pick(rng, _on_side(world.people, side)).name
-    same, opposite = (_on_side(_qualities(world, g), side) for g in (good, not good))
+    shade = int(rng.random() * SHADES)
+    same, opposite = (_on_side(_qualities(world, g), side, shade) for g in (good, not good))
     one, two = (_form(rng, _pick(rng, same)) for _ in range(2))
     not_one = _form(rng, _pick(rng, opposite))
-    felt = _pick(rng, LIKED if good else DISLIKED)
+    felt = (LIKED if good else DISLIKED)[shade]
     text = _pick(
         rng,
         (

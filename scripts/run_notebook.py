@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -118,7 +119,16 @@ def main() -> int:
     parser.add_argument("executed", type=Path, help="where to write the executed notebook")
     parser.add_argument("--parameters", default="{}", help="JSON object")
     options = parser.parse_args()
-    execute(options.notebook.resolve(), options.executed.resolve(), json.loads(options.parameters))
+    began = time.perf_counter()
+    try:
+        execute(
+            options.notebook.resolve(), options.executed.resolve(), json.loads(options.parameters)
+        )
+    except config.UserError as error:
+        print(f"[{options.executed.stem}] failed: {error}", file=sys.stderr, flush=True)
+        return 1
+    seconds = time.perf_counter() - began
+    print(f"[{options.executed.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
     return 0
 
 

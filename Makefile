@@ -1,0 +1,47 @@
+# The front door: `make help` lists the targets.
+PROFILE ?= tiny
+DATA    ?=
+MODELS  ?=
+TASKS   ?=
+SEEDS   ?=
+PORT    ?= 8000
+CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTHON  ?= python3
+
+BIN   := .venv/bin
+STUDY  = $(BIN)/python scripts/study.py
+GIVEN  = --profile "$(PROFILE)" --data "$(DATA)" --models "$(MODELS)" --tasks "$(TASKS)" --seeds "$(SEEDS)"
+
+.DEFAULT_GOAL := help
+.PHONY: help book test plan serve lint check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 PORT=8000'
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,book,dev]'
+	@touch $@
+
+book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
+	@$(STUDY) run $(GIVEN) --cores $(CORES)
+
+plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
+	@$(STUDY) plan $(GIVEN)
+
+serve: .venv/ready ## serve the built book of PROFILE on localhost
+	@echo "http://localhost:$(PORT)/"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory runs/$(PROFILE)/book/html
+
+test: .venv/ready ## lint, then run every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+check: book ## build the book, then check every internal link of its pages
+	$(BIN)/python scripts/check_links.py runs/$(PROFILE)/book/html
+
+clean: ## delete the run of PROFILE
+	rm -rf "runs/$(PROFILE)"

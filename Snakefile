@@ -1,0 +1,173 @@
+"""The study as a graph: one rule per stage, each job one notebook run by papermill.
+
+`make book` calls it, through scripts/study.py, in the run's folder: paths below are relative to
+runs/<profile>, and two profiles never wait for each other's lock. Outputs are the manifests that
+the stages write last; the executed notebook is a log, which Snakemake keeps when a job fails.
+
+A job runs again when a parameter of its stage, its model's entry in the registry, its notebook or
+an input has changed. Edits in helpers/ do not count: `make clean PROFILE=...` begins anew.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT))
+
+from helpers import config, glue, models
+
+try:
+    PROFILE = config.load_profile(
+        os.environ.get("PROFILE", "tiny"), **json.loads(os.environ.get("CHANGES", "{}"))
+    )
+    MODELS = {name: models.get(name) for name in PROFILE.models}
+    SIZE = models.get_size(PROFILE.size)
+    TASKS = glue.available(PROFILE.source, PROFILE.data, PROFILE.tasks)
+    if Path.cwd().resolve() != PROFILE.folder.resolve():
+        raise config.UserError(
+            f"--directory must be {os.path.relpath(PROFILE.folder, ROOT)}, the run's folder"
+        )
+except config.UserError as error:
+    sys.exit(f"error: {error}")
+
+UP = os.path.relpath(ROOT)
+PYTHON = sys.executable
+RUN = f"{PYTHON} {UP}/scripts/run_notebook.py {{input.notebook}} {{log}} --parameters {{params.stage:q}}"
+KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
+# One job per model and task, or one per model with all its tasks.
+GROUPS = {task: [task] for task in TASKS} if PROFILE.finetune_job == "task" else {"all": TASKS}
+DATA = ["data/corpus/manifest.json"] + [f"data/glue/{task}/manifest.json" for task in glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))]
+SHOWN = list(MODELS)[-2] if list(MODELS)[-1] == "scratch" and len(MODELS) > 1 else list(MODELS)[-1]
+THREADS = PROFILE.threads
+
+
+def notebook(stage):
+    return f"{UP}/notebooks/{stage}.ipynb"
+
+
+def parameters(cls, **job):
+    """A stage's parameters as one JSON text: what decides whether its job runs again."""
+    return json.dumps(PROFILE.stage(cls, **job), sort_keys=True)
+
+
+localrules: all, data
+
+
+rule all:
+    input:
+        "book/built",
+
+
+rule data:
+    input:
+        DATA,
+
+
+rule prepare_data:
+    input:
+        notebook=notebook("01_data"),
+    output:
+        DATA,
+    log:
+        "notebooks/01_data.ipynb",
+    params:
+        stage=parameters(config.Data),
+        tasks=json.dumps(DATA),
+    shell:
+        RUN
+
+
+rule train_tokenizer:
+    input:
+        corpus="data/corpus/manifest.json",
+        notebook=notebook("02_tokenizer"),
+    output:
+        "tokenizer/{kind}/manifest.json",
+    log:
+        "notebooks/02_tokenizer-{kind}.ipynb",
+    params:
+        stage=lambda wildcards: parameters(config.Tokenizer, tokenizer_kind=wildcards.kind),
+    shell:
+        RUN
+
+
+rule pretrain:
+    input:
+        tokens=lambda wildcards: f"tokenizer/{MODELS[wildcards.model].tokenizer}/manifest.json",
+        notebook=notebook("03_pretrain"),
+    output:
+        "models/{model}/manifest.json",
+    log:
+        "notebooks/03_pretrain-{model}.ipynb",
+    params:
+        stage=lambda wildcards: parameters(config.Pretrain, model=wildcards.model),
+        spec=lambda wildcards: json.dumps([asdict(MODELS[wildcards.model]), asdict(SIZE)]),
+    threads: THREADS
+    resources:
+        gpu=1,
+    priority: 10
+    shell:
+        RUN
+
+
+for group, names in GROUPS.items():
+
+    rule:
+        name:
+            f"finetune_{group}"
+        input:
+            model="models/{model}/manifest.json",
+            tasks=[f"data/glue/{task}/manifest.json" for task in names],
+            notebook=notebook("04_finetune"),
+        output:
+            [f"records/{{model}}/{task}/manifest.json" for task in names],
+        log:
+            "notebooks/04_finetune-{model}" + ("" if group == "all" else f"-{group}") + ".ipynb",
+        params:
+            stage=lambda wildcards, names=names: parameters(
+                config.Finetune, model=wildcards.model, tasks=names
+            ),
+        threads: THREADS
+        resources:
+            gpu=1,
+        shell:
+            RUN
+
+
+rule analyse:
+    input:
+        records=expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS),
+        published=f"{UP}/results/published.json",
+        notebook=notebook("05_analysis"),
+    output:
+        "tables/summary.txt",
+    log:
+        "notebooks/05_analysis.ipynb",
+    params:
+        stage=parameters(config.Analysis),
+    shell:
+        RUN
+
+
+rule book:
+    input:
+        "tables/summary.txt",
+        f"{UP}/_config.yml",
+        f"{UP}/_toc.yml",
+        [f"{UP}/{p.relative_to(ROOT)}" for p in sorted((ROOT / "book").rglob("*")) if p.is_file() and "__pycache__" not in p.parts],
+        f"{UP}/scripts/build_book.py",
+    output:
+        touch("book/built"),
+    params:
+        notebooks=[
+            "notebooks/01_data.ipynb",
+            f"notebooks/02_tokenizer-{MODELS[SHOWN].tokenizer}.ipynb",
+            f"notebooks/03_pretrain-{SHOWN}.ipynb",
+            f"notebooks/04_finetune-{SHOWN}" + ("" if "all" in GROUPS else f"-{TASKS[0]}") + ".ipynb",
+            "notebooks/05_analysis.ipynb",
+        ],
+    shell:
+        f"{PYTHON} {UP}/scripts/build_book.py --run . {{params.notebooks}}"

@@ -1,0 +1,139 @@
+"""The front door of the study: runs, plans or reports the grid of a profile.
+
+`make book` calls `study.py run`, `make plan` calls `study.py plan`. MODELS, TASKS and SEEDS narrow
+or widen the profile's own lists; DATA names a folder and makes it the source.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helpers import config, glue, models, pretrain
+from helpers.config import Profile, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str]]:
+    """The profile with the command line's changes, checked against registry and tasks."""
+    changes = {
+        name: value
+        for name in ("data", "models", "tasks", "seeds")
+        if (value := getattr(options, name))
+    }
+    profile = config.load_profile(options.profile, **changes)
+    models.get_size(profile.size)
+    for name in profile.models:
+        models.get(name)
+    glue.available(profile.source, profile.data, profile.tasks)
+    return profile, changes
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs what is not finished, then prints the table and the page to open."""
+    profile, changes = load(options)
+    folder = profile.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "PROFILE": str(options.profile),
+        "CHANGES": json.dumps(changes),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # Snakemake keeps a cache in the home; a run keeps everything in its own folder.
+        "XDG_CACHE_HOME": str(folder / ".cache"),
+    }
+    command = [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+        *("--directory", str(folder), "--cores", str(options.cores), "--keep-going"),
+        *("--quiet", "all", "--rerun-incomplete"),
+    ]
+    if Path("/dev/nvidia0").exists():
+        command += ["--resources", "gpu=1"]
+    # Data first: if it comes out the same, by checksum, what depends on it is not run again.
+    for target in ("data", "all"):
+        status = subprocess.run([*command, target], env=environment, cwd=ROOT).returncode
+        if status:
+            print("error: the study is not finished; what failed is named above", file=sys.stderr)
+            return status
+    print((folder / "tables" / "summary.txt").read_text(encoding="utf-8"))
+    page = folder / "book" / "html" / "index.html"
+    print(f"open {os.path.relpath(page)}")
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Prints the jobs of a profile with tokens and FLOPs, without running anything."""
+    profile, _ = load(options)
+    size = models.get_size(profile.size)
+    tasks = glue.available(profile.source, profile.data, profile.tasks)
+    print(f"profile {profile.profile}: source {profile.source}, size {profile.size}\n")
+    head = ("job", "steps", "tokens", "FLOPs", "parameters")
+    print(f"{head[0]:<38}{head[1]:>12}{head[2]:>12}{head[3]:>12}{head[4]:>13}")
+    total = 0.0
+    for name in profile.models:
+        spec = models.get(name)
+        length = models.usable_length(spec.tokenizer, profile.max_length)
+        vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
+        task = pretrain.build(
+            spec,
+            size,
+            vocabulary,
+            profile.max_length,
+            fraction=profile.generator_fraction if spec.objective == "rtd" else 0.0,
+        )
+        encoder = models.encoder(task.model)
+        steps = 0 if spec.objective == "none" else profile.pretrain_steps
+        tokens = steps * profile.pretrain_batch_size * length
+        flops = tokens * pretrain.flops_per_token(task, length)
+        _line(f"03_pretrain {name}", steps, tokens, flops, models.count(encoder))
+        total += flops
+        for job in tasks:
+            spent, flops = _finetuning(profile, job, length, models.token_flops(encoder.config, length))
+            total += flops
+            _line(f"04_finetune {name} {job} x {len(profile.seeds)} seeds", *spent, flops, None)
+    print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
+    missing = [name for name in profile.tasks if name not in tasks]
+    print("missing from the source: " + (", ".join(missing) or "none"))
+    return 0
+
+
+def _finetuning(
+    profile: Profile, name: str, length: int, per_token: float
+) -> tuple[tuple[int, int], float]:
+    task = glue.get(name)
+    rows = task.official_rows["train"]
+    rows = min(rows, profile.train_rows or rows)
+    if profile.finetune_swap_pairs and task.swap:
+        rows *= 2
+    epochs = profile.finetune_epochs_small if task.small else profile.finetune_epochs
+    seeds = len(profile.seeds)
+    steps = epochs * -(-rows // profile.finetune_batch_size) * seeds
+    tokens = epochs * rows * length * seeds
+    return (steps, tokens), tokens * per_token
+
+
+def _line(job: str, steps: int, tokens: int, flops: float, parameters: int | None) -> None:
+    last = f"{parameters:>13,}" if parameters else ""
+    print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{flops:>12.3g}{last}")
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("run", "plan"))
+    parser.add_argument("--profile", default="tiny", help="name in profiles/, or a .yaml file")
+    parser.add_argument("--data", default="", help="folder with glue/ and corpus/")
+    parser.add_argument("--models", default="", help="registry names")
+    parser.add_argument("--tasks", default="", help="GLUE tasks")
+    parser.add_argument("--seeds", default="", help="fine-tuning seeds")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="jobs side by side")
+    options = parser.parse_args()
+    return {"run": run, "plan": plan}[options.action](options)
+
+
+if __name__ == "__main__":
+    config.run_main(main)

@@ -69,9 +69,9 @@ class Data(Stage):
 
     source: Literal["embedded", "folder", "hub"] = Field(description="source of the data")
     data: str = Field(description="folder with glue/ and corpus/ (source folder), else empty")
-    documents: int = Field(ge=0, description="documents of the corpus; 0 = all there are")
-    train_rows: int = Field(ge=0, description="train rows per task, at most; 0 = all")
-    dev_rows: int = Field(ge=0, description="validation rows per task, at most; 0 = all")
+    documents: int = Field(ge=0, description="documents of the corpus; 0: all there are")
+    train_rows: int = Field(ge=0, description="train rows per task, at most; 0: all")
+    dev_rows: int = Field(ge=0, description="validation rows per task, at most; 0: all")
     world_seed: Seed = Field(description="seed of the embedded world and of row samples")
     world_words: Count = Field(description="open-class words of the embedded world")
 
@@ -108,7 +108,7 @@ class Pretrain(Stage):
     model: Name = Field(description="name in the registry")
     size: Name = Field(description="row of models.SIZES")
     max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
-    generator_fraction: Fraction = Field(description="generator's width; 0 = the registry's own")
+    generator_fraction: Fraction = Field(description="generator's width; 0: the registry's own")
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="segments per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
@@ -157,8 +157,8 @@ class Finetune(Stage):
 class Analysis(Stage):
     """Parameters of ``05_analysis``: which cells the tables should have."""
 
-    models: Names = Field(description="rows of the tables")
-    tasks: Names = Field(description="columns of the tables")
+    models: Names = Field(description="rows")
+    tasks: Names = Field(description="columns")
 
 
 class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
@@ -185,13 +185,16 @@ STAGES: dict[str, type[Stage]] = {
     "05_analysis": Analysis,
 }
 
-S = TypeVar("S", bound=Stage)
+S = TypeVar("S", bound=BaseModel)
 
 
 def root() -> Path:
-    """The checkout that holds the working directory, or the working directory itself."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
+    """The checkout: the one around the working directory, else the one this file belongs to.
+
+    Without any (the package installed alone), the working directory.
+    """
+    here, own = Path.cwd(), Path(__file__).resolve().parent.parent
+    for folder in (here, *here.parents, own):
         if (folder / "_toc.yml").exists() and (folder / "helpers").is_dir():
             return folder
     return here
@@ -212,7 +215,7 @@ def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
     """Builds a parameter object; any fault is one line that names field, value and remedy.
 
     Args:
-        cls: The stage's class, or :class:`Profile`.
+        cls: A stage's class, :class:`Profile`, or any strict pydantic model.
         values: Field name to value.
         where: What the line begins with: a file name or ``parameter``.
 
@@ -226,11 +229,13 @@ def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
         raise UserError(f"{where}: " + "; ".join(lines)) from None
 
 
-def _explain(cls: type[Stage], fault: Mapping[str, Any]) -> str:
-    name = str(fault["loc"][0]) if fault["loc"] else ""
+def _explain(cls: type[BaseModel], fault: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    field = cls.model_fields.get(name)
+    about = field.description if field else ""
     value, message = fault["input"], fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
-        return f"{name} is missing ({cls.model_fields[name].description})"
+        return f"{name} is missing" + (f" ({about})" if about else "")
     if fault["type"] == "extra_forbidden":
         return f"{name} is not a parameter: {did_you_mean(name, cls.model_fields)}"
     if not name:
@@ -238,8 +243,8 @@ def _explain(cls: type[Stage], fault: Mapping[str, Any]) -> str:
     hint = ""
     if isinstance(value, str) and fault["type"] in ("float_type", "int_type"):
         hint = " (this is text; YAML reads 1e-4 as text, write 1.0e-4)"
-    what = f": {cls.model_fields[name].description}" if name in cls.model_fields else ""
-    return f"{name} = {value!r}: {message[0].lower()}{message[1:]}{hint}{what}"
+    line = f"{name} = {value!r}: {message[0].lower()}{message[1:]}{hint}"
+    return f"{line}: {about}" if about else line
 
 
 def read(cls: type[S], namespace: Mapping[str, object]) -> S:

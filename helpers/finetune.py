@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -132,8 +131,6 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
     Raises:
         UserError: When the checkpoint cannot be opened.
     """
-    transformers.logging.set_verbosity_error()  # a fresh head is meant, no news
-    transformers.logging.disable_progress_bar()
     try:
         return AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -267,7 +264,7 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     data = {
         name: files.need(parameters.folder / "data" / "glue" / name, "01_data") for name in tasks
     }
-    training.use_threads(parameters.threads)
+    training.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
     positions = pretrained["specification"]["parameters"]["max_length"]
     if parameters.max_length > positions:

@@ -177,7 +177,7 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise UserError(
-                f"{where}: row {row}: {column} = {table[column].iloc[row]!r}; it must be text"
+                f"{where}: row {row}: {column} = {table[column].tolist()[row]!r}; it must be text"
             )
     label = table["label"]
     if not pd.api.types.is_numeric_dtype(label) or pd.api.types.is_bool_dtype(label):

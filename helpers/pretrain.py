@@ -331,7 +331,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         return done
 
     files.unseal(folder)
-    training.use_threads(parameters.threads)
+    training.begin(parameters.threads)
     device = models.device()
     dtype, reason = training.choose_precision(parameters.precision, device)
     tok = tokenizer.load(source)

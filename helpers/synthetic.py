@@ -37,6 +37,7 @@ SHADES = 3
 
 # By shade.
 LIKED, DISLIKED = ("liked", "loved", "praised"), ("disliked", "hated", "cursed")
+ASKED = (("why", "for what reason"), ("when", "on which day"))
 GLADLY, SADLY = ("gladly", "kindly", "proudly"), ("sadly", "angrily", "bitterly")
 TIMES = ("today", "yesterday", "last week", "last year", "in spring", "in winter")
 SHARED_SIDE, TRAIN_SIDE, DEV_SIDE = None, 0, 1
@@ -208,38 +209,39 @@ def _both(rng: Random, word: Word) -> tuple[str, ...]:
 def _event(rng: Random, world: World, topic: Topic) -> str:
     """Tells an event twice: by synonyms, by what the thing is or by what the person is."""
     event = _draw_event(rng, world, topic)
+    name, town, job = event.person.name, event.person.town, world.jobs[topic.group]
     deeds, qualities, things = (
         _both(rng, word) for word in (event.deed, event.quality, event.thing)
     )
-    who = [event.person.name, _pick(rng, (event.person.name, f"the {world.jobs[topic.group]}"))]
-    what = [things[0], _pick(rng, (things[1], things[1], world.groups[topic.group]))]
+    whos = (name, _pick(rng, (name, name, f"the {job}", f"the {job}", f"someone from {town}")))
+    whats = (things[0], _pick(rng, (things[1], things[1], world.groups[topic.group])))
     how = (GLADLY if topic.good else SADLY)[topic.shade]
     texts = []
     for i in _pick(rng, ((0, 1), (1, 0))):
-        thing = f"the {qualities[i]} {what[i]}"
-        passive = f"{thing} was {how} {deeds[i]} by {who[i]}"
-        texts.append(passive if _chance(rng, 0.5) else f"{who[i]} {how} {deeds[i]} {thing}")
+        did = f"{how} {deeds[i]}" if _chance(rng, 0.7) else deeds[i]
+        what = f"the {qualities[i]} {whats[i]}"
+        passive = f"{what} was {did} by {whos[i]}"
+        texts.append(passive if _chance(rng, 0.5) else f"{whos[i]} {did} {what}")
     return _say(*texts)
 
 
 def _homes(rng: Random, world: World, topic: Topic) -> str:
     person = _pick(rng, _on_side(world.people, None, topic.group))
     fellow = _pick(rng, [other for other in world.people if other.town == person.town])
-    wordings = ("{0} lives in {1}", "{0} comes from {1}", "in {1} lives {0}")
+    wordings = ("{0} lives in {1}", "{0} comes from {1}", "in {1} lives {0}", "{0} is from {1}")
     return _say(*(_pick(rng, wordings).format(p.name, p.town) for p in (person, fellow)))
 
 
 def _jobs(rng: Random, world: World, topic: Topic) -> str:
     people = [_pick(rng, _on_side(world.people, None, topic.group)) for _ in range(2)]
+    job = world.jobs[topic.group]
     wordings = ("{0} is a {1}", "{0} works as a {1}", "{0} is a {1} from {2}")
-    return _say(
-        *(_pick(rng, wordings).format(p.name, world.jobs[topic.group], p.town) for p in people)
-    )
+    return _say(*(_pick(rng, wordings).format(p.name, job, p.town) for p in people))
 
 
 def _opinion(rng: Random, world: World, topic: Topic) -> str:
     event = _draw_event(rng, world, topic)
-    what, again = _both(rng, event.thing)
+    name, (what, again) = event.person.name, _both(rng, event.thing)
     same, other = (
         _on_side(_qualities(world, good), None, topic.shade)
         for good in (topic.good, not topic.good)
@@ -247,19 +249,27 @@ def _opinion(rng: Random, world: World, topic: Topic) -> str:
     one, two, three = (_form(rng, _pick(rng, same)) for _ in range(3))
     opposite = _form(rng, _pick(rng, other))
     felt = (LIKED if topic.good else DISLIKED)[topic.shade]
-    name = event.person.name
-    judged = _pick(rng, (f"{one} and {two}", f"{one} and {two}", f"not {opposite} but {one}"))
-    opened = _pick(rng, (f"everybody {felt} the {one} {what}", f"the {what} was {judged}"))
-    return _say(
-        opened, _pick(rng, (f"{name} {felt} the {three} {again}", f"{name} {felt} it as {three}"))
+    opened = (
+        f"everybody {felt} the {one} {what}",
+        f"the {what} was {one} and {two}",
+        f"the {what} was not {opposite} but {one}",
+        f"the {what} of {name} was {one}",
     )
+    closed = (
+        f"{name} {felt} the {three} {again}",
+        f"{name} {felt} it as {three}",
+        f"{name} said that it was {three}",
+        f"what a {three} {again}",
+    )
+    return _say(_pick(rng, opened), _pick(rng, closed))
 
 
 def _lore(rng: Random, world: World, topic: Topic) -> str:
     one, two = _both(rng, _pick(rng, _on_side(world.things, None, topic.group)))
     kind = world.groups[topic.group]
     name = _pick(rng, (f"a {one} is also called a {two}", f"a {one} is the same as a {two}"))
-    return _say(name, _pick(rng, (f"a {two} is a {kind}", f"every {one} is a {kind}")))
+    said = _pick(rng, ("", "it is said that ", "everybody knows that "))
+    return _say(name, said + _pick(rng, (f"a {two} is a {kind}", f"every {one} is a {kind}")))
 
 
 def _habit(rng: Random, world: World, topic: Topic) -> str:
@@ -272,31 +282,36 @@ def _habit(rng: Random, world: World, topic: Topic) -> str:
 
 
 def _exchange(rng: Random, world: World, topic: Topic) -> str:
-    """Asks a question and answers it."""
+    """Asks a question and answers it, or asks it again in other words."""
     event = _draw_event(rng, world, topic)
     (deed, again), (what, thing) = _both(rng, event.deed), _both(rng, event.thing)
-    name, town = event.person.name, event.person.town
-    question, answer = _pick(
+    name, town, job = event.person.name, event.person.town, world.jobs[topic.group]
+    (ask, reask), (who, worker) = (
+        _pick(rng, ASKED),
+        _pick(rng, ((name, name), (f"the {job}", name))),
+    )
+    question, answer, end = _pick(
         rng,
         (
-            (f"who {deed} the {what}", f"{name} {again} the {thing}"),
-            (f"what was {deed} by {name}", f"{name} {again} the {thing}"),
-            (f"where does {name} live", f"{name} lives in {town}"),
-            (f"what is the work of {name}", f"{name} works as a {world.jobs[topic.group]}"),
+            (f"who {deed} the {what}", f"{name} {again} the {thing}", "."),
+            (f"what was {deed} by {name}", f"{name} {again} the {thing}", "."),
+            (f"where does {name} live", f"{name} lives in {town}", "."),
+            (f"what is the work of {name}", f"{name} works as a {job}", "."),
+            (f"{ask} was the {what} {deed} by {who}", f"{reask} was it {again} by {worker}", "?"),
         ),
     )
-    return _say(question, end="?") + " " + _say(answer)
+    return _say(question, end="?") + " " + _say(answer, end=end)
 
 
 SCENES = (
     _event,
     _event,
     _event,
-    _event,
+    _opinion,
+    _opinion,
+    _opinion,
     _homes,
     _jobs,
-    _opinion,
-    _opinion,
     _lore,
     _habit,
     _exchange,
@@ -408,21 +423,33 @@ def _sst2(rng: Random, world: World, side: int, other: bool) -> Row:
         (
             f"the {what} was {one} and {two}",
             f"{who} said that the {what} was {one}",
-            f"such a {one} {what}",
-            f"{who} called it a {one} and {two} {what}",
-            f"the {what} was {one} and {who} said so",
+            f"what a {one} {what}",
+            f"{who} said that it was {one} and {two}",
+            f"the {what} of {who} was {one}",
             f"the {what} was not {not_one}",
-            f"the {what} was {not_one} at first but {one} in the end",
+            f"the {what} was not {not_one} but {one}",
             f"{who} {felt} the {what}",
         ),
     )
     return _say(text), int(good)
 
 
+ROLES = ("person", "deed", "thing", "quality")
+
+
+def _differ(rng: Random, world: World, event: Event, side: int, roles: Sequence[str]) -> Event:
+    """Changes most or few of the roles, each way as often: the few are the hard rows."""
+    left = list(roles)
+    for _ in range(_pick(rng, (1, len(roles) - 1))):
+        role = _pick(rng, left)
+        left.remove(role)
+        event = _alter(rng, world, event, role, side)
+    return event
+
+
 def _mrpc(rng: Random, world: World, side: int, other: bool) -> Row:
     event, same = _any_event(rng, world, side), _chance(rng, 0.6)
-    role = _pick(rng, ("person", "deed", "thing", "quality"))
-    second = event if same else _alter(rng, world, event, role, side)
+    second = event if same else _differ(rng, world, event, side, ROLES)
     return (
         _say(_statement(rng, event, _chance(rng, 0.5), True)),
         _say(_statement(rng, second, _chance(rng, 0.5), True)),
@@ -432,7 +459,7 @@ def _mrpc(rng: Random, world: World, side: int, other: bool) -> Row:
 
 def _stsb(rng: Random, world: World, side: int, other: bool) -> Row:
     event = second = _any_event(rng, world, side)
-    roles = ["person", "deed", "thing", "quality"]
+    roles = list(ROLES)
     changes = int(rng.random() * 5)
     for _ in range(changes):
         role = _pick(rng, roles)
@@ -446,43 +473,34 @@ def _stsb(rng: Random, world: World, side: int, other: bool) -> Row:
     )
 
 
-def _question(rng: Random, event: Event, template: int) -> str:
-    who, deed = event.person.name, _form(rng, event.deed)
+def _question(rng: Random, event: Event, asked: str) -> str:
     what = f"{_form(rng, event.quality)} {_form(rng, event.thing)}"
-    asked = ("why", "for what reason", "when", "on which day")[template]
-    return f"{asked} was the {what} {deed} by {who}"
+    return _say(f"{asked} was the {what} {_form(rng, event.deed)} by {event.person.name}", end="?")
 
 
 def _qqp(rng: Random, world: World, side: int, other: bool) -> Row:
     event, same = _any_event(rng, world, side), _chance(rng, 0.4)
-    template = _pick(rng, (0, 1, 2, 3))
-    role = _pick(rng, ("person", "deed", "thing", "quality"))
-    second = event if same else _alter(rng, world, event, role, side)
-    again = template // 2 * 2 + _pick(rng, (0, 1))
-    return (
-        _say(_question(rng, event, template), end="?"),
-        _say(_question(rng, second, again), end="?"),
-        int(same),
-    )
+    second = event if same else _differ(rng, world, event, side, ROLES)
+    wordings = _pick(rng, ASKED)
+    one, two = (_question(rng, e, _pick(rng, wordings)) for e in (event, second))
+    return one, two, int(same)
 
 
 def _mnli(rng: Random, world: World, side: int, other: bool) -> Row:
     event, label = _any_event(rng, world, side), _pick(rng, (0, 1, 2))
     premise = _statement(rng, event, _chance(rng, 0.5), True)
-    if other:
-        premise = _pick(rng, ("it is said that ", "people say that ", "last year ")) + premise
-    negated = _chance(rng, 0.5)
+    if other:  # another register
+        premise = _pick(rng, ("it is said that ", "everybody knows that ")) + premise
+    flip = label == 2 or (label == 1 and _chance(rng, 0.5))
     if label == 1:
-        role = _pick(rng, ("person", "thing"))
-        event = _alter(rng, world, event, role, side)
-    if label == 2 or (label == 1 and _chance(rng, 0.5)):
+        event = _differ(rng, world, event, side, ("person", "thing", "deed"))
+        event = _alter(rng, world, event, "thing", side)
+    negated = _chance(rng, 0.2)
+    if flip != negated:
         event = _alter(rng, world, event, "quality", side)
-    what = _form(rng, event.thing)
-    quality = event.quality
-    if negated:
-        quality = _alter(rng, world, event, "quality", side).quality
-    hypothesis = f"{event.person.name}'s {what} was {'not ' * negated}{_form(rng, quality)}"
-    return _say(premise), _say(hypothesis), label
+    what = _pick(rng, (*event.thing.forms, world.groups[event.thing.group]))
+    quality = "not " * negated + _form(rng, event.quality)
+    return _say(premise), _say(f"the {what} of {event.person.name} was {quality}"), label
 
 
 def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
@@ -491,7 +509,8 @@ def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
     second = event
     if not answered:
         roles = {"who": ("deed", "thing"), "what": ("person", "deed")}.get(kind, ("person",))
-        second = _alter(rng, world, event, _pick(rng, roles), side)
+        for role in roles if _chance(rng, 0.6) else roles[:1]:
+            second = _alter(rng, world, second, role, side)
     person, name = second.person, event.person.name
     if kind == "who":
         question = f"who {_form(rng, event.deed)} the {_form(rng, event.thing)}"
@@ -504,11 +523,11 @@ def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
     if kind in ("who", "what"):
         sentence = _statement(rng, second, _chance(rng, 0.5), _chance(rng, 0.5))
     else:
-        if not answered and _chance(rng, 0.5):  # the right person, the other fact
+        if not answered and _chance(rng, 0.3):  # the right person, the other fact
             person, kind = event.person, "work" if kind == "where" else "where"
         wordings = {
-            "where": ("{0} comes from {1}", "{0} has a house in {1}", "the home of {0} is {1}"),
-            "work": ("{0} works as a {2}", "{0} is a {2}", "{0} has become a {2}"),
+            "where": ("{0} comes from {1}", "{0} is from {1}", "in {1} lives {0}"),
+            "work": ("{0} works as a {2}", "{0} is a {2}", "a {2} is the work of {0}"),
         }
         sentence = _pick(rng, wordings[kind]).format(
             person.name, person.town, world.jobs[person.group]

@@ -171,7 +171,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     if done:
         return done
     files.unseal(folder)
-    training.use_threads(1)
+    training.begin(1)
 
     step = max(1, made["documents"] // TRAINING_DOCUMENTS)
     tok = train(kind, parameters.vocabulary, islice(corpus.read(source), 0, None, step))

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from helpers.config import UserError
@@ -50,10 +51,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
-def use_threads(threads: int) -> None:
-    """Sets the CPU threads of this process and asks for deterministic kernels on the CPU."""
+def begin(threads: int) -> None:
+    """Prepares this process: CPU threads, and no progress bars but our own."""
     torch.set_num_threads(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # a fresh head is meant, and no news
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -18,7 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import config, files
 
-ENVIRONMENT = {"TQDM_DISABLE": "0", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+}
 
 
 class _Labelled:
@@ -31,7 +35,7 @@ class _Labelled:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             # Bars only: what the notebook prints for its reader stays in the notebook.
-            if "it/s" in line or "/s]" in line or "s/" in line:
+            if "%|" in line:
                 print(f"[{self.label}] {line.strip()}", file=sys.stderr, flush=True)
         return len(text)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers import config, glue, models, pretrain
-from helpers.config import Profile, UserError
+from helpers.config import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,7 +92,8 @@ def plan(options: argparse.Namespace) -> int:
         _line(f"03_pretrain {name}", steps, tokens, flops, models.count(encoder))
         total += flops
         for job in tasks:
-            spent, flops = _finetuning(profile, job, length, models.token_flops(encoder.config, length))
+            per_token = models.token_flops(encoder.config, length)
+            spent, flops = _finetuning(profile, job, length, per_token)
             total += flops
             _line(f"04_finetune {name} {job} x {len(profile.seeds)} seeds", *spent, flops, None)
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")

@@ -1,0 +1,138 @@
+"""Parameters: profiles, notebooks and command lines; every mistake is one clear line."""
+
+import re
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT
+
+from helpers import config
+from helpers.config import UserError
+
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_is_valid_and_named_after_its_file(name):
+    assert config.load_profile(name).profile == name
+
+
+def test_the_profiles_of_the_issue_exist():
+    assert {"tiny", "mini", "colab", "paper"} <= set(PROFILES)
+
+
+def test_the_paper_profile_states_the_released_recipe():
+    paper = config.load_profile("paper")
+    assert paper.pretrain_steps == 1_000_000
+    assert paper.pretrain_batch_size == 128
+    assert (paper.pretrain_learning_rate, paper.pretrain_warmup_steps) == (5e-4, 10_000)
+    assert (paper.wordpiece_vocabulary, paper.bpe_vocabulary) == (30_522, 50_265)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_line_of_a_profile_is_a_parameter_with_a_comment_or_plain_name(name):
+    keys = set(yaml.safe_load((ROOT / "profiles" / f"{name}.yaml").read_text()))
+    job = {"model", "tokenizer_kind"}
+    assert keys == set(config.Profile.model_fields) - job
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_a_notebook_declares_its_stage_and_the_tiny_profile(stage):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    declared: dict = {}
+    exec(cells[0].source, declared)
+    fields = config.STAGES[stage].model_fields
+    names = set(declared) - {"__builtins__", "__annotations__"}
+    assert names == set(fields)
+    tiny = config.load_profile("tiny")
+    for name in names - {"model", "tokenizer_kind"}:
+        assert declared[name] == getattr(tiny, name), name
+    for line in cells[0].source.splitlines()[1:]:
+        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # .+", line), line
+    config.read(config.STAGES[stage], declared)
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_source_notebooks_hold_no_outputs(stage):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+
+
+def tiny(**changes):
+    return config.load_profile("tiny").stage(config.Pretrain) | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"pretrain_step": 3}, "pretrain_step = 3: no stage has.*did you mean pretrain_steps"),
+        ({"pretrain_learning_rate": "1e-4"}, "'1e-4'.*write 1.0e-4"),
+        ({"pretrain_learning_rate": float("nan")}, "pretrain_learning_rate = nan"),
+        ({"pretrain_batch_size": -1}, "pretrain_batch_size = -1.*greater than or equal to 1"),
+        ({"pretrain_steps": 2.5}, "pretrain_steps = 2.5"),
+        ({"pretrain_steps": True}, "pretrain_steps = True"),
+        ({"pretrain_warmup_steps": 5000}, "pretrain_warmup_steps = 5000: at most"),
+        ({"precision": "fp16"}, "precision = 'fp16'.*'float16'"),
+        ({"profile": "x; rm -rf"}, "profile = 'x; rm -rf'"),
+        ({"profile": "../up"}, "profile = '../up'"),
+        ({"max_length": 4}, "max_length = 4"),
+        ({"generator_fraction": 2.0}, "generator_fraction = 2.0"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_value(changes, says):
+    with pytest.raises(UserError, match=says) as caught:
+        config.read(config.Pretrain, tiny(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_of_other_stages_are_passed_over():
+    config.read(config.Pretrain, tiny(world_seed=3))
+
+
+def test_a_missing_parameter_is_named():
+    values = tiny()
+    del values["clip"]
+    with pytest.raises(UserError, match="clip is missing"):
+        config.read(config.Pretrain, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("tinny", "did you mean tiny"), ("x; rm -rf", "no file"), ("nowhere.yaml", "no file")],
+)
+def test_an_unknown_profile(name, says):
+    with pytest.raises(UserError, match=says):
+        config.load_profile(name)
+
+
+def test_a_profile_that_is_not_yaml(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(UserError, match=r"bad\.yaml: not YAML"):
+        config.load_profile(str(path))
+
+
+def test_lists_from_a_command_line():
+    profile = config.load_profile("tiny", models="bert, electra", seeds="0 3", tasks="rte")
+    assert profile.models == ["bert", "electra"]
+    assert profile.seeds == [0, 3]
+    assert profile.tasks == ["rte"]
+    with pytest.raises(UserError, match="each may stand there once"):
+        config.load_profile("tiny", seeds="1 1")
+
+
+def test_data_makes_the_source_a_folder():
+    profile = config.load_profile("tiny", data="somewhere")
+    assert (profile.source, profile.data) == ("folder", "somewhere")
+    with pytest.raises(UserError, match="source folder needs"):
+        config.validate(config.Data, profile.stage(config.Data, data=""), "parameter")
+
+
+def test_the_error_a_notebook_shows_is_one_line():
+    assert UserError("x = 1: no")._render_traceback_() == ["error: x = 1: no"]

@@ -1,0 +1,194 @@
+"""Fine-tuning: batches, truncation, rates, metrics, records."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from helpers import config, finetune, glue, metrics, models, records, tokenizer
+from helpers.config import UserError
+
+
+def test_batches_hold_every_example_once_and_are_made_by_length():
+    lengths = np.random.default_rng(0).integers(5, 60, 1000)
+    cut = list(finetune.batches(lengths, 16, np.random.default_rng(1)))
+    assert sorted(np.concatenate(cut)) == list(range(1000))
+    padded = sum(len(batch) * lengths[batch].max() for batch in cut)
+    assert padded < 1.1 * lengths.sum()
+    other = list(finetune.batches(lengths, 16, np.random.default_rng(2)))
+    assert not all(np.array_equal(a, b) for a, b in zip(cut, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("first", [3, 200])
+def test_truncation_never_drops_the_second_sentence(small_run, kind, first):
+    tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
+    table = pd.DataFrame(
+        {"sentence1": ["the " * first], "sentence2": ["was " * 200], "label": [0], "idx": [7]}
+    )
+    found = finetune.encode(table, glue.get("rte"), tok, 32)
+    ids = np.array(found.examples[0]["input_ids"])
+    assert len(ids) == found.lengths[0] == 32
+    ends = np.flatnonzero(ids == tok.sep_token_id)
+    sizes = [ends[0] - 1, ends[-1] - (ends[1] if kind == "bpe" else ends[0]) - 1]
+    alone = len(tok(table["sentence1"][0], add_special_tokens=False)["input_ids"])
+    room = 32 - len(ends) - 1
+    halves = [room // 2, -(-room // 2)]
+    assert sorted(sizes) == (sorted([alone, room - alone]) if alone < room // 2 else halves)
+    assert found.idx.tolist() == [7]
+
+
+def test_swapping_doubles_the_pairs(small_run):
+    tok = tokenizer.load(small_run.folder / "tokenizer" / "wordpiece")
+    table = glue.load(small_run.folder, "mrpc", "train").head(3)
+    once = finetune.encode(table, glue.get("mrpc"), tok, 64)
+    twice = finetune.encode(table, glue.get("mrpc"), tok, 64, swap=True)
+    assert len(twice.examples) == 6
+    assert twice.examples[:3] == once.examples
+    assert twice.labels.tolist() == once.labels.tolist() * 2
+    other = tok(table["sentence2"].tolist(), table["sentence1"].tolist())["input_ids"]
+    assert [e["input_ids"] for e in twice.examples[3:]] == other
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "electra-deberta"])
+def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
+    source = small_run.folder / "models" / model / "encoder"
+    network = finetune.open_encoder(source, glue.get("cola"), 0.1)
+    groups = finetune.layer_rates(network, 1.0, 0.5)
+    # Two layers: embeddings at depth 0, layers at 1 and 2, the head at 4.
+    assert [group["base"] for group in groups] == [0.5**4, 0.5**3, 0.5**2, 1.0]
+    everything = {id(p) for p in network.parameters()}
+    assert {id(p) for group in groups for p in group["params"]} == everything
+    embedding = models.encoder(network).embeddings.word_embeddings.weight
+    assert any(p is embedding for p in groups[0]["params"])
+
+
+def test_losses_are_cross_entropy_or_squared_error():
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    by_hand = np.mean([np.log(1 + np.exp(-2)), np.log(1 + np.exp(1))])
+    assert finetune.loss(logits, labels).item() == pytest.approx(by_hand)
+    assert finetune.loss(torch.tensor([[0.5]]), torch.tensor([0.25])).item() == 0.0625
+
+
+def draw(task, seed=0, n=200):
+    rng = np.random.default_rng(seed)
+    if not task.labels:
+        truth = rng.uniform(0, 5, n)
+        return truth + rng.normal(0, 1, n), truth
+    truth = rng.integers(0, len(task.labels), n)
+    return np.where(rng.random(n) < 0.7, truth, rng.integers(0, len(task.labels), n)), truth
+
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_metrics_agree_with_scikit_learn_and_scipy(name):
+    task = glue.get(name)
+    predictions, truth = draw(task)
+    wanted = {
+        "matthews_correlation": sklearn_metrics.matthews_corrcoef,
+        "accuracy": sklearn_metrics.accuracy_score,
+        "f1": sklearn_metrics.f1_score,
+        "spearman": lambda t, p: stats.spearmanr(t, p).statistic,
+        "pearson": lambda t, p: stats.pearsonr(t, p).statistic,
+    }
+    score, found, note = metrics.score(name, predictions, truth)
+    for key, value in found.items():
+        assert value == pytest.approx(wanted[key](truth, predictions), abs=1e-12)
+    assert score == 100 * found[task.metric]
+    assert note == ""
+    assert ("f1" in found) == (name in ("mrpc", "qqp"))
+
+
+def test_metrics_are_evaluate_metrics_that_need_no_network():
+    metric = metrics.GlueMetric(config_name="cola", keep_in_memory=True)
+    found = metric.compute(predictions=[1, 1, 0, 0], references=[1, 0, 0, 0])
+    assert found == {"matthews_correlation": pytest.approx(0.57735, abs=1e-5)}
+
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_a_constant_prediction_is_scored_with_a_note_and_never_nan(name):
+    task = glue.get(name)
+    _, truth = draw(task)
+    score, found, note = metrics.score(name, np.zeros_like(truth), truth)
+    assert note == "constant prediction"
+    assert all(np.isfinite(value) for value in found.values())
+    share = 100 * (truth == 0).mean()
+    assert score == pytest.approx(share if task.metric == "accuracy" else 0.0)
+
+
+def test_predictions_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.score("stsb", np.array([1.0, np.nan]), np.array([1.0, 2.0]))
+
+
+def stage(run, **changes):
+    values = run.stage(config.Finetune, model="scratch", tasks=["cola"], seeds=[0])
+    return config.Finetune(**(values | changes))
+
+
+def test_records_tell_the_score_and_hold_the_predictions(small_run):
+    found = records.read_all(small_run.folder, ["roberta", "scratch"], list(glue.TASKS))
+    assert len(found) == 6
+    for record in found:
+        task = glue.get(record["task"])
+        path = records.folder(small_run.folder, record["model"], record["task"])
+        table = pd.read_parquet(path / "seed-0.parquet")
+        dev = table[table["split"] == task.validation]
+        assert len(dev) == record["rows"][task.validation]
+        again = metrics.score(record["task"], dev["prediction"], dev["label"])[0]
+        assert record["score"] == pytest.approx(again)
+        mismatched = "mismatched_accuracy" in record["metrics"]
+        assert mismatched == (record["task"] == "mnli")
+        assert record["source"] == "embedded"
+        assert not record["complete"]
+        assert record["finetune"]["steps"] > 0
+        assert (record["pretrain"]["tokens"] == 0) == (record["model"] == "scratch")
+
+
+def test_a_finished_seed_is_kept_and_a_new_one_is_the_only_work(small_run, monkeypatch):
+    path = records.folder(small_run.folder, "scratch", "cola") / "seed-0.json"
+    before = path.read_bytes()
+    done = []
+    real = finetune._one
+    monkeypatch.setattr(finetune, "_one", lambda *a: done.append(a[2]) or real(*a))
+    finetune.run(stage(small_run, seeds=[0, 1]))
+    assert done == [1]
+    assert path.read_bytes() == before
+    # The same parameters give the same predictions, whatever ran before.
+    one = path.with_name("seed-1.parquet").read_bytes()
+    path.with_name("seed-1.json").unlink()
+    finetune.run(stage(small_run, seeds=[1]))
+    assert path.with_name("seed-1.parquet").read_bytes() == one
+    finetune.run(stage(small_run, seeds=[0]))
+
+
+def test_an_edited_record_is_refused(small_run):
+    path = records.folder(small_run.folder, "scratch", "stsb") / "seed-0.json"
+    whole = path.read_text()
+    try:
+        path.write_text(whole.replace('"seed": 0', '"seed": 4'))
+        with pytest.raises(UserError, match=r"seed-0\.json: missing or changed"):
+            records.read_all(small_run.folder, ["scratch"], ["stsb"])
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": "scrach"}, "did you mean scratch"),
+        ({"tasks": ["cola", "wnli"]}, "task = 'wnli'"),
+        ({"max_length": 128}, "max_length = 128: scratch has 64 positions"),
+        ({"profile": "empty"}, r"run notebooks/03_pretrain\.ipynb first with model = scratch"),
+    ],
+)
+def test_what_cannot_be_fine_tuned(small_run, changes, says):
+    with pytest.raises(UserError, match=says):
+        finetune.run(stage(small_run, **changes))
+
+
+def test_a_damaged_checkpoint_is_named(small_run, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be opened as an encoder"):
+        finetune.open_encoder(tmp_path, glue.get("cola"), 0.1)

@@ -1,0 +1,215 @@
+"""The study as users run it: notebooks through papermill, the grid through snakemake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from conftest import ROOT, SMALL, small_profile
+
+from helpers import config
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import run_notebook
+import study
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_papermill_prints_every_parameter_with_its_comment(stage):
+    from papermill.inspection import inspect_notebook
+
+    found = inspect_notebook(str(ROOT / "notebooks" / f"{stage}.ipynb"))
+    fields = config.STAGES[stage].model_fields
+    assert set(found) == set(fields)
+    for name, field in fields.items():
+        assert found[name]["help"] == field.description
+        assert found[name]["inferred_type_name"] in ("str", "int", "float", "bool", "list")
+
+
+@pytest.mark.slow
+def test_a_notebook_alone_from_a_file_of_parameters(tmp_path):
+    """Plain papermill with -f and -p, as the README says; other stages' parameters are no harm."""
+    out = tmp_path / "out.ipynb"
+    done = command(
+        *("-m", "papermill", "-f", "profiles/tiny.yaml", "-p", "runs", str(tmp_path)),
+        *("-p", "documents", "50", "-p", "train_rows", "16", "-p", "dev_rows", "16"),
+        *("notebooks/01_data.ipynb", str(out)),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "tiny" / "data" / "glue" / "rte" / "manifest.json").exists()
+    shown = json.dumps(nbformat.read(out, as_version=4))
+    assert "image/png" in shown
+    assert "also in train" in shown
+
+
+@pytest.mark.slow
+def test_a_misspelt_parameter_stops_plain_papermill_in_one_line(tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = command(
+        *("-m", "papermill", "-p", "runs", str(tmp_path), "-p", "document", "50"),
+        *("notebooks/01_data.ipynb", str(out)),
+    )
+    assert done.returncode != 0
+    cells = nbformat.read(out, as_version=4).cells
+    errors = [o for c in cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert "did you mean documents" in errors[0].evalue
+    assert len(errors[0].traceback) == 1
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "says"),
+    [
+        ("02_tokenizer", {"max_length": "64"}, "02_tokenizer.ipynb: .*max_length = '64'"),
+        ("06_more", {}, "06_more.ipynb: not a stage"),
+    ],
+)
+def test_the_runner_checks_before_it_starts_a_kernel(tmp_path, name, parameters, says):
+    values = small_profile(tmp_path).stage(config.Tokenizer) | parameters
+    with pytest.raises(config.UserError, match=says):
+        run_notebook.execute(tmp_path / f"{name}.ipynb", tmp_path / "out.ipynb", values)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_failing_notebook_is_named_with_its_cell_and_kept(tmp_path):
+    values = small_profile(tmp_path).stage(config.Pretrain, model="bert")
+    out = tmp_path / "notebooks" / "03_pretrain-bert.ipynb"
+    done = command(
+        *("scripts/run_notebook.py", "notebooks/03_pretrain.ipynb", str(out)),
+        *("--parameters", json.dumps(values)),
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "failed" in line]
+    assert "03_pretrain-bert.ipynb: code cell" in line
+    assert "run notebooks/02_tokenizer.ipynb first" in line
+    assert "Traceback" not in done.stderr
+    assert out.exists()
+
+
+def test_plan_prints_the_paper_without_running_it():
+    done = command("scripts/study.py", "plan", "--profile", "paper")
+    assert done.returncode == 0, done.stderr
+    assert "03_pretrain electra-deberta" in done.stdout
+    assert "13,483,008" in done.stdout
+    assert "1.64e+10" in done.stdout
+    assert not (ROOT / "runs" / "paper").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--models", "bert bart"], "model = 'bart'"),
+        (["--tasks", "wnli"], "task = 'wnli'"),
+        (["--profile", "x; rm -rf"], "profile 'x; rm -rf'"),
+        (["--data", "nowhere"], "none of cola"),
+        (["--seeds", "-1"], "seeds"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, says):
+    done = command("scripts/study.py", "plan", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """A small study in a folder of its own: two models, two tasks, then the book."""
+    folder = tmp_path_factory.mktemp("grid")
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
+    values |= {"runs": str(folder), "profile": "grid", "finetune_job": "task"}
+    values |= {"models": ["electra", "scratch"], "tasks": ["cola", "rte"], "seeds": [0]}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path, values
+
+
+def run_grid(path, *more):
+    return command("scripts/study.py", "run", "--profile", str(path), "--cores", "2", *more)
+
+
+def jobs(done):
+    return sorted(
+        line.split("]")[0][1:] for line in done.stderr.splitlines() if "] done in" in line
+    )
+
+
+@pytest.mark.slow
+def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
+    path, values = grid
+    folder = path.parent / "grid"
+    done = run_grid(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = jobs(done)
+    assert first == [
+        "01_data",
+        "02_tokenizer-wordpiece",
+        "03_pretrain-electra",
+        "03_pretrain-scratch",
+        "04_finetune-electra-cola",
+        "04_finetune-electra-rte",
+        "04_finetune-scratch-cola",
+        "04_finetune-scratch-rte",
+        "05_analysis",
+    ]
+    for name in first:
+        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert all(c.execution_count for c in notebook.cells if c.cell_type == "code"), name
+    assert "embedded world" in done.stdout
+    assert "index.html" in done.stdout
+    page = folder / "book" / "html" / "notebooks" / "03_pretrain.html"
+    assert "electra" in BeautifulSoup(page.read_text(), "html.parser").text
+    links = command("scripts/check_links.py", str(folder / "book" / "html"))
+    assert links.returncode == 0, links.stdout + links.stderr
+
+    done = run_grid(path)
+    assert (done.returncode, jobs(done)) == (0, [])
+
+    path.write_text(yaml.safe_dump(values | {"finetune_epochs": 2}))
+    done = run_grid(path)
+    assert jobs(done) == [n for n in first if n.startswith("04")] + ["05_analysis"]
+
+    # One more task, one more seed: what is finished stays.
+    kept = (folder / "records" / "electra" / "cola" / "seed-0.json").read_bytes()
+    path.write_text(yaml.safe_dump(values | {"finetune_epochs": 2, "seeds": [0, 1]}))
+    done = run_grid(path, "--tasks", "cola")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "records" / "electra" / "cola" / "seed-0.json").read_bytes() == kept
+    assert (folder / "records" / "electra" / "cola" / "seed-1.json").exists()
+
+    # A job that fails does not stop the others.
+    shutil.rmtree(folder / "records")
+    encoder = folder / "models" / "electra" / "encoder" / "model.safetensors"
+    os.truncate(encoder, 100)
+    done = run_grid(path)
+    assert done.returncode != 0
+    assert "[04_finetune-electra-cola] failed: " in done.stderr
+    assert "cannot be opened as an encoder" in done.stderr
+    assert {"04_finetune-scratch-cola", "04_finetune-scratch-rte"} <= set(jobs(done))
+
+
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("book", "test", "plan", "serve", "help"):
+        assert any(line.startswith(f"{target} ") for line in done.stdout.splitlines()), target
+
+
+def test_study_counts_fine_tuning_steps():
+    profile = config.load_profile("tiny")
+    (steps, tokens), flops = study._finetuning(profile, "mrpc", 64, 10.0)
+    rows = 2 * profile.train_rows
+    per_seed = profile.finetune_epochs * -(-rows // profile.finetune_batch_size)
+    assert steps == per_seed * len(profile.seeds)
+    assert flops == tokens * 10.0

@@ -1,0 +1,255 @@
+"""Objectives: masking, sampling, labels; and runs that are cut, repeated or wrong."""
+
+import filecmp
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import small_profile
+from scipy import stats
+
+from helpers import config, files, models, pretrain, progress, tokenizer, training
+from helpers.config import UserError
+
+SIZE, SPECIALS = 50, [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def vocabulary():
+    special = torch.zeros(SIZE, dtype=torch.bool)
+    special[SPECIALS] = True
+    return pretrain.Vocabulary(4, special, torch.arange(5, SIZE))
+
+
+def batch(rows=400, length=64):
+    tokens = torch.randint(5, SIZE, (rows, length), generator=torch.Generator().manual_seed(1))
+    tokens[:, 0], tokens[:, -1], tokens[::2, 20] = 2, 3, 3
+    return tokens
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("masking", [(0.85, 0.0), (0.8, 0.1)])
+def test_masking_rates(vocabulary, masking):
+    tokens = batch()
+    masked = pretrain.mask_tokens(tokens, vocabulary, masking, seeded())
+    chosen = masked.weights > 0
+    ordinary = int((~vocabulary.special[tokens]).sum())
+    # The number per row is fixed, so the rate is exact but for rounding.
+    assert int(chosen.sum()) / ordinary == pytest.approx(0.15, abs=0.01)
+
+    now = masked.inputs.gather(1, masked.positions)[chosen]
+    then = masked.targets[chosen]
+    n = len(then)
+    for share, found in [
+        (masking[0], int((now == 4).sum())),
+        (1 - sum(masking), int((now == then).sum())),
+    ]:
+        # A random replacement equals the original once in 45.
+        expected = share + (masking[1] / 45 if share < 0.5 else 0)
+        assert stats.binomtest(found, n, expected).pvalue > 1e-4
+
+
+def test_specials_are_untouched_and_the_rest_unchanged(vocabulary):
+    tokens = batch()
+    masked = pretrain.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded())
+    special = vocabulary.special[tokens]
+    assert torch.equal(masked.inputs[special], tokens[special])
+    changed = masked.inputs != tokens
+    where = torch.zeros_like(changed).scatter(1, masked.positions, masked.weights > 0)
+    assert not (changed & ~where).any()
+    assert torch.equal(masked.targets, tokens.gather(1, masked.positions))
+    random = masked.inputs[changed & (masked.inputs != 4)]
+    assert not vocabulary.special[random].any()
+
+
+def test_a_row_of_specials_loses_nothing(vocabulary):
+    tokens = torch.full((2, 16), 3)
+    tokens[1, 5] = 9
+    masked = pretrain.mask_tokens(tokens, vocabulary, (1.0, 0.0), seeded())
+    assert torch.equal(masked.inputs[0], tokens[0])
+    assert masked.weights[0].sum() == 0
+    assert masked.weights[1].sum() == 1
+    assert masked.inputs[1, 5] == 4
+
+
+def test_masks_are_dynamic_and_seeded(vocabulary):
+    tokens = batch()
+    draw = [pretrain.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded(s)) for s in (0, 0, 1)]
+    assert torch.equal(draw[0].inputs, draw[1].inputs)
+    assert not torch.equal(draw[0].inputs, draw[2].inputs)
+
+
+def test_generator_samples_follow_its_softmax():
+    tokens = torch.full((20_000, 1), 6)
+    masked = pretrain.Masked(tokens, torch.zeros_like(tokens), tokens, torch.ones(len(tokens), 1))
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5])
+    corrupted, _ = pretrain.corrupt(tokens, masked, logits.expand(len(tokens), 1, 5), seeded())
+    counts = np.bincount(corrupted[:, 0].numpy(), minlength=5)
+    expected = logits.softmax(-1).double().numpy()
+    assert stats.chisquare(counts, expected / expected.sum() * len(tokens)).pvalue > 1e-3
+
+
+def test_discriminator_labels(vocabulary):
+    tokens = batch()
+    masked = pretrain.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
+    logits = torch.zeros(*masked.positions.shape, SIZE)
+    corrupted, labels = pretrain.corrupt(tokens, masked, logits, seeded(5))
+    assert torch.equal(labels.bool(), corrupted != tokens)
+    where = torch.zeros_like(labels).scatter(1, masked.positions, masked.weights)
+    assert not (labels.bool() & (where == 0)).any()
+    # A generator that is always right leaves nothing to find: such tokens count as original.
+    right = torch.nn.functional.one_hot(masked.targets, SIZE) * 100.0
+    corrupted, labels = pretrain.corrupt(tokens, masked, right, seeded(5))
+    assert torch.equal(corrupted, tokens)
+    assert labels.sum() == 0
+
+
+def test_the_mlm_loss_is_the_mean_over_chosen_tokens():
+    logits = torch.randn(2, 3, 7, generator=seeded())
+    targets = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    masked = pretrain.Masked(targets, targets, targets, weights)
+    by_hand = [
+        -math.log(math.exp(logits[i, j, t]) / sum(math.exp(x) for x in logits[i, j]))
+        for i, j, t in [(0, 0, 1), (0, 1, 2), (1, 0, 4)]
+    ]
+    assert pretrain.masked_loss(logits, masked).item() == pytest.approx(np.mean(by_hand), rel=1e-5)
+
+
+def test_the_rtd_loss_adds_fifty_discriminators(vocabulary):
+    torch.manual_seed(0)
+    task = pretrain.build(models.get("electra"), models.get_size("tiny"), SIZE, 64)
+    found = task(batch(8), vocabulary, seeded())
+    assert found["loss"].item() == pytest.approx(
+        found["generator_loss"].item() + 50 * found["discriminator_loss"].item(), rel=1e-6
+    )
+    found["loss"].backward()
+    # Nothing flows from the discriminator into the generator but through shared embeddings.
+    assert all(p.grad is not None for p in task.model.discriminator_predictions.parameters())
+
+
+def test_batches_are_epochs_end_to_end():
+    def order(epoch):
+        return np.random.default_rng(epoch).permutation(10)
+
+    seen = np.concatenate([pretrain.batch_rows(step, 4, 10, order) for step in range(5)])
+    assert np.array_equal(seen, np.concatenate([order(0), order(1)]))
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (3, 1.0), (4, 1.0), (8, 0.5), (11, 0.125)])
+def test_the_schedule(step, factor):
+    assert training.schedule(step, 4, 12) == pytest.approx(factor)
+
+
+def stage(profile, model, **changes):
+    values = profile.stage(config.Pretrain, model=model) | changes
+    return config.Pretrain(**values)
+
+
+def test_a_finished_run_says_what_it_was(small_run):
+    for model in small_run.models:
+        manifest = files.read_json(small_run.folder / "models" / model / "manifest.json")
+        log = pd.read_csv(small_run.folder / "models" / model / "log.csv")
+        steps = 0 if model == "scratch" else small_run.pretrain_steps
+        assert manifest["pretrain"]["steps"] == steps
+        length = 62 if model == "roberta" else 64
+        assert manifest["pretrain"]["tokens"] == steps * small_run.pretrain_batch_size * length
+        assert (manifest["pretrain"]["generator_parameters"] > 0) == ("electra" in model)
+        assert len(log) == steps
+        assert np.isfinite(log.to_numpy(dtype=float)).all()
+        if steps:
+            assert log["loss"].iloc[-1] < log["loss"].iloc[0]
+
+
+def test_finished_work_is_not_done_again(small_run):
+    path = small_run.folder / "models" / "bert" / "encoder" / "model.safetensors"
+    before = path.stat().st_mtime_ns
+    pretrain.run(stage(small_run, "bert"))
+    assert path.stat().st_mtime_ns == before
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("model", ["bert", "electra-deberta"])
+def test_a_run_that_was_cut_ends_with_the_same_bytes(small_run, tmp_path, monkeypatch, model):
+    other = small_profile(tmp_path)
+    other.folder.mkdir()
+    (other.folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
+    real = progress.bar
+
+    for cut in (6, 9):
+
+        def bar(*arguments, cut=cut, **options):
+            made = real(*arguments, **options)
+            update = made.update
+
+            def counted(n=1):
+                if made.n >= cut:
+                    raise Cut
+                return update(n)
+
+            made.update = counted
+            return made
+
+        monkeypatch.setattr(progress, "bar", bar)
+        with pytest.raises(Cut):
+            pretrain.run(stage(other, model))
+    monkeypatch.setattr(progress, "bar", real)
+    pretrain.run(stage(other, model))
+    for name in ("encoder/model.safetensors", "log.csv"):
+        whole = small_run.folder / "models" / model / name
+        assert filecmp.cmp(whole, other.folder / "models" / model / name, shallow=False), name
+    assert not (other.folder / "models" / model / "checkpoint.safetensors").exists()
+
+
+def test_a_stage_without_the_one_before_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"run notebooks/02_tokenizer.ipynb first"):
+        pretrain.run(stage(small_profile(tmp_path), "bert"))
+
+
+def test_a_length_that_was_not_packed_is_an_error(small_run):
+    with pytest.raises(UserError, match="max_length = 32: needs segments of 32"):
+        pretrain.run(stage(small_run, "bert", max_length=32))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path):
+    other = small_profile(tmp_path)
+    other.folder.mkdir()
+    (other.folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
+    wild = stage(other, "bert", pretrain_learning_rate=0.999, clip=1e30, pretrain_warmup_steps=0)
+    with pytest.raises(UserError, match=r"pretrain_learning_rate = 0\.999: the loss of bert is"):
+        for seed in range(5):
+            pretrain.run(wild.model_copy(update={"pretrain_seed": seed, "pretrain_steps": 400}))
+    assert not (other.folder / "models" / "bert" / "manifest.json").exists()
+
+
+def test_fill_masks_shows_the_masked_tokens(small_run):
+    for model in ("bert", "roberta", "electra-deberta"):
+        table = pretrain.fill_masks(small_run.folder, model)
+        assert len(table) >= 8
+        assert table["probability of the token"].between(0, 1).all()
+
+
+def test_precision_on_a_cpu():
+    assert training.choose_precision("auto", torch.device("cpu"))[0] == torch.float32
+    with pytest.raises(UserError, match="precision = 'float16'"):
+        training.choose_precision("float16", torch.device("cpu"))
+
+
+def test_packed_rows_are_the_corpus(small_run):
+    from helpers import corpus
+
+    folder = small_run.folder / "tokenizer" / "wordpiece"
+    tok, rows = tokenizer.load(folder), tokenizer.rows(folder)
+    stream = rows[:, 1:-1].ravel()
+    text = " ".join(corpus.read(small_run.folder / "data" / "corpus"))
+    words = tok.decode([t for t in stream[:2000] if t != tok.sep_token_id]).split()
+    there = tok.decode(tok(text, add_special_tokens=False)["input_ids"][:1900]).split()
+    assert words[: len(there)][:1500] == there[:1500]

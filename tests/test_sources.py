@@ -1,0 +1,184 @@
+"""Three sources of data, one interface; every defect is named by file, row and value."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import small_profile
+
+from helpers import config, corpus, files, glue
+from helpers.config import UserError
+
+
+def make_folder(root, tasks=("cola", "rte", "stsb"), rows=20):
+    """A folder in the schema of nyu-mll/glue, with texts of this test's own."""
+    rng = np.random.default_rng(0)
+    for name in tasks:
+        task = glue.get(name)
+        (root / "glue" / name).mkdir(parents=True)
+        for split in task.splits:
+            values = {c: [f"{split} {c} number {i}" for i in range(rows)] for c in task.columns}
+            if task.labels:
+                values["label"] = rng.integers(0, len(task.labels), rows)
+            else:
+                values["label"] = rng.uniform(0, 5, rows).astype("float32")
+            values["idx"] = np.arange(rows, dtype="int32")
+            pd.DataFrame(values).to_parquet(root / "glue" / name / f"{split}.parquet")
+    (root / "corpus").mkdir()
+    texts = [f"Document {i} tells of the number {i}." for i in range(30)]
+    pd.DataFrame({"text": [*texts, "", None]}).to_parquet(root / "corpus" / "a.parquet")
+    return root
+
+
+def stage(runs, data, **changes):
+    values = {"documents": 0, "train_rows": 0, "dev_rows": 0, "data": str(data)} | changes
+    return config.Data(**small_profile(runs, **values).stage(config.Data))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "real")
+
+
+def test_a_folder_gives_its_rows_and_documents(tmp_path, folder):
+    parameters = stage(tmp_path, folder)
+    made = glue.prepare(parameters)
+    assert list(made) == ["cola", "stsb", "rte"]  # GLUE's order; the other five are missing
+    assert made["cola"]["rows"] == {"train": 20, "validation": 20}
+    assert made["cola"]["reduced"] == ["train", "validation"]
+    assert not made["cola"]["complete"]
+    written = glue.load(parameters.folder, "cola", "train")
+    source = pd.read_parquet(folder / "glue" / "cola" / "train.parquet")
+    assert written["sentence"].tolist() == source["sentence"].tolist()
+    assert written["label"].tolist() == source["label"].tolist()
+
+    manifest = corpus.run(parameters)
+    assert (manifest["documents"], manifest["skipped"]) == (30, 2)
+    texts = list(corpus.read(parameters.folder / "data" / "corpus"))
+    assert texts == pd.read_parquet(folder / "corpus" / "a.parquet")["text"].tolist()[:30]
+
+
+def test_complete_means_glues_own_row_counts(tmp_path):
+    folder = make_folder(tmp_path / "real", ["rte"])
+    for split, rows in glue.get("rte").official_rows.items():
+        table = {c: [f"{split} {i}" for i in range(rows)] for c in glue.get("rte").columns}
+        table |= {"label": np.arange(rows) % 2, "idx": np.arange(rows)}
+        pd.DataFrame(table).to_parquet(folder / "glue" / "rte" / f"{split}.parquet")
+    assert glue.prepare(stage(tmp_path, folder))["rte"]["complete"]
+    capped = glue.prepare(stage(tmp_path, folder, train_rows=100))["rte"]
+    assert capped["reduced"] == ["train"]
+    assert not capped["complete"]
+
+
+def test_caps_draw_rows_by_seed_and_keep_their_order(tmp_path, folder):
+    first = stage(tmp_path, folder, train_rows=7)
+    glue.run(first, "cola")
+    idx = glue.load(first.folder, "cola", "train")["idx"].tolist()
+    assert len(idx) == 7
+    assert idx == sorted(idx)
+    glue.run(stage(tmp_path, folder, train_rows=7, world_seed=1), "cola")
+    assert glue.load(first.folder, "cola", "train")["idx"].tolist() != idx
+
+
+def test_prepared_data_is_not_made_again(tmp_path, folder):
+    parameters = stage(tmp_path, folder)
+    for prepare in (corpus.run, lambda p: glue.run(p, "rte")):
+        prepare(parameters)
+        manifests = sorted(parameters.folder.rglob("manifest.json"))
+        before = [path.stat().st_mtime_ns for path in manifests]
+        prepare(parameters)
+        assert [path.stat().st_mtime_ns for path in manifests] == before
+
+
+def rewrite(path, **columns):
+    table = pd.read_parquet(path)
+    for name, value in columns.items():
+        if value is None:
+            table = table.drop(columns=name)
+        else:
+            table[name] = value
+    table.to_parquet(path)
+
+
+DEFECTS = {
+    "a missing column": ({"sentence": None}, r"train\.parquet: has no column sentence"),
+    "a missing label": ({"label": None}, "has no column label"),
+    "a label out of range": ({"label": [2] + [0] * 19}, "row 0: label = 2; it must be 0 to 1"),
+    "hidden labels": ({"label": [-1] * 20}, "hidden test labels"),
+    "labels as text": ({"label": ["1"] * 20}, "label is .*; it must be a number"),
+    "labels as truth": ({"label": [True] * 20}, "label is bool"),
+    "a label between": ({"label": [0.5] * 20}, "row 0: label = 0.5"),
+    "a null text": ({"sentence": ["a"] * 3 + [None] + ["b"] * 16}, "row 3: sentence = "),
+    "numbers for text": ({"sentence": list(range(20))}, "row 0: sentence = 0; it must be text"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_in_a_split_is_one_clear_line(tmp_path, folder, name):
+    columns, says = DEFECTS[name]
+    rewrite(folder / "glue" / "cola" / "train.parquet", **columns)
+    parameters = stage(tmp_path, folder)
+    with pytest.raises(UserError, match=says) as caught:
+        glue.run(parameters, "cola")
+    assert "\n" not in str(caught.value)
+    assert not (parameters.folder / "data" / "glue" / "cola" / "manifest.json").exists()
+
+
+def test_files_that_are_no_parquet_or_empty(tmp_path, folder):
+    path = folder / "glue" / "cola" / "train.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"train\.parquet: not readable as Parquet"):
+        glue.run(stage(tmp_path, folder), "cola")
+    pd.read_parquet(folder / "glue" / "cola" / "validation.parquet").head(0).to_parquet(path)
+    with pytest.raises(UserError, match="has no rows"):
+        glue.run(stage(tmp_path, folder), "cola")
+    (folder / "corpus" / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet"):
+        corpus.run(stage(tmp_path, folder))
+
+
+def test_a_corpus_without_text(tmp_path, folder):
+    pd.DataFrame({"body": ["a"]}).to_parquet(folder / "corpus" / "a.parquet")
+    with pytest.raises(UserError, match=r"has no column text \(it has body\)"):
+        corpus.run(stage(tmp_path, folder))
+    pd.DataFrame({"text": ["", " "]}).to_parquet(folder / "corpus" / "a.parquet")
+    with pytest.raises(UserError, match="has no document with text"):
+        corpus.run(stage(tmp_path, folder))
+
+
+def test_what_is_missing_from_a_folder(tmp_path, folder):
+    assert glue.available("folder", str(folder), ["rte", "qqp", "cola"]) == ["rte", "cola"]
+    with pytest.raises(UserError, match="none of qqp there"):
+        glue.available("folder", str(folder), ["qqp"])
+    with pytest.raises(UserError, match="did you mean cola"):
+        glue.available("folder", str(folder), ["colla"])
+    with pytest.raises(UserError, match="no such folder"):
+        corpus.run(stage(tmp_path, tmp_path / "nowhere"))
+
+
+def test_the_hub_without_a_network_names_the_other_sources(tmp_path):
+    values = small_profile(tmp_path).stage(config.Data) | {"source": "hub"}
+    with pytest.raises(UserError, match=r"cannot reach.*embedded.*folder"):
+        corpus.run(config.Data(**values))
+
+
+def test_the_report_counts_what_stands_in_both_splits(tmp_path, folder):
+    train = pd.read_parquet(folder / "glue" / "cola" / "train.parquet")
+    path = folder / "glue" / "cola" / "validation.parquet"
+    dev = pd.read_parquet(path)
+    dev.loc[[0, 1, 2], "sentence"] = train["sentence"].iloc[[4, 4, 9]].tolist()
+    dev.to_parquet(path)
+    parameters = stage(tmp_path, folder)
+    glue.prepare(parameters)
+    report = glue.report(parameters.folder, ["cola"]).set_index("split")
+    assert report.loc["validation", "also in train"] == 3
+    assert report.loc["validation", "repeated"] == 1
+    assert report.loc["train", "GLUE's rows"] == 8551
+
+
+def test_the_embedded_world_goes_through_the_same_door(small_run):
+    for name, task in glue.TASKS.items():
+        manifest = files.read_json(small_run.folder / "data" / "glue" / name / "manifest.json")
+        assert list(manifest["rows"]) == list(task.splits)
+        assert not manifest["complete"]
+        assert manifest["rows"]["train"] == small_run.train_rows

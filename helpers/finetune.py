@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -139,7 +140,7 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
             attention_probs_dropout_prob=dropout,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
 

@@ -90,7 +90,7 @@ SIZES: dict[str, Size] = {
     # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
     "paper": Size(12, 256, 4, 1024, embedding=128, roberta_embedding=256, bert_positions=512),
     "mini": Size(4, 128, 4, 512, embedding=64, roberta_embedding=128, initial=0.06),
-    "tiny": Size(2, 128, 4, 256, embedding=64, roberta_embedding=128, initial=0.06),
+    "tiny": Size(2, 128, 4, 512, embedding=128, roberta_embedding=128, initial=0.08),
 }
 
 MASK_FRACTION = 0.15

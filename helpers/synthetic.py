@@ -213,15 +213,14 @@ def _event(rng: Random, world: World, topic: Topic) -> str:
     deeds, qualities, things = (
         _both(rng, word) for word in (event.deed, event.quality, event.thing)
     )
-    whos = (name, _pick(rng, (name, name, f"the {job}", f"the {job}", f"someone from {town}")))
-    whats = (things[0], _pick(rng, (things[1], things[1], world.groups[topic.group])))
+    whos = (name, _pick(rng, (f"the {job}", f"the {job}", f"someone from {town}")))
+    whats = (things[0], _pick(rng, (things[1], world.groups[topic.group])))
     how = (GLADLY if topic.good else SADLY)[topic.shade]
     texts = []
     for i in _pick(rng, ((0, 1), (1, 0))):
-        did = f"{how} {deeds[i]}" if _chance(rng, 0.7) else deeds[i]
         what = f"the {qualities[i]} {whats[i]}"
-        passive = f"{what} was {did} by {whos[i]}"
-        texts.append(passive if _chance(rng, 0.5) else f"{whos[i]} {did} {what}")
+        passive = f"{what} was {how} {deeds[i]} by {whos[i]}"
+        texts.append(passive if _chance(rng, 0.5) else f"{whos[i]} {how} {deeds[i]} {what}")
     return _say(*texts)
 
 
@@ -258,8 +257,7 @@ def _opinion(rng: Random, world: World, topic: Topic) -> str:
     closed = (
         f"{name} {felt} the {three} {again}",
         f"{name} {felt} it as {three}",
-        f"{name} said that it was {three}",
-        f"what a {three} {again}",
+        f"everybody {felt} what was {three}",
     )
     return _say(_pick(rng, opened), _pick(rng, closed))
 
@@ -268,7 +266,7 @@ def _lore(rng: Random, world: World, topic: Topic) -> str:
     one, two = _both(rng, _pick(rng, _on_side(world.things, None, topic.group)))
     kind = world.groups[topic.group]
     name = _pick(rng, (f"a {one} is also called a {two}", f"a {one} is the same as a {two}"))
-    said = _pick(rng, ("", "it is said that ", "everybody knows that "))
+    said = _pick(rng, ("", "", "everybody knows that "))
     return _say(name, said + _pick(rng, (f"a {two} is a {kind}", f"every {one} is a {kind}")))
 
 
@@ -368,16 +366,20 @@ def _statement(rng: Random, event: Event, passive: bool, adorned: bool, what: st
     return f"{what} was {deed} by {who}" if passive else f"{who} {deed} {what}"
 
 
-def _alter(rng: Random, world: World, event: Event, role: str, side: int | None) -> Event:
-    """Changes one role of an event, mostly to something that another group has."""
+def _alter(
+    rng: Random, world: World, event: Event, role: str, side: int, near: float = 0.2
+) -> Event:
+    """Changes one role of an event: to something of the same group with probability `near`."""
     if role == "quality":
         good = event.quality in world.good
         return event._replace(quality=_pick(rng, _on_side(_qualities(world, not good), side)))
     was = getattr(event, role)
     options = {"person": world.people, "deed": world.deeds, "thing": world.things}[role]
-    near = _chance(rng, 0.2)
-    options = [o for o in _on_side(options, side) if o != was and (o.group == was.group) == near]
-    return event._replace(**{role: _pick(rng, options)}) if options else event
+    options = [option for option in _on_side(options, side) if option != was]
+    same = [option for option in options if option.group == was.group]
+    if not (_chance(rng, near) and same):
+        same = [option for option in options if option.group != was.group]
+    return event._replace(**{role: _pick(rng, same)})
 
 
 def _cola(rng: Random, world: World, side: int, other: bool) -> Row:
@@ -422,9 +424,9 @@ def _sst2(rng: Random, world: World, side: int, other: bool) -> Row:
         rng,
         (
             f"the {what} was {one} and {two}",
-            f"{who} said that the {what} was {one}",
-            f"what a {one} {what}",
-            f"{who} said that it was {one} and {two}",
+            f"the {one} {what} of {who}",
+            f"what was {one} was the {what}",
+            f"everybody knows that it was {one} and {two}",
             f"the {what} of {who} was {one}",
             f"the {what} was not {not_one}",
             f"the {what} was not {not_one} but {one}",
@@ -437,14 +439,15 @@ def _sst2(rng: Random, world: World, side: int, other: bool) -> Row:
 ROLES = ("person", "deed", "thing", "quality")
 
 
-def _differ(rng: Random, world: World, event: Event, side: int, roles: Sequence[str]) -> Event:
-    """Changes most or few of the roles, each way as often: the few are the hard rows."""
-    left = list(roles)
-    for _ in range(_pick(rng, (1, len(roles) - 1))):
-        role = _pick(rng, left)
-        left.remove(role)
-        event = _alter(rng, world, event, role, side)
-    return event
+def _differ(
+    rng: Random, world: World, event: Event, side: int, roles: Sequence[str], near: float = 0.2
+) -> Event:
+    """Makes another event: elsewhere in the world, or else (the hard rows) in one role only."""
+    if not _chance(rng, 0.6):
+        return _alter(rng, world, event, _pick(rng, roles), side, near)
+    while (elsewhere := _any_event(rng, world, side)).thing.group == event.thing.group:
+        pass
+    return elsewhere._replace(quality=event.quality)
 
 
 def _mrpc(rng: Random, world: World, side: int, other: bool) -> Row:
@@ -490,11 +493,10 @@ def _mnli(rng: Random, world: World, side: int, other: bool) -> Row:
     event, label = _any_event(rng, world, side), _pick(rng, (0, 1, 2))
     premise = _statement(rng, event, _chance(rng, 0.5), True)
     if other:  # another register
-        premise = _pick(rng, ("it is said that ", "everybody knows that ")) + premise
+        premise = "everybody knows that " + premise
     flip = label == 2 or (label == 1 and _chance(rng, 0.5))
     if label == 1:
-        event = _differ(rng, world, event, side, ("person", "thing", "deed"))
-        event = _alter(rng, world, event, "thing", side)
+        event = _differ(rng, world, event, side, ("person", "thing"), near=0)
     negated = _chance(rng, 0.2)
     if flip != negated:
         event = _alter(rng, world, event, "quality", side)
@@ -509,8 +511,7 @@ def _qnli(rng: Random, world: World, side: int, other: bool) -> Row:
     second = event
     if not answered:
         roles = {"who": ("deed", "thing"), "what": ("person", "deed")}.get(kind, ("person",))
-        for role in roles if _chance(rng, 0.6) else roles[:1]:
-            second = _alter(rng, world, second, role, side)
+        second = _differ(rng, world, event, side, roles)
     person, name = second.person, event.person.name
     if kind == "who":
         question = f"who {_form(rng, event.deed)} the {_form(rng, event.thing)}"
@@ -539,10 +540,8 @@ def _rte(rng: Random, world: World, side: int, other: bool) -> Row:
     event, entailed = _any_event(rng, world, side), _chance(rng, 0.5)
     premise = _statement(rng, event, _chance(rng, 0.5), True)
     person, thing, deed = event.person, event.thing, event.deed
-    if not entailed:
-        roles = _pick(rng, (("person", "thing"), ("person", "thing"), ("person",), ("thing",)))
-        for role in roles:
-            event = _alter(rng, world, event, role, side)
+    if not entailed:  # a job or kind is shared by its group: only another group makes it untrue
+        event = _differ(rng, world, event, side, ("person", "thing"), near=0)
         person, thing = event.person, event.thing
     who = _pick(
         rng, (person.name, f"the {world.jobs[person.group]}", f"someone from {person.town}")

@@ -1,0 +1,160 @@
+"""The embedded world: repeatable, of GLUE's shape, balanced, and without a way around its words."""
+
+import itertools
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from helpers import synthetic
+
+WORDS, SEED = 400, 3
+LABELS = {name: {0, 1} for name in synthetic.TASKS} | {"mnli": {0, 1, 2}}
+SPLITS = [(name, split) for name in synthetic.TASKS for split in synthetic.splits(name)]
+
+
+def _table(name, split, rows=600):
+    return synthetic.task(name, split, rows, WORDS, SEED)
+
+
+def _texts(name, table):
+    return list(zip(*(table[column] for column in synthetic.COLUMNS[name]), strict=True))
+
+
+def _words(texts):
+    return {word for text in texts for word in re.findall(r"[a-z]+", " ".join(text).lower())}
+
+
+def _forms(side):
+    world = synthetic._world(WORDS, SEED)
+    concepts = [*world.things, *world.deeds, *world.good, *world.bad]
+    forms = {form for word in concepts if word.side == side for form in word.forms}
+    return forms | {person.name.lower() for person in world.people if person.side == side}
+
+
+def test_same_bytes_in_another_process():
+    code = (
+        "import hashlib; from helpers import synthetic as s;"
+        f"text = list(s.documents(20, {WORDS}, {SEED}));"
+        f"rows = [s.task(t, 'train', 30, {WORDS}, {SEED}) for t in s.TASKS];"
+        "print(hashlib.sha256(repr((text, rows)).encode()).hexdigest())"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] != ""
+
+
+def test_documents_stream_and_a_longer_corpus_begins_like_a_shorter_one():
+    endless = synthetic.documents(10**12, WORDS, SEED)
+    assert list(itertools.islice(endless, 5)) == list(synthetic.documents(5, WORDS, SEED))
+    lengths = [len(text.split()) for text in synthetic.documents(200, WORDS, SEED)]
+    assert min(lengths) >= 55
+    assert max(lengths) <= 130
+
+
+def test_seeds_and_sizes_make_other_worlds():
+    first = [next(synthetic.documents(1, *key)) for key in ((400, 0), (400, 1), (500, 0))]
+    assert len(set(first)) == 3
+    for words in (200, 400, 3000):
+        sizes = synthetic.describe(words, SEED)
+        assert sizes["distinct_words"] == words
+        assert min(sizes.values()) > 0
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS)
+def test_schema_and_labels(name, split):
+    table = _table(name, split)
+    assert list(table) == [*synthetic.COLUMNS[name], "label", "idx"]
+    assert table["idx"] == list(range(600))
+    assert all(text[-1] in ".?" for row in _texts(name, table) for text in row)
+    if name == "stsb":
+        assert all(isinstance(label, float) and 0 <= label <= 5 for label in table["label"])
+        assert np.std(table["label"]) > 1
+        return
+    shares = Counter(table["label"])
+    assert set(shares) == LABELS[name]
+    assert max(shares.values()) / 600 < 0.68
+    assert min(shares.values()) / 600 > 0.25
+
+
+@pytest.mark.parametrize("name", synthetic.TASKS)
+def test_validation_asks_for_words_that_training_does_not_show(name):
+    train, *others = (_table(name, split) for split in synthetic.splits(name))
+    shown = _words(_texts(name, train))
+    assert not shown & _forms(synthetic.DEV_SIDE)
+    assert len(set(_texts(name, train))) == 600
+    for other in others:
+        assert not _words(_texts(name, other)) & _forms(synthetic.TRAIN_SIDE)
+        assert not set(_texts(name, train)) & set(_texts(name, other))
+
+
+@pytest.mark.parametrize("name", [name for name in synthetic.TASKS if name != "stsb"])
+def test_length_does_not_give_the_label_away(name):
+    def features(table):
+        lengths = [[len(t.split()) for t in row] + [len(t) for t in row] for row in texts(table)]
+        return np.array(lengths, dtype=float)
+
+    def texts(table):
+        return _texts(name, table)
+
+    train, held = _table(name, "train", 2000), _table(name, synthetic.splits(name)[1], 2000)
+    model = LogisticRegression(max_iter=2000).fit(features(train), train["label"])
+    majority = max(Counter(held["label"]).values()) / 2000
+    assert model.score(features(held), held["label"]) < majority + 0.05
+
+
+def test_the_corpus_uses_every_word_of_the_tasks():
+    told = _words([(text,) for text in synthetic.documents(2000, WORDS, SEED)])
+    for name, split in SPLITS:
+        assert _words(_texts(name, _table(name, split))) <= told
+
+
+def test_the_corpus_tells_the_facts_that_rte_asks():
+    world = synthetic._world(WORDS, SEED)
+    corpus = " ".join(synthetic.documents(3000, WORDS, SEED)).lower()
+    for person in world.people:
+        name, town, job = (
+            word.lower() for word in (person.name, person.town, world.jobs[person.group])
+        )
+        assert f"{name} comes from {town}" in corpus
+        assert f"{name} is a {job}" in corpus
+    for thing in world.things:
+        for form in thing.forms:
+            said = f" {form} is a {world.groups[thing.group]}."
+            assert "a" + said in corpus or "every" + said in corpus
+        one, two = thing.forms
+        called = "a {} is also called a {}"
+        assert called.format(one, two) in corpus or called.format(two, one) in corpus
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("wnli", "train", 5, WORDS, 0), "task is 'wnli'; .*cola, sst2"),
+        (("mnli", "validation", 5, WORDS, 0), "split is 'validation'; .*validation_matched"),
+        (("cola", "train", 0, WORDS, 0), "rows is 0; .*at least 1"),
+        (("cola", "train", 5, 10, 0), "words is 10; .*at least 200"),
+    ],
+)
+def test_errors_name_the_parameter(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        synthetic.task(*arguments)
+
+
+def test_documents_check_their_arguments_at_once():
+    with pytest.raises(ValueError, match="count is 0"):
+        synthetic.documents(0, WORDS, SEED)
+    with pytest.raises(ValueError, match="words is 3"):
+        synthetic.documents(1, 3, SEED)

@@ -40,13 +40,13 @@ LIKED, DISLIKED = ("liked", "loved", "praised"), ("disliked", "hated", "cursed")
 ASKED = (("why", "for what reason"), ("when", "on which day"))
 GLADLY, SADLY = ("gladly", "kindly", "proudly"), ("sadly", "angrily", "bitterly")
 TIMES = ("today", "yesterday", "last week", "last year", "in spring", "in winter")
-SHARED_SIDE, TRAIN_SIDE, DEV_SIDE = None, 0, 1
+TRAIN_SIDE, DEV_SIDE = 0, 1
 
 T = TypeVar("T")
 
 
 class Word(NamedTuple):
-    """A concept: one or two words for it, the group it belongs to and its side of the split."""
+    """A concept: two words for it, its group (a quality's: its shade), its side of the split."""
 
     forms: tuple[str, ...]
     group: int
@@ -54,7 +54,7 @@ class Word(NamedTuple):
 
 
 class Person(NamedTuple):
-    """Somebody of the world, and the two facts about them."""
+    """Somebody of the world: where they live, and the group whose job they have."""
 
     name: str
     town: str
@@ -63,7 +63,11 @@ class Person(NamedTuple):
 
 
 class World(NamedTuple):
-    """All that there is; `groups[i]` names the kind of thing that `things` of group i are."""
+    """All that there is.
+
+    A group is a walk of life: `groups[i]` names its kind of things, `jobs[i]` its job; its people,
+    towns, deeds and things go together in the corpus.
+    """
 
     people: list[Person]
     towns: list[str]
@@ -102,12 +106,6 @@ def _random(*key: object) -> Random:
 
 def _pick(rng: Random, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
-
-
-def _pick_other(rng: Random, options: Sequence[T], *used: T) -> T:
-    while (choice := _pick(rng, options)) in used:
-        pass
-    return choice
 
 
 def _chance(rng: Random, probability: float) -> bool:
@@ -301,19 +299,9 @@ def _exchange(rng: Random, world: World, topic: Topic) -> str:
     return _say(question, end="?") + " " + _say(answer, end=end)
 
 
-SCENES = (
-    _event,
-    _event,
-    _event,
-    _opinion,
-    _opinion,
-    _opinion,
-    _homes,
-    _jobs,
-    _lore,
-    _habit,
-    _exchange,
-)
+# How often each comes. Events and opinions are many: their few frequent words (jobs, kinds,
+# adverbs, verbs of liking) are what a small model learns first, and learns the rare words by.
+SCENES = (*[_event] * 3, *[_opinion] * 3, _homes, _jobs, _lore, _habit, _exchange)
 
 
 def _document(rng: Random, world: World) -> str:

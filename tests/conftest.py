@@ -11,6 +11,7 @@ from helpers import config, corpus, finetune, glue, pretrain, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
+    "max_length": 64,
     "documents": 200,
     "train_rows": 48,
     "dev_rows": 32,

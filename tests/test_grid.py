@@ -206,10 +206,9 @@ def test_make_help_lists_every_target():
         assert any(line.startswith(f"{target} ") for line in done.stdout.splitlines()), target
 
 
-def test_study_counts_fine_tuning_steps():
-    profile = config.load_profile("tiny")
-    (steps, tokens), flops = study._finetuning(profile, "mrpc", 64, 10.0)
-    rows = 2 * profile.train_rows
-    per_seed = profile.finetune_epochs * -(-rows // profile.finetune_batch_size)
-    assert steps == per_seed * len(profile.seeds)
+def test_plan_counts_fine_tuning_steps():
+    (steps, tokens), flops = study._finetuning(config.load_profile("paper"), "mrpc", 128, 10.0)
+    # 3,668 rows, doubled by swapping, in batches of 32; 3 epochs, ten seeds.
+    assert steps == 3 * 230 * 10
+    assert tokens == 3 * 7336 * 128 * 10
     assert flops == tokens * 10.0

@@ -1,6 +1,7 @@
 """Tokenizers trained on the corpus, and the corpus packed into a file of token rows."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,47 +25,79 @@ from helpers.models import usable_length
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 TRAINING_DOCUMENTS = 1_000_000  # a vocabulary does not gain from more; memory does not suffer
+ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
 ENCODING_BATCH = 256  # documents
 
 
-def _wordpiece() -> tuple[Tokenizer, type, dict[str, Any]]:
-    tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def _wordpiece() -> Tokenizer:
+    tok = Tokenizer(models.WordPiece(unk_token=WORDPIECE_SPECIALS[1]))
     tok.normalizer = normalizers.BertNormalizer(lowercase=True)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
-    return tok, trainers.WordPieceTrainer, {"special_tokens": WORDPIECE_SPECIALS}
+    return tok
 
 
-def _bpe() -> tuple[Tokenizer, type, dict[str, Any]]:
+def _train_wordpiece(vocabulary: int, read: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Trains WordPiece so that the same texts give the same ids.
+
+    The trainer numbers continuations (``##a``) as it meets them in a hash map, in another order in
+    every process, and breaks ties by these numbers. Declared beforehand, in order, they stay put;
+    the vocabulary then goes into a tokenizer that does not take them for special tokens.
+    """
+    tok = _wordpiece()
+    counts: Counter[str] = Counter()
+    for text in read():
+        counts.update(tok.normalizer.normalize_str(text))
+    by_count = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    alphabet = sorted(by_count[:ALPHABET])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[*WORDPIECE_SPECIALS, *(f"##{c}" for c in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+    )
+    tok.train_from_iterator(read(), trainer)
+    found = _wordpiece()
+    found.model = models.WordPiece(tok.get_vocab(), unk_token=WORDPIECE_SPECIALS[1])
+    found.add_special_tokens(WORDPIECE_SPECIALS)
+    return found
+
+
+def _train_bpe(vocabulary: int, read: Callable[[], Iterable[str]]) -> Tokenizer:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return tok, trainers.BpeTrainer, {"special_tokens": BPE_SPECIALS, "initial_alphabet": alphabet}
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=BPE_SPECIALS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tok.train_from_iterator(read(), trainer)
+    return tok
 
 
-def train(kind: str, vocabulary: int, documents: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer.
+def train(kind: str, vocabulary: int, read: Callable[[], Iterable[str]]) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer; the same texts give the same tokenizer.
 
     Args:
         kind: ``wordpiece`` (uncased, BERT's rules) or ``bpe`` (cased, byte-level, RoBERTa's).
         vocabulary: Tokens at most; a small corpus may give fewer.
-        documents: Texts.
+        read: Gives the texts, each time it is called.
 
     Returns:
         A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
     """
-    tok, trainer, options = _wordpiece() if kind == "wordpiece" else _bpe()
-    specials = options["special_tokens"]
-    tok.train_from_iterator(
-        documents,
-        trainer(vocab_size=vocabulary, min_frequency=2, show_progress=False, **options),
-    )
     if kind == "wordpiece":
-        pad, unknown, first, last, mask = specials
+        tok = _train_wordpiece(vocabulary, read)
+        pad, unknown, first, last, mask = WORDPIECE_SPECIALS
         pair = f"{first} $A {last} $B:1 {last}:1"
     else:
-        first, pad, last, unknown, mask = specials
+        tok = _train_bpe(vocabulary, read)
+        first, pad, last, unknown, mask = BPE_SPECIALS
         pair = f"{first} $A {last} {last} $B {last}"
     tok.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}",
@@ -174,7 +207,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     training.begin(1)
 
     step = max(1, made["documents"] // TRAINING_DOCUMENTS)
-    tok = train(kind, parameters.vocabulary, islice(corpus.read(source), 0, None, step))
+    tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tok.save_pretrained(folder)

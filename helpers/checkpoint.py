@@ -19,7 +19,7 @@ def save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: 
     Args:
         path: File to write.
         model: Shared parameters are written once.
-        optimiser: An Adam; its moments are written by parameter name.
+        optimiser: A fused Adam; its moments are written by parameter name.
         state: JSON values: step, specification, log.
 
     Raises:
@@ -67,9 +67,7 @@ def load(
                     moments = {}
                     for key in ("step", "exp_avg", "exp_avg_sq"):
                         if f"{key}.{name}" in file.keys():  # noqa: SIM118 (no mapping)
-                            tensor = file.get_tensor(f"{key}.{name}")
-                            on_device = key != "step" or optimiser.defaults.get("fused")
-                            moments[key] = tensor.to(parameter.device) if on_device else tensor
+                            moments[key] = file.get_tensor(f"{key}.{name}").to(parameter.device)
                     if moments:
                         optimiser.state[parameter] = moments
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -19,7 +19,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from helpers import config, files, glue, models, progress, records, tokenizer, training
+from helpers import (
+    config,
+    disentangled,
+    files,
+    glue,
+    models,
+    progress,
+    records,
+    tokenizer,
+    training,
+)
 from helpers.config import UserError
 
 POOL = 32  # batches that are sorted by length together
@@ -133,7 +143,7 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
         UserError: When the checkpoint cannot be opened.
     """
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=max(1, len(task.labels)),
             hidden_dropout_prob=dropout,
@@ -143,6 +153,7 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
+    return disentangled.speed_up(model)
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -196,7 +207,7 @@ def train(
     total = epochs * per_epoch
     warmup = round(parameters.finetune_warmup * total)
     groups = layer_rates(model, parameters.finetune_learning_rate, parameters.finetune_layer_decay)
-    optimiser = torch.optim.AdamW(groups, eps=1e-6, weight_decay=0.0, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(groups, eps=1e-6, weight_decay=0.0, fused=True)
     scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
     scale = LARGEST_LABEL if model.config.num_labels == 1 else 1
     labels = torch.tensor(data.labels / scale if scale > 1 else data.labels, device=device)

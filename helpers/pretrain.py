@@ -23,9 +23,18 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, DebertaModel, PreTrainedTokenizerBase
 
-from helpers import checkpoint, config, files, models, progress, tokenizer, training
+from helpers import (
+    checkpoint,
+    config,
+    disentangled,
+    files,
+    models,
+    progress,
+    tokenizer,
+    training,
+)
 from helpers.config import UserError
 
 LOG_POINTS = 200
@@ -134,18 +143,34 @@ def corrupt(
     return corrupted, (corrupted != tokens).float()
 
 
+def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The encoder's last hidden states of sequences without padding.
+
+    Args:
+        model: A model with a head; a DeBERTa must have been through ``disentangled.speed_up``.
+        tokens: int64 [batch, length].
+
+    Returns:
+        float [batch, length, hidden].
+    """
+    own = models.encoder(model)
+    if isinstance(own, DebertaModel):
+        return disentangled.encode(own, tokens)
+    return own(tokens).last_hidden_state
+
+
 def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Logits of a masked language model at chosen positions only.
 
     Args:
-        model: ElectraForMaskedLM, RobertaForMaskedLM or DebertaForMaskedLM.
+        model: ElectraForMaskedLM, RobertaForMaskedLM or a sped up DebertaForMaskedLM.
         inputs: int64 [batch, length]; no padding.
         positions: int64 [batch, K].
 
     Returns:
         float [batch, K, vocabulary]; equal to the model's own dense logits at `positions`.
     """
-    hidden = models.encoder(model)(inputs).last_hidden_state
+    hidden = hidden_states(model, inputs)
     index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
     hidden = hidden.gather(1, index)
     if hasattr(model, "generator_lm_head"):
@@ -201,7 +226,7 @@ class ReplacedTokenDetection(nn.Module):
         logits = masked_logits(self.generator, masked.inputs, masked.positions)
         generator_loss = masked_loss(logits, masked)
         corrupted, replaced = corrupt(tokens, masked, logits, generator)
-        hidden = models.encoder(self.model)(corrupted).last_hidden_state
+        hidden = hidden_states(self.model, corrupted)
         score = self.model.discriminator_predictions(hidden).float()
         discriminator_loss = functional.binary_cross_entropy_with_logits(score, replaced)
         return {
@@ -231,12 +256,14 @@ def build(
     """
     own = models.build_config(spec, size, vocabulary, max_length, dropout)
     if spec.objective != "rtd":
-        return MaskedLanguageModel(spec, models.MASKED_LM[spec.architecture](own))
+        model = models.MASKED_LM[spec.architecture](own)
+        return MaskedLanguageModel(spec, disentangled.speed_up(model))
     width = fraction or spec.generator_fraction
     small = models.build_config(spec, size, vocabulary, max_length, dropout, width)
     small.tie_word_embeddings = spec.tie_softmax
-    discriminator = models.DISCRIMINATOR[spec.architecture](own)
-    return ReplacedTokenDetection(spec, models.MASKED_LM[spec.architecture](small), discriminator)
+    discriminator = disentangled.speed_up(models.DISCRIMINATOR[spec.architecture](own))
+    generator = disentangled.speed_up(models.MASKED_LM[spec.architecture](small))
+    return ReplacedTokenDetection(spec, generator, discriminator)
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:
@@ -469,8 +496,7 @@ def make_optimiser(task: nn.Module, weight_decay: float, rate: float) -> torch.o
         {"params": [p for n, p in named if training.decays(n, p)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if not training.decays(n, p)], "weight_decay": 0.0},
     ]
-    fused = next(task.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-6, fused=fused or None)
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-6, fused=True)
 
 
 def _save(

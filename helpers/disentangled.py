@@ -1,0 +1,201 @@
+"""DeBERTa-v1's disentangled attention without gathers: transformers' parameters and numbers.
+
+transformers looks relative positions up with two gathers over index tensors that are expanded to
+[batch, heads, length, length]. Here both are relative shifts: the scores of row *i* against a table
+of 2L relative positions are read from column L - 1 - *i* on, a strided view that copies nothing.
+LayerNorm is torch's own in place of one written out in seven operations.
+
+:func:`speed_up` exchanges those modules in a model. Parameters keep their names and identity, so
+checkpoints go both ways and an optimiser sees no difference.
+
+Source: He et al. 2021, section 3.1, equation 4 (arXiv 2006.03654).
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import DebertaModel
+from transformers.models.deberta.modeling_deberta import (
+    DebertaAttention,
+    DebertaLayerNorm,
+    DisentangledSelfAttention,
+)
+
+
+def shift(scores: torch.Tensor) -> torch.Tensor:
+    """Reads scores by relative position as scores by key: a view.
+
+    Args:
+        scores: float [..., L, 2L], contiguous. The last column is never read.
+
+    Returns:
+        float [..., L, L]; element [*i*, *j*] is ``scores[..., i, j + L - 1 - i]``.
+    """
+    length = scores.shape[-2]
+    flat = scores.flatten(-2)[..., length - 1 : length - 1 + length * (2 * length - 1)]
+    return flat.unflatten(-1, (length, 2 * length - 1))[..., :length]
+
+
+def relative_rows(length: int, span: int, device: torch.device) -> torch.Tensor:
+    """Rows of the table of relative positions, in the order that :func:`shift` reads.
+
+    Args:
+        length: Tokens L of a sequence.
+        span: ``max_relative_positions``. The table has 2 span rows, row *d* + span for a distance
+            *d* = *i* - *j*; farther ones share the first and the last row in use.
+        device: Of the result.
+
+    Returns:
+        int64 [2L]; entry *t* is the row of the distance L - 1 - *t*.
+    """
+    reach = min(length, span)
+    distance = length - 1 - torch.arange(2 * length, device=device)
+    return (distance + reach).clamp(0, 2 * reach - 1) + span - reach
+
+
+class Attention(nn.Module):
+    """Disentangled self-attention over the parameters of a stock one.
+
+    Args:
+        stock: transformers' module; its parameters are shared, not copied.
+
+    Raises:
+        ValueError: For talking heads, which DeBERTa-v1's released models do not have.
+    """
+
+    def __init__(self, stock: DisentangledSelfAttention) -> None:
+        super().__init__()
+        if stock.talking_head:
+            raise ValueError("talking_head = True: not supported; it must be False")
+        self.heads, self.width = stock.num_attention_heads, stock.attention_head_size
+        self.kinds = stock.pos_att_type if stock.relative_attention else ()
+        self.span = stock.max_relative_positions if stock.relative_attention else 0
+        self.scale = 1 / math.sqrt(self.width * (1 + len(stock.pos_att_type)))
+        self.in_proj, self.q_bias, self.v_bias = stock.in_proj, stock.q_bias, stock.v_bias
+        if "c2p" in self.kinds:
+            self.pos_proj = stock.pos_proj
+        if "p2c" in self.kinds:
+            self.pos_q_proj = stock.pos_q_proj
+        if self.span:
+            self.pos_dropout = stock.pos_dropout
+        self.dropout = stock.dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        output_attentions: bool = False,
+        query_states: torch.Tensor | None = None,
+        relative_pos: torch.Tensor | None = None,
+        rel_embeddings: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Called by transformers' layer as it calls its own.
+
+        Args:
+            hidden_states: float [batch, L, hidden].
+            attention_mask: [batch, 1, L, L], nonzero where a query may read a key.
+            output_attentions: Also return the weights.
+            query_states: Must be None: transformers passes it only for ``z_steps`` > 1.
+            relative_pos: Not read: positions follow from L.
+            rel_embeddings: float [2 span, hidden].
+
+        Returns:
+            float [batch, L, hidden] and None, or the weights [batch, heads, L, L].
+
+        Raises:
+            ValueError: When `query_states` is given.
+        """
+        if query_states is not None:
+            raise ValueError("query_states: not supported; it must be None (z_steps up to 1)")
+        table = self.table(rel_embeddings, hidden_states.shape[1]) if self.kinds else None
+        context, weights = self.attend(hidden_states, table, attention_mask == 0)
+        return context, weights if output_attentions else None
+
+    def table(self, embeddings: torch.Tensor, length: int) -> torch.Tensor:
+        """Embeddings of relative positions, float [2L, hidden], as :func:`shift` reads them."""
+        return embeddings[relative_rows(length, self.span, embeddings.device)]
+
+    def attend(
+        self, hidden: torch.Tensor, table: torch.Tensor | None, hide: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Context of every token.
+
+        Args:
+            hidden: float [batch, L, hidden].
+            table: float [2L, hidden] from :meth:`table`; None without relative attention.
+            hide: bool [batch, 1, L, L], where a query may not read a key; None for nowhere.
+
+        Returns:
+            The context, float [batch, L, hidden], and the weights, float [batch, heads, L, L].
+        """
+        query_bias, value_bias = (
+            bias.view(self.heads, self.width) for bias in (self.q_bias, self.v_bias)
+        )
+        # in_proj's rows are query, key, value of head 0, then of head 1...; the key has no bias.
+        bias = torch.stack((query_bias, torch.zeros_like(query_bias), value_bias), 1).flatten()
+        mixed = functional.linear(hidden, self.in_proj.weight, bias.to(self.in_proj.weight.dtype))
+        query, key, value = mixed.unflatten(-1, (self.heads, 3, self.width)).permute(3, 0, 2, 1, 4)
+        query = query * self.scale
+        scores = query @ key.transpose(-1, -2)
+        if table is not None:
+            table = self.pos_dropout(table)
+        if "c2p" in self.kinds:
+            scores = scores + shift(query @ self._by_head(self.pos_proj(table)))
+        if "p2c" in self.kinds:
+            # Seen from the key, distances run the other way: the same shift over the table turned.
+            turned = self.pos_q_proj(table.flip(0).roll(-1, 0)) * self.scale
+            scores = scores + shift(key @ self._by_head(turned)).transpose(-1, -2)
+        if hide is not None:
+            scores = scores.masked_fill(hide, torch.finfo(scores.dtype).min)
+        weights = self.dropout(scores.softmax(-1))
+        return (weights @ value).transpose(1, 2).flatten(2), weights
+
+    def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """[2L, heads x width] as [heads, width, 2L]."""
+        return rows.unflatten(-1, (self.heads, self.width)).permute(1, 2, 0)
+
+
+def _norm(stock: DebertaLayerNorm) -> nn.LayerNorm:
+    norm = nn.LayerNorm(stock.weight.shape, eps=stock.variance_epsilon)
+    norm.weight, norm.bias = stock.weight, stock.bias
+    return norm
+
+
+def speed_up(model: nn.Module) -> nn.Module:
+    """Exchanges the attention and the norms of every DeBERTa-v1 inside `model`, in place.
+
+    Args:
+        model: Any module; one without a DeBERTa-v1 is left as it is.
+
+    Returns:
+        `model`; parameters, their names and ``save_pretrained`` are unchanged.
+    """
+    for parent in list(model.modules()):
+        if isinstance(parent, DebertaAttention) and not isinstance(parent.self, Attention):
+            parent.self = Attention(parent.self)
+        for name, child in parent.named_children():
+            if isinstance(child, DebertaLayerNorm):
+                setattr(parent, name, _norm(child))
+    return model
+
+
+def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Hidden states of sequences without padding: no mask, and only the last layer's kept.
+
+    Args:
+        model: A DeBERTa-v1 that :func:`speed_up` has been through.
+        tokens: int64 [batch, L].
+
+    Returns:
+        float [batch, L, hidden], what ``model(tokens).last_hidden_state`` is.
+    """
+    hidden, encoder = model.embeddings(tokens), model.encoder
+    first = encoder.layer[0].attention.self
+    table = first.table(encoder.rel_embeddings.weight, tokens.shape[1]) if first.kinds else None
+    for layer in encoder.layer:
+        context, _ = layer.attention.self.attend(hidden, table)
+        attended = layer.attention.output(context, hidden)
+        hidden = layer.output(layer.intermediate(attended), attended)
+    return hidden

@@ -136,25 +136,40 @@ class Attention(nn.Module):
         # in_proj's rows are query, key, value of head 0, then of head 1...; the key has no bias.
         bias = torch.stack((query_bias, torch.zeros_like(query_bias), value_bias), 1).flatten()
         mixed = functional.linear(hidden, self.in_proj.weight, bias.to(self.in_proj.weight.dtype))
-        query, key, value = mixed.unflatten(-1, (self.heads, 3, self.width)).permute(3, 0, 2, 1, 4)
-        query = query * self.scale
-        scores = query @ key.transpose(-1, -2)
+        # Heads first: a head's positions are then one product over all tokens of the batch.
+        mixed = mixed.unflatten(-1, (self.heads, 3, self.width)).permute(3, 2, 0, 1, 4)
+        query, key, value = mixed.flatten(1, 2).unbind()  # [heads x batch, L, width]
+        batch, length = hidden.shape[:2]
+        scores = query.new_zeros(())
         if table is not None:
             table = self.pos_dropout(table)
         if "c2p" in self.kinds:
-            scores = scores + shift(query @ self._by_head(self.pos_proj(table)))
+            scores = scores + shift(self._against(query, self.pos_proj(table)))
         if "p2c" in self.kinds:
             # Seen from the key, distances run the other way: the same shift over the table turned.
-            turned = self.pos_q_proj(table.flip(0).roll(-1, 0)) * self.scale
-            scores = scores + shift(key @ self._by_head(turned)).transpose(-1, -2)
+            turned = self.pos_q_proj(table.flip(0).roll(-1, 0))
+            scores = scores + shift(self._against(key, turned)).transpose(-1, -2)
+        scores = torch.baddbmm(
+            scores, query, key.transpose(-1, -2), beta=self.scale, alpha=self.scale
+        )
         if hide is not None:
-            scores = scores.masked_fill(hide, torch.finfo(scores.dtype).min)
+            scores = scores.unflatten(0, (self.heads, batch))
+            scores = scores.masked_fill(hide.transpose(0, 1), torch.finfo(scores.dtype).min)
+            scores = scores.flatten(0, 1)
         weights = self.dropout(scores.softmax(-1))
-        return (weights @ value).transpose(1, 2).flatten(2), weights
+        context = (weights @ value).unflatten(0, (self.heads, batch))
+        weights = weights.unflatten(0, (self.heads, batch)).transpose(0, 1)
+        return context.permute(1, 2, 0, 3).reshape(batch, length, -1), weights
 
-    def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
-        """[2L, heads x width] as [heads, width, 2L]."""
-        return rows.unflatten(-1, (self.heads, self.width)).permute(1, 2, 0)
+    def _against(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Products of tokens, [heads x batch, L, width], and rows of positions, [2L, hidden].
+
+        Returns:
+            float [heads x batch, L, 2L].
+        """
+        by_head = rows.unflatten(-1, (self.heads, self.width)).permute(1, 2, 0)
+        found = tokens.view(self.heads, -1, self.width) @ by_head
+        return found.view(len(tokens), -1, len(rows))
 
 
 def _norm(stock: DebertaLayerNorm) -> nn.LayerNorm:
@@ -179,6 +194,13 @@ def speed_up(model: nn.Module) -> nn.Module:
             if isinstance(child, DebertaLayerNorm):
                 setattr(parent, name, _norm(child))
     return model
+
+
+def is_fast(model: nn.Module) -> bool:
+    """Whether `model` is a DeBERTa-v1 that :func:`speed_up` has been through."""
+    return isinstance(model, DebertaModel) and isinstance(
+        model.encoder.layer[0].attention.self, Attention
+    )
 
 
 def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:

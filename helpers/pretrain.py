@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, DebertaModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from helpers import (
     checkpoint,
@@ -147,14 +147,14 @@ def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """The encoder's last hidden states of sequences without padding.
 
     Args:
-        model: A model with a head; a DeBERTa must have been through ``disentangled.speed_up``.
+        model: A model with a head.
         tokens: int64 [batch, length].
 
     Returns:
         float [batch, length, hidden].
     """
     own = models.encoder(model)
-    if isinstance(own, DebertaModel):
+    if disentangled.is_fast(own):
         return disentangled.encode(own, tokens)
     return own(tokens).last_hidden_state
 
@@ -163,7 +163,7 @@ def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tenso
     """Logits of a masked language model at chosen positions only.
 
     Args:
-        model: ElectraForMaskedLM, RobertaForMaskedLM or a sped up DebertaForMaskedLM.
+        model: ElectraForMaskedLM, RobertaForMaskedLM or DebertaForMaskedLM.
         inputs: int64 [batch, length]; no padding.
         positions: int64 [batch, K].
 
@@ -243,6 +243,8 @@ def build(
     max_length: int,
     dropout: float = 0.1,
     fraction: float = 0.0,
+    *,
+    fast: bool = True,
 ) -> MaskedLanguageModel | ReplacedTokenDetection:
     """The model of a registry entry under its objective; weights from torch's global generator.
 
@@ -253,17 +255,19 @@ def build(
         max_length: Positions.
         dropout: Hidden and attention.
         fraction: Width of the generator; 0 takes the registry's own.
+        fast: Exchange DeBERTa's attention for ours; without, transformers' own stays.
     """
     own = models.build_config(spec, size, vocabulary, max_length, dropout)
     if spec.objective != "rtd":
-        model = models.MASKED_LM[spec.architecture](own)
-        return MaskedLanguageModel(spec, disentangled.speed_up(model))
+        task = MaskedLanguageModel(spec, models.MASKED_LM[spec.architecture](own))
+        return disentangled.speed_up(task) if fast else task
     width = fraction or spec.generator_fraction
     small = models.build_config(spec, size, vocabulary, max_length, dropout, width)
     small.tie_word_embeddings = spec.tie_softmax
-    discriminator = disentangled.speed_up(models.DISCRIMINATOR[spec.architecture](own))
-    generator = disentangled.speed_up(models.MASKED_LM[spec.architecture](small))
-    return ReplacedTokenDetection(spec, generator, discriminator)
+    discriminator = models.DISCRIMINATOR[spec.architecture](own)
+    generator = models.MASKED_LM[spec.architecture](small)
+    task = ReplacedTokenDetection(spec, generator, discriminator)
+    return disentangled.speed_up(task) if fast else task
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:
@@ -453,16 +457,11 @@ def _train(
         )
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with training.autocast(device, dtype):
-            losses = task(tokens, vocabulary, generator)
-        scaler.scale(losses["loss"]).backward()
-        scaler.unscale_(optimiser)
-        training.clip(task.parameters(), parameters.clip)
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
+        losses = update(
+            task, tokens, vocabulary, generator, optimiser, scaler, dtype, parameters.clip
+        )
         for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + value.detach().double()
+            sums[key] = sums.get(key, 0.0) + value.double()
         last = step + 1 == total
         if (step + 1) % every == 0 or last:
             count = (step % every) + 1
@@ -487,6 +486,42 @@ def _train(
     bar.close()
     state["step"], state["seconds"] = total, time.perf_counter() - began
     return state
+
+
+def update(
+    task: nn.Module,
+    tokens: torch.Tensor,
+    vocabulary: Vocabulary,
+    generator: torch.Generator,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    dtype: torch.dtype,
+    clip: float,
+) -> dict[str, torch.Tensor]:
+    """One optimiser step: forward, backward, clipped gradient, update.
+
+    Args:
+        task: A :class:`MaskedLanguageModel` or :class:`ReplacedTokenDetection`.
+        tokens: int64 [batch, length].
+        vocabulary: Of the tokenizer.
+        generator: Source of masks and samples, on the device of `tokens`.
+        optimiser: Over the parameters of `task`.
+        scaler: Of the loss; not enabled but for float16.
+        dtype: Number format of the forward pass.
+        clip: Largest L2 norm of the gradient.
+
+    Returns:
+        Losses by name, scalar tensors on the device, before the step.
+    """
+    with training.autocast(tokens.device, dtype):
+        losses = task(tokens, vocabulary, generator)
+    scaler.scale(losses["loss"]).backward()
+    scaler.unscale_(optimiser)
+    training.clip(task.parameters(), clip)
+    scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad(set_to_none=True)
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def make_optimiser(task: nn.Module, weight_decay: float, rate: float) -> torch.optim.AdamW:

@@ -13,7 +13,7 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile "$(PROFILE)" --data "$(DATA)" --models "$(MODELS)" --tasks "$(TASKS)" --seeds "$(SEEDS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test plan serve lint check clean
+.PHONY: help book test plan serve check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ test: .venv/ready ## lint, then run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
+	$(BIN)/python scripts/bench.py --data "$(DATA)"
 
 check: book ## build the book, then check every internal link of its pages
 	$(BIN)/python scripts/check_links.py runs/$(PROFILE)/book/html

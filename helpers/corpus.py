@@ -77,12 +77,17 @@ def run(parameters: config.Data) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Iterator[str]:
-    """The documents of a prepared corpus, in order, one shard in memory at a time."""
-    for path in sorted(folder.glob("*.parquet")):
-        yield from _texts(path)
+    """The documents of a prepared corpus, in order, a thousand in memory at a time."""
+    for path in parquet_files(folder):
+        yield from read_file(path)
 
 
-def _texts(path: Path) -> Iterator[str]:
+def read_file(path: Path) -> Iterator[str]:
+    """The documents of one Parquet file; a null becomes an empty text.
+
+    Raises:
+        UserError: When the file is damaged or has no column ``text`` of strings.
+    """
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
@@ -138,7 +143,7 @@ def _source(parameters: config.Data, wanted: dict[str, Any]) -> Iterator[str]:
         )
     if parameters.source == "folder":
         paths = parquet_files(config.resolve(parameters.data) / "corpus")
-        return (text for path in paths for text in _texts(path))
+        return (text for path in paths for text in read_file(path))
     return _hub(wanted["revision"])
 
 

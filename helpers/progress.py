@@ -19,7 +19,7 @@ class _Lines:
         sys.stdout.flush()
 
 
-def bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
+def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) -> tqdm:
     """A progress bar with rate and time left.
 
     Args:
@@ -27,8 +27,10 @@ def bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
         what: Label.
         unit: Name of one unit.
         done: Units an earlier, interrupted run has finished.
+        scale: Print thousands and millions of units as k and M.
     """
     options = {"total": total, "desc": what, "unit": f" {unit}", "initial": done, "ncols": 96}
+    options["unit_scale"] = scale
     if sys.stderr.isatty():
         return tqdm(**options)
     return tqdm(

@@ -1,5 +1,6 @@
 """Tokenizers trained on the corpus, and the corpus packed into a file of token rows."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -27,6 +28,7 @@ BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 TRAINING_DOCUMENTS = 1_000_000  # a vocabulary does not gain from more; memory does not suffer
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
 ENCODING_BATCH = 256  # documents
+PART, PACKING = "tokens.part", "packing.json"  # of a packing that is under way
 
 
 def _wordpiece() -> Tokenizer:
@@ -147,19 +149,41 @@ def pack(
     Yields:
         int64 arrays [n, length].
     """
-    texts, rest = iter(documents), np.empty(0, dtype=np.int64)
-    backend, body = tok.backend_tokenizer, length - 2
+    rest: list[int] = []
+    for texts in _batches(documents):
+        block, rest = pack_batch(texts, tok, length, rest)
+        yield block
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    texts = iter(documents)
     while batch := list(islice(texts, ENCODING_BATCH)):
-        pieces = [rest]
-        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
-            pieces.append(np.array([*encoding.ids, tok.sep_token_id], dtype=np.int64))
-        stream = np.concatenate(pieces)
-        count = len(stream) // body
-        out = np.empty((count, length), dtype=np.int64)
-        out[:, 0], out[:, -1] = tok.cls_token_id, tok.sep_token_id
-        out[:, 1:-1] = stream[: count * body].reshape(count, body)
-        rest = stream[count * body :]
-        yield out
+        yield batch
+
+
+def pack_batch(
+    texts: list[str], tok: PreTrainedTokenizerBase, length: int, rest: list[int]
+) -> tuple[np.ndarray, list[int]]:
+    """Rows of a part of the corpus, for :func:`pack`.
+
+    Args:
+        texts: Documents.
+        tok: Tokenizer.
+        length: Tokens per row.
+        rest: Tokens of earlier documents that have filled no row.
+
+    Returns:
+        int64 array [n, length], and the tokens that have filled no row yet.
+    """
+    pieces = [np.array(rest, dtype=np.int64)]
+    for encoding in tok.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        pieces.append(np.array([*encoding.ids, tok.sep_token_id], dtype=np.int64))
+    stream, body = np.concatenate(pieces), length - 2
+    count = len(stream) // body
+    out = np.empty((count, length), dtype=np.int64)
+    out[:, 0], out[:, -1] = tok.cls_token_id, tok.sep_token_id
+    out[:, 1:-1] = stream[: count * body].reshape(count, body)
+    return out, stream[count * body :].tolist()
 
 
 def rows(folder: Path) -> np.ndarray:
@@ -182,6 +206,8 @@ def rows(folder: Path) -> np.ndarray:
 
 def run(parameters: config.Tokenizer) -> dict[str, Any]:
     """Trains one tokenizer and packs the corpus with it; does nothing twice.
+
+    A run that was killed goes on from the last whole shard of the corpus, with the same bytes.
 
     Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin`` and, last,
     ``manifest.json``.
@@ -206,23 +232,19 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     files.unseal(folder)
     training.begin(1)
 
-    step = max(1, made["documents"] // TRAINING_DOCUMENTS)
-    tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tok.save_pretrained(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write: {error}") from error
-
+    state = _packing_state(folder, name)
+    if state["shards"]:
+        tok = load(folder)
+    else:
+        step = max(1, made["documents"] // TRAINING_DOCUMENTS)
+        tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tok.save_pretrained(folder)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write: {error}") from error
     dtype = "uint16" if len(tok) <= 2**16 else "uint32"
-    count, unknown = 0, 0
-    bar = progress.bar(made["documents"], f"tokenize {kind}", "documents")
-    with files.replacing(folder / "tokens.bin") as temporary, temporary.open("wb") as file:
-        for block in pack(_counted(corpus.read(source), bar), tok, length):
-            file.write(block.astype(dtype).tobytes())
-            count += len(block)
-            unknown += int((block == tok.unk_token_id).sum())
-    bar.close()
+    count, unknown = _pack_shards(source, folder, tok, length, dtype, state, made["bytes"])
     if not count:
         raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
     manifest = {
@@ -242,10 +264,50 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     return files.seal(folder, manifest, ["tokenizer.json", "tokenizer_config.json", "tokens.bin"])
 
 
-def _counted(documents: Iterable[str], bar: progress.tqdm) -> Iterator[str]:
-    for document in documents:
-        bar.update()
-        yield document
+def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
+    """How far an interrupted packing came: whole shards done, and the tokens left over."""
+    state = {"spec": spec, "shards": 0, "rows": 0, "unknown": 0, "bytes": 0, "rest": []}
+    if (folder / PACKING).exists() and (folder / PART).exists():
+        found = files.read_json(folder / PACKING)
+        state = found if found["spec"] == spec else state
+    return state
+
+
+def _pack_shards(
+    source: Path,
+    folder: Path,
+    tok: PreTrainedTokenizerBase,
+    length: int,
+    dtype: str,
+    state: dict[str, Any],
+    total: int,
+) -> tuple[int, int]:
+    """Packs the corpus shard by shard into ``tokens.bin``; returns rows and unknown tokens."""
+    part, kept = folder / PART, folder / PACKING
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
+    bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
+    try:
+        with part.open("r+b" if state["shards"] else "wb") as file:
+            file.seek(file.truncate(state["rows"] * length * np.dtype(dtype).itemsize))
+            for path in corpus.parquet_files(source)[state["shards"] :]:
+                for texts in _batches(corpus.read_file(path)):
+                    block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
+                    file.write(block.astype(dtype).tobytes())
+                    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+                    state["rows"] += len(block)
+                    state["unknown"] += int((block == tok.unk_token_id).sum())
+                    state["bytes"] += size
+                    bar.update(size)
+                file.flush()
+                os.fsync(file.fileno())
+                state["shards"] += 1
+                files.write_json(kept, state)
+        part.replace(folder / "tokens.bin")
+    except OSError as error:
+        raise UserError(f"{part}: cannot write: {error.strerror or error}") from error
+    kept.unlink()
+    bar.close()
+    return state["rows"], state["unknown"]
 
 
 def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:

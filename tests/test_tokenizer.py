@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, small_profile
 
-from helpers import tokenizer
+from helpers import config, corpus, files, tokenizer
 
 CODE = """
 import hashlib, sys
@@ -54,3 +54,45 @@ def test_packing_puts_a_separator_between_documents(wordpiece):
         wanted += [*wordpiece(text, add_special_tokens=False)["input_ids"], wordpiece.sep_token_id]
     assert np.array_equal(rows[:, 1:-1].ravel(), wanted[: rows[:, 1:-1].size])
     assert len(wanted) - rows[:, 1:-1].size < 14
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 50)
+    monkeypatch.setattr(tokenizer, "ENCODING_BATCH", 20)  # three batches a shard
+    whole, cut = (small_profile(tmp_path, profile=name) for name in ("whole", "cut"))
+    stages = {}
+    for profile in (whole, cut):
+        corpus.run(config.Data(**profile.stage(config.Data)))
+        stages[profile.profile] = config.Tokenizer(**profile.stage(config.Tokenizer))
+    tokenizer.run(stages["whole"])
+
+    real, calls, trained = tokenizer.pack_batch, [], []
+    train = tokenizer.train
+    monkeypatch.setattr(tokenizer, "train", lambda *a: trained.append(1) or train(*a))
+    for after in (1, 5, 2):  # inside the first shard, inside the second, after a resumed one
+
+        def breaks(*arguments, after=after):
+            calls.append(1)
+            if len(calls) > after:
+                raise Cut
+            return real(*arguments)
+
+        calls.clear()
+        monkeypatch.setattr(tokenizer, "pack_batch", breaks)
+        with pytest.raises(Cut):
+            tokenizer.run(stages["cut"])
+    folder = cut.folder / "tokenizer" / "wordpiece"
+    assert files.read_json(folder / tokenizer.PACKING)["shards"] == 1
+    assert not (folder / "manifest.json").exists()
+    calls.clear()
+    monkeypatch.setattr(tokenizer, "pack_batch", lambda *a: calls.append(1) or real(*a))
+    made = tokenizer.run(stages["cut"])
+    assert len(calls) == 9  # three of four shards
+    assert len(trained) == 2  # not again once a shard is done
+    assert made == files.read_json(whole.folder / "tokenizer" / "wordpiece" / "manifest.json")
+    assert not (folder / tokenizer.PACKING).exists()
+    assert not (folder / tokenizer.PART).exists()

@@ -6,8 +6,10 @@ RTE and STS-B, MRPC and STS-B doubled by swapping the sentences. Batches are mad
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -39,19 +42,26 @@ LARGEST_LABEL = 5.0  # of STS-B; the regression is trained on label / 5
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split as token ids.
+    """A split as token ids, examples end to end.
 
     Attributes:
-        examples: One dict of lists per example, as the tokenizer gives it, not padded.
+        ids: int32 [tokens].
+        types: uint8 [tokens], 1 in a pair's second sentence.
         lengths: int64 [n], tokens per example.
         labels: int64 [n], or float64 [n] for a regression.
         idx: int64 [n], GLUE's row numbers.
     """
 
-    examples: list[dict[str, list[int]]]
+    ids: np.ndarray
+    types: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
     idx: np.ndarray
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [n], where each example begins."""
+        return np.cumsum(self.lengths) - self.lengths
 
 
 def encode(
@@ -74,11 +84,32 @@ def encode(
         first, second = task.columns
         table = pd.concat([table, table.rename(columns={first: second, second: first})])
     texts = [table[column].tolist() for column in task.columns]
-    batch = tok(*texts, truncation="longest_first", max_length=max_length)
-    names = list(batch)
-    examples = [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-    lengths = np.array([len(example["input_ids"]) for example in examples])
-    return Encoded(examples, lengths, table["label"].to_numpy(), table["idx"].to_numpy())
+    batch = tok(
+        *texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True
+    )
+    ids, types = (
+        np.fromiter(chain.from_iterable(batch[name]), kind)
+        for name, kind in (("input_ids", np.int32), ("token_type_ids", np.uint8))
+    )
+    lengths = np.array([len(row) for row in batch["input_ids"]])
+    return Encoded(ids, types, lengths, table["label"].to_numpy(), table["idx"].to_numpy())
+
+
+def encode_once(path: Path, make: Callable[[], Encoded]) -> Encoded:
+    """Reads an encoded split from a file named by its content, or makes and writes it.
+
+    Args:
+        path: A safetensors file; an unreadable one is made again.
+        make: Encodes the split.
+    """
+    try:
+        return Encoded(**load_file(path))
+    except (FileNotFoundError, SafetensorError, TypeError):
+        found = make()
+    arrays = {f.name: np.ascontiguousarray(getattr(found, f.name)) for f in fields(found)}
+    with files.replacing(path) as temporary:
+        save_file(arrays, temporary)
+    return found
 
 
 def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -106,8 +137,16 @@ def collate(
     data: Encoded, index: np.ndarray, tok: PreTrainedTokenizerBase, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Pads a batch to its own longest example; int64 tensors [batch, length]."""
-    batch = tok.pad([data.examples[i] for i in index], return_tensors="pt")
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    lengths = data.lengths[index]
+    place = np.arange(lengths.max())
+    real = place < lengths[:, None]
+    source = (data.starts[index][:, None] + place)[real]
+    batch = {"input_ids": np.full(real.shape, tok.pad_token_id), "attention_mask": real.astype(int)}
+    batch["input_ids"][real] = data.ids[source]
+    if "token_type_ids" in tok.model_input_names:
+        batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
+        batch["token_type_ids"][real] = data.types[source]
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
 def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
@@ -270,7 +309,9 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
         UserError: When an earlier stage has not run, or a loss is not finite.
     """
     models.get(parameters.model)
-    tasks = {name: glue.get(name) for name in parameters.tasks}
+    tasks = parameters.tasks
+    for name in tasks:
+        glue.get(name)
     source = parameters.folder / "models" / parameters.model
     pretrained = files.need(source, "03_pretrain", f" with model = {parameters.model}")
     data = {
@@ -278,6 +319,7 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     }
     training.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
+    vocabulary = pretrained["files"]["encoder/tokenizer.json"]
     positions = pretrained["specification"]["parameters"]["max_length"]
     if parameters.max_length > positions:
         raise UserError(
@@ -286,7 +328,7 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     total = len(tasks) * len(parameters.seeds)
     bar = progress.bar(total, f"fine-tune {parameters.model}", "runs")
     found = []
-    for name, task in tasks.items():
+    for name in tasks:
         target = records.folder(parameters.folder, parameters.model, name)
         encoded: dict[str, Encoded] = {}
         written = {}
@@ -295,7 +337,7 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
             record = _finished(target, seed, files.digest(wanted))
             if record is None:
                 files.unseal(target)
-                encoded = encoded or _encode_splits(parameters, name, task, tok, data[name])
+                encoded = encoded or _encode_splits(parameters, name, tok, vocabulary, data[name])
                 record = _one(parameters, name, seed, wanted, pretrained, data[name], tok, encoded)
             written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
             found.append(record)
@@ -318,22 +360,32 @@ def _finished(target: Path, seed: int, spec: str) -> dict[str, Any] | None:
 def _encode_splits(
     parameters: config.Finetune,
     name: str,
-    task: glue.Task,
     tok: PreTrainedTokenizerBase,
+    vocabulary: str,
     manifest: dict[str, Any],
 ) -> dict[str, Encoded]:
-    kind = models.get(parameters.model).tokenizer
-    length = models.usable_length(kind, parameters.max_length)
-    return {
-        split: encode(
-            glue.load(parameters.folder, name, split),
-            task,
-            tok,
-            length,
-            swap=parameters.finetune_swap_pairs and task.swap and split == "train",
-        )
-        for split in manifest["rows"]
-    }
+    """The splits of a task, tokenised once for all models that share a tokenizer.
+
+    Args:
+        parameters: Of the stage.
+        name: The task.
+        tok: Tokenizer.
+        vocabulary: SHA-256 of the tokenizer's file.
+        manifest: Of the task's data.
+    """
+    task = glue.get(name)
+    length = models.usable_length(models.get(parameters.model).tokenizer, parameters.max_length)
+    found = {}
+    for split in manifest["rows"]:
+        swap = parameters.finetune_swap_pairs and task.swap and split == "train"
+        content = [vocabulary, manifest["files"][f"{split}.parquet"], task.columns, length, swap]
+        path = parameters.folder / "encoded" / f"{files.digest(content)}.safetensors"
+
+        def make(split: str = split, swap: bool = swap) -> Encoded:
+            return encode(glue.load(parameters.folder, name, split), task, tok, length, swap)
+
+        found[split] = encode_once(path, make)
+    return found
 
 
 def _one(

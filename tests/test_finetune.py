@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from helpers import config, finetune, glue, metrics, models, records, tokenizer
+from helpers import config, files, finetune, glue, metrics, models, records, tokenizer
 from helpers.config import UserError
 
 
@@ -29,7 +29,7 @@ def test_truncation_never_drops_the_second_sentence(small_run, kind, first):
         {"sentence1": ["the " * first], "sentence2": ["was " * 200], "label": [0], "idx": [7]}
     )
     found = finetune.encode(table, glue.get("rte"), tok, 32)
-    ids = np.array(found.examples[0]["input_ids"])
+    ids = found.ids
     assert len(ids) == found.lengths[0] == 32
     ends = np.flatnonzero(ids == tok.sep_token_id)
     sizes = [ends[0] - 1, ends[-1] - (ends[1] if kind == "bpe" else ends[0]) - 1]
@@ -45,11 +45,58 @@ def test_swapping_doubles_the_pairs(small_run):
     table = glue.load(small_run.folder, "mrpc", "train").head(3)
     once = finetune.encode(table, glue.get("mrpc"), tok, 64)
     twice = finetune.encode(table, glue.get("mrpc"), tok, 64, swap=True)
-    assert len(twice.examples) == 6
-    assert twice.examples[:3] == once.examples
+    assert len(twice.lengths) == 6
+    assert np.array_equal(twice.ids[: len(once.ids)], once.ids)
     assert twice.labels.tolist() == once.labels.tolist() * 2
     other = tok(table["sentence2"].tolist(), table["sentence1"].tolist())["input_ids"]
-    assert [e["input_ids"] for e in twice.examples[3:]] == other
+    assert [row.tolist() for row in np.split(twice.ids, twice.starts[1:])[3:]] == other
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_batch_is_what_the_tokenizer_pads(small_run, kind):
+    tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
+    table = glue.load(small_run.folder, "rte", "train").head(7)
+    found = finetune.encode(table, glue.get("rte"), tok, 24)
+    index = np.array([4, 0, 6, 2])
+    batch = finetune.collate(found, index, tok, torch.device("cpu"))
+    texts = (table[name].iloc[index].tolist() for name in ("sentence1", "sentence2"))
+    wanted = tok(
+        *texts, padding=True, truncation="longest_first", max_length=24, return_tensors="pt"
+    )
+    assert set(batch) == set(wanted)
+    for name, tensor in batch.items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(small_run, monkeypatch):
+    """The two models of the small run have each their own; bert shares scratch's."""
+    calls, real = [], finetune.encode
+    monkeypatch.setattr(finetune, "encode", lambda *a: calls.append(1) or real(*a))
+    found = {}
+    for model in ("scratch", "bert"):
+        values = small_run.stage(config.Finetune, model=model, tasks=["cola"], seeds=[0])
+        values |= {"max_length": 48}  # nothing has been tokenised for it yet
+        parameters = config.Finetune(**values)
+        source = small_run.folder / "models" / model
+        manifest = files.read_json(source / "manifest.json")
+        found[model] = finetune._encode_splits(
+            parameters,
+            "cola",
+            tokenizer.load(source / "encoder"),
+            manifest["files"]["encoder/tokenizer.json"],
+            files.read_json(small_run.folder / "data" / "glue" / "cola" / "manifest.json"),
+        )
+        assert len(calls) == 2
+    for split, data in found["scratch"].items():
+        again = found["bert"][split]
+        for name in ("ids", "types", "lengths", "labels", "idx"):
+            assert np.array_equal(getattr(data, name), getattr(again, name))
+    # A damaged file is made again.
+    path = max((small_run.folder / "encoded").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+    path.write_bytes(path.read_bytes()[:20])
+    data = finetune.encode_once(path, lambda: found["bert"]["train"])
+    assert data is found["bert"]["train"]
+    assert len(finetune.encode_once(path, lambda: None).ids) == len(data.ids)
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "electra-deberta"])

@@ -140,7 +140,7 @@ for group, names in GROUPS.items():
 rule analyse:
     input:
         records=expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS),
-        published=f"{UP}/results/published.json",
+        published=[f"{UP}/results/published.json", f"{UP}/results/bench.json"],
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",

@@ -108,7 +108,10 @@ def encode_once(path: Path, make: Callable[[], Encoded]) -> Encoded:
         found = make()
     arrays = {f.name: np.ascontiguousarray(getattr(found, f.name)) for f in fields(found)}
     with files.replacing(path) as temporary:
-        save_file(arrays, temporary)
+        try:
+            save_file(arrays, temporary)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
     return found
 
 

@@ -36,9 +36,13 @@ FRAGMENTS = (
     "finding_rounding.md",
     "finding_gap.md",
     "finding_noise.md",
+    "speed.md",
     "sources.md",
     "summary.txt",
 )
+SPEED = ("hardware", "versions", "size", "length", "batch", "rows")
+SPEED_ROW = ("work", "reference", "ours", "theirs", "unit", "ratio", "ratio_low", "ratio_high")
+SPEED_ROW += ("goal", "n", "gflops")
 NONE = "–"
 CAPTION = (
     "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
@@ -1064,6 +1068,61 @@ def finding_noise(published: dict[str, Any]) -> str:
     )
 
 
+def load_speed(path: Path) -> dict[str, Any]:
+    """Read what ``make bench`` wrote.
+
+    Raises:
+        UserError: The file is not readable, or a field is missing.
+    """
+    found = files.read_json(Path(path))
+    try:
+        places = [(found, SPEED), (found["hardware"], ("name", "threads"))]
+        places += [(found["versions"], ("torch", "transformers"))]
+        places += [(row, SPEED_ROW) for row in found["rows"]]
+        for place, keys in places:
+            for key in keys:
+                place[key]
+    except KeyError as error:
+        raise UserError(f"{path}: field {error.args[0]} is missing; run make bench again") from None
+    return found
+
+
+def speed(bench: dict[str, Any]) -> str:
+    """The speed of this code beside what it is compared with.
+
+    Args:
+        bench: What :func:`load_speed` read.
+
+    Returns:
+        Markdown; rates are medians, ratios medians over pairs of timings with their range.
+    """
+    header = ["Work", "Compared with", "Ours", "Theirs", "Unit", "Ratio", "Range", "Goal"]
+    header += ["Our GFLOP/s"]
+    lines = [
+        [
+            escape(row["work"]),
+            escape(row["reference"]),
+            f"{row['ours']:,.1f}",
+            f"{row['theirs']:,.1f}",
+            escape(row["unit"]),
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+            f"{row['goal']:.2f}" if row["goal"] else NONE,
+            f"{row['gflops']:.0f}" if row["gflops"] else NONE,
+        ]
+        for row in bench["rows"]
+    ]
+    machine = bench["hardware"]
+    pairs = _span(row["n"] for row in bench["rows"])
+    return (
+        f"**Speed. {escape(machine['name'])}, {machine['threads']} threads · "
+        f"{escape(bench['size'])} size · length {bench['length']} · batch {bench['batch']} · "
+        f"pairs of timings: {pairs} · torch {escape(bench['versions']['torch'])}, "
+        f"transformers {escape(bench['versions']['transformers'])}**\n\n"
+        + markdown(header, lines, left=2)
+    )
+
+
 # --- writing -----------------------------------------------------------------------------------
 
 
@@ -1074,7 +1133,7 @@ def write(
 
     Args:
         records_folder: ``runs/<profile>/records``.
-        published: ``results/published.json``.
+        published: ``results/published.json``; ``bench.json`` stands beside it.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -1104,6 +1163,7 @@ def write(
         "finding_rounding.md": finding_rounding(figures),
         "finding_gap.md": finding_gap(figures),
         "finding_noise.md": finding_noise(figures),
+        "speed.md": speed(load_speed(Path(published).with_name("bench.json"))),
         "sources.md": source_list(figures),
         "summary.txt": summary(records, figures, *asked),
     }

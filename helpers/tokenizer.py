@@ -28,7 +28,7 @@ BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 TRAINING_DOCUMENTS = 1_000_000  # a vocabulary does not gain from more; memory does not suffer
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
 ENCODING_BATCH = 256  # documents
-PART, PACKING = "tokens.part", "packing.json"  # of a packing that is under way
+PACKING = "packing.json"  # how far a packing that is under way has come
 
 
 def _wordpiece() -> Tokenizer:
@@ -232,10 +232,11 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     files.unseal(folder)
     training.begin(1)
 
-    state = _packing_state(folder, name)
+    state = _packing_state(folder, files.digest([name, made["files"]]))
     if state["shards"]:
         tok = load(folder)
     else:
+        (folder / PACKING).unlink(missing_ok=True)
         step = max(1, made["documents"] // TRAINING_DOCUMENTS)
         tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
         try:
@@ -261,16 +262,21 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         "words": made["words"],
         "dtype": dtype,
     }
-    return files.seal(folder, manifest, ["tokenizer.json", "tokenizer_config.json", "tokens.bin"])
+    names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin"]
+    manifest = files.seal(folder, manifest, names)
+    (folder / PACKING).unlink()
+    return manifest
 
 
 def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
     """How far an interrupted packing came: whole shards done, and the tokens left over."""
-    state = {"spec": spec, "shards": 0, "rows": 0, "unknown": 0, "bytes": 0, "rest": []}
-    if (folder / PACKING).exists() and (folder / PART).exists():
-        found = files.read_json(folder / PACKING)
-        state = found if found["spec"] == spec else state
-    return state
+    fresh = {"spec": spec, "shards": 0, "rows": 0, "size": 0, "unknown": 0, "bytes": 0, "rest": []}
+    packed = folder / "tokens.bin"
+    if not (folder / PACKING).exists() or not packed.exists():
+        return fresh
+    found = files.read_json(folder / PACKING)
+    whole = found["spec"] == spec and packed.stat().st_size >= found["size"]
+    return found if whole else fresh
 
 
 def _pack_shards(
@@ -283,12 +289,12 @@ def _pack_shards(
     total: int,
 ) -> tuple[int, int]:
     """Packs the corpus shard by shard into ``tokens.bin``; returns rows and unknown tokens."""
-    part, kept = folder / PART, folder / PACKING
+    packed = folder / "tokens.bin"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
     bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
     try:
-        with part.open("r+b" if state["shards"] else "wb") as file:
-            file.seek(file.truncate(state["rows"] * length * np.dtype(dtype).itemsize))
+        with packed.open("r+b" if state["shards"] else "wb") as file:
+            file.seek(file.truncate(state["size"]))
             for path in corpus.parquet_files(source)[state["shards"] :]:
                 for texts in _batches(corpus.read_file(path)):
                     block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
@@ -300,12 +306,10 @@ def _pack_shards(
                     bar.update(size)
                 file.flush()
                 os.fsync(file.fileno())
-                state["shards"] += 1
-                files.write_json(kept, state)
-        part.replace(folder / "tokens.bin")
+                state["shards"], state["size"] = state["shards"] + 1, file.tell()
+                files.write_json(folder / PACKING, state)
     except OSError as error:
-        raise UserError(f"{part}: cannot write: {error.strerror or error}") from error
-    kept.unlink()
+        raise UserError(f"{packed}: cannot write: {error.strerror or error}") from error
     bar.close()
     return state["rows"], state["unknown"]
 

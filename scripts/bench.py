@@ -2,6 +2,7 @@
 
 `make bench` calls it. Each work is timed theirs, ours, theirs, ours...; the ratio is taken pair by
 pair, because machines are noisy, and its median is what counts. Rows go to runs/bench.json.
+Both sides run on the CPU in float32, with or without a GPU in the machine.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import torch
@@ -46,6 +48,7 @@ from helpers import (
 )
 
 LENGTH, VOCABULARY, DROPOUT, RATE = 128, 30_522, 0.1, 5e-4
+PRODUCTS = "its matrix products alone"
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 Timed = Callable[[int], float]
@@ -64,6 +67,7 @@ class Work:
         ours: Steps to seconds.
         theirs: The same, for the reference.
         goal: Ratio aimed at; None where there is none.
+        flops: Matrix-product FLOP of our model per unit (``pretrain.flops_per_token``).
     """
 
     name: str
@@ -74,6 +78,7 @@ class Work:
     ours: Timed
     theirs: Timed
     goal: float | None = None
+    flops: float | None = None
 
 
 def compare(work: Work, pairs: int) -> dict[str, object]:
@@ -85,7 +90,7 @@ def compare(work: Work, pairs: int) -> dict[str, object]:
 
     Returns:
         work, reference, ours and theirs (units per second, medians), ratio (median over pairs),
-        ratio_low, ratio_high, goal, unit, n (pairs).
+        ratio_low, ratio_high, goal, unit, n (pairs), gflops (of our model per second, or None).
     """
     found = []
     for number in range(pairs + 1):
@@ -94,10 +99,11 @@ def compare(work: Work, pairs: int) -> dict[str, object]:
             found.append((theirs, ours))
     amount = work.units * work.steps
     ratios = [theirs / ours for theirs, ours in found]
+    rate = amount / median(ours for _, ours in found)
     return {
         "work": work.name,
         "reference": work.reference,
-        "ours": amount / median(ours for _, ours in found),
+        "ours": rate,
         "theirs": amount / median(theirs for theirs, _ in found),
         "ratio": median(ratios),
         "ratio_low": min(ratios),
@@ -105,6 +111,7 @@ def compare(work: Work, pairs: int) -> dict[str, object]:
         "goal": work.goal,
         "unit": work.unit,
         "n": pairs,
+        "gflops": rate * work.flops / 1e9 if work.flops else None,
     }
 
 
@@ -146,7 +153,7 @@ def with_trainer(
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=True,
         )
         clock = _Clock()
         trainer = Trainer(
@@ -160,26 +167,31 @@ def with_trainer(
 
 
 def our_step(task: nn.Module, rows: np.ndarray, batch: int, tok: PreTrainedTokenizerBase) -> Timed:
-    """One optimiser step of ``helpers.pretrain``."""
-    device = models.device()
-    task.to(device).train()
-    dtype, _ = training.choose_precision("auto", device)
-    optimiser = pretrain.make_optimiser(task, task.spec.weight_decay, RATE)
-    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
-    vocabulary, generator = pretrain.Vocabulary.of(tok, device), torch.Generator(device)
-    tokens = torch.from_numpy(rows[:batch].astype(np.int64)).to(device)
-    return timed(
-        lambda: pretrain.update(task, tokens, vocabulary, generator, optimiser, scaler, dtype, 1.0)
-    )
+    """Optimiser steps of ``helpers.pretrain``; like a Trainer, each timing has a new optimiser."""
+    vocabulary, generator = pretrain.Vocabulary.of(tok, torch.device("cpu")), torch.Generator()
+    scaler = torch.amp.GradScaler(enabled=False)
+    task.train()
+
+    def seconds(steps: int) -> float:
+        optimiser = pretrain.make_optimiser(task, task.spec.weight_decay, RATE)
+
+        def step() -> None:
+            tokens = torch.from_numpy(rows[:batch].astype(np.int64))
+            pretrain.update(
+                *(task, tokens, vocabulary, generator, optimiser, scaler, torch.float32, 1.0)
+            )
+
+        return timed(step)(steps)
+
+    return seconds
 
 
 def stock_rtd_step(task: nn.Module, rows: list[dict], batch: int, collator: object) -> Timed:
-    """A plain ELECTRA loop over stock classes: logits at every position, AdamW as it comes."""
-    optimiser = torch.optim.AdamW(task.parameters(), lr=RATE)
+    """A plain ELECTRA loop over stock classes: logits at every position."""
     task.train()
     encoder = models.encoder(task.model)
 
-    def step() -> None:
+    def step(optimiser: torch.optim.Optimizer) -> None:
         made = collator(rows[:batch])
         chosen, tokens = made["labels"] != -100, made["input_ids"].clone()
         logits = task.generator(made["input_ids"]).logits
@@ -195,7 +207,11 @@ def stock_rtd_step(task: nn.Module, rows: list[dict], batch: int, collator: obje
         optimiser.step()
         optimiser.zero_grad()
 
-    return timed(step)
+    def seconds(steps: int) -> float:
+        optimiser = torch.optim.AdamW(task.parameters(), lr=RATE, fused=True)
+        return timed(lambda: step(optimiser))(steps)
+
+    return seconds
 
 
 def build(name: str, size: str, *, fast: bool = True, dropout: float = DROPOUT) -> nn.Module:
@@ -211,13 +227,19 @@ def pretraining(size: str, batch: int, steps: int, folder: Path) -> list[Work]:
     tok = tokenizer.train("wordpiece", VOCABULARY, lambda: iter(texts))
     rows = np.concatenate(list(tokenizer.pack(texts, tok, LENGTH)))
     examples = [{"input_ids": row.tolist()} for row in rows]
+    if batch > len(rows):
+        raise config.UserError(f"--batch {batch}: at most {len(rows)} segments are there")
     collator = DataCollatorForLanguageModeling(tok)
 
     def ours(task: nn.Module) -> Timed:
         return our_step(task, rows, batch, tok)
 
-    def work(name: str, reference: str, mine: Timed, other: Timed, goal: float | None) -> Work:
-        return Work(name, reference, "tokens/s", batch * LENGTH, steps, mine, other, goal)
+    def work(
+        name: str, reference: str, task: nn.Module, other: Timed, goal: float | None = None
+    ) -> Work:
+        flops = pretrain.flops_per_token(task, LENGTH)
+        amount = batch * LENGTH
+        return Work(name, reference, "tokens/s", amount, steps, ours(task), other, goal, flops)
 
     works = []
     for name, goal in (("electra-deberta", 3.0), ("deberta", 3.0), ("bert", 1.6)):
@@ -229,18 +251,22 @@ def pretraining(size: str, batch: int, steps: int, folder: Path) -> list[Work]:
             reference = "Trainer, stock class"
             theirs = with_trainer(stock.model, examples, batch, collator, folder)
         for dropout, note in ((DROPOUT, ""), (0.0, ", our dropout 0")):
-            mine = ours(build(name, size, dropout=dropout))
-            works.append(work(f"pre-train {name}{note}", reference, mine, theirs, goal))
-    deberta = ours(build("deberta", size, dropout=0.0))
+            mine = build(name, size, dropout=dropout)
+            found = work(
+                f"pre-train {name}{note}", reference, mine, theirs, goal if dropout else None
+            )
+            works.append(found)
+    deberta, bert = (build(name, size, dropout=0.0) for name in ("deberta", "bert"))
     gathers = ours(build("deberta", size, fast=False, dropout=0.0))
-    dropped = ours(build("deberta", size))
-    works.append(work("deberta, dropout 0", "with stock attention", deberta, gathers, None))
-    works.append(work("deberta, dropout 0", "with dropout 0.1", deberta, dropped, None))
-    task = build("bert", size, dropout=0.0)
-    bert, dense = ours(task), ours(Dense(build("bert", size, dropout=0.0)))
-    works.append(work("bert, dropout 0", "with logits everywhere", bert, dense, None))
-    peak = products(task, rows, batch, tok)
-    works.append(work("bert, dropout 0", "its matrix products alone", bert, peak, 0.65))
+    dense = ours(Dense(build("bert", size, dropout=0.0)))
+    works.append(work("deberta, dropout 0", "with stock attention", deberta, gathers))
+    works.append(
+        work("deberta, dropout 0", "with dropout 0.1", deberta, ours(build("deberta", size)))
+    )
+    works.append(work("bert, dropout 0", "with logits everywhere", bert, dense))
+    for name, task in (("bert", bert), ("deberta", deberta)):
+        peak = products(task, rows, batch, tok)
+        works.append(work(f"{name}, dropout 0", PRODUCTS, task, peak, 0.65))
     return works
 
 
@@ -285,15 +311,17 @@ class _Products(TorchDispatchMode):
 
 
 def products(task: nn.Module, rows: np.ndarray, batch: int, tok: PreTrainedTokenizerBase) -> Timed:
-    """The matrix products of one training step, and nothing else, at the same shapes."""
+    """The matrix products of one training step at the same shapes, from contiguous operands.
+
+    An estimate of what a step cannot do without: fused attention counts as the products it is.
+    """
     noted = _Products()
     with noted:
         our_step(task, rows, batch, tok)(1)
-    device = next(task.parameters()).device
     operands: dict[torch.Size, torch.Tensor] = {}
     for shape in (shape for pair in noted.shapes for shape in pair):
         if shape not in operands:
-            operands[shape] = torch.randn(shape, device=device)
+            operands[shape] = torch.randn(shape)
 
     def step() -> None:
         for one, two in noted.shapes:
@@ -328,6 +356,8 @@ def finetuning(size: str, data: str, batch: int, count: int, folder: Path) -> li
             max_length=LENGTH,
             padding="max_length",
         )
+        tok.backend_tokenizer.no_truncation()
+        tok.backend_tokenizer.no_padding()
         rows = [
             {key: padded[key][i] for key in padded} | {"label": int(label)}
             for i, label in enumerate(encoded.labels)
@@ -359,13 +389,23 @@ def finetuning(size: str, data: str, batch: int, count: int, folder: Path) -> li
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
 
     def encode(steps: int) -> float:
-        return timed(lambda: tok.backend_tokenizer.encode_batch(texts))(steps)
+        encoder = tok.backend_tokenizer
+        return timed(lambda: encoder.encode_batch_fast(texts, add_special_tokens=False))(steps)
 
     def pack(steps: int) -> float:
         return timed(lambda: [*tokenizer.pack(texts, tok, LENGTH)])(steps)
 
     works.append(
-        Work("tokenise and pack", "encode_batch alone", "MB/s", megabytes, 1, pack, encode, 0.85)
+        Work(
+            "tokenise and pack, in memory",
+            "encode_batch_fast alone",
+            "MB/s",
+            megabytes,
+            1,
+            pack,
+            encode,
+            0.85,
+        )
     )
     return works
 

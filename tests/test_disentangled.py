@@ -103,3 +103,20 @@ def test_what_only_the_stock_attention_does_is_refused():
     hidden = torch.zeros(1, 3, 16)
     with pytest.raises(ValueError, match="query_states"):
         fast(hidden, torch.ones(1, 1, 3, 3), query_states=hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_inference_stay_close(dtype):
+    fast = disentangled.speed_up(model(0, 2, -1, "c2p|p2c"))
+    tokens = torch.arange(1, 21).view(2, 10)
+    mask = torch.tensor([[1] * 10, [1] * 6 + [0] * 4])
+    whole = fast(tokens, attention_mask=mask).last_hidden_state
+    with torch.autocast("cpu", dtype=dtype):
+        half = fast(tokens, attention_mask=mask).last_hidden_state
+    half.float().sum().backward()
+    assert distance(whole, half.float()) < 3e-2
+    assert all(p.grad.isfinite().all() for p in fast.parameters() if p.grad is not None)
+    with torch.inference_mode():
+        again = fast.eval()(tokens, attention_mask=mask, output_attentions=True)
+    assert distance(whole, again.last_hidden_state) < 1e-5
+    assert torch.allclose(again.attentions[0].sum(-1), torch.ones(2, 2, 10))

@@ -68,7 +68,9 @@ def test_a_batch_is_what_the_tokenizer_pads(small_run, kind):
         assert torch.equal(tensor, wanted[name]), name
 
 
-def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(small_run, monkeypatch):
+def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(
+    small_run, tmp_path, monkeypatch
+):
     """The two models of the small run have each their own; bert shares scratch's."""
     calls, real = [], finetune.encode
     monkeypatch.setattr(finetune, "encode", lambda *a: calls.append(1) or real(*a))
@@ -92,8 +94,8 @@ def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(small_run, 
         for name in ("ids", "types", "lengths", "labels", "idx"):
             assert np.array_equal(getattr(data, name), getattr(again, name))
     # A damaged file is made again.
-    path = max((small_run.folder / "encoded").iterdir(), key=lambda p: p.stat().st_mtime_ns)
-    path.write_bytes(path.read_bytes()[:20])
+    path = tmp_path / "split.safetensors"
+    path.write_bytes(next((small_run.folder / "encoded").iterdir()).read_bytes()[:20])
     data = finetune.encode_once(path, lambda: found["bert"]["train"])
     assert data is found["bert"]["train"]
     assert len(finetune.encode_once(path, lambda: None).ids) == len(data.ids)

@@ -95,4 +95,42 @@ def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
     assert len(trained) == 2  # not again once a shard is done
     assert made == files.read_json(whole.folder / "tokenizer" / "wordpiece" / "manifest.json")
     assert not (folder / tokenizer.PACKING).exists()
-    assert not (folder / tokenizer.PART).exists()
+
+
+def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 50)
+    profile = small_profile(tmp_path)
+    corpus.run(config.Data(**profile.stage(config.Data)))
+    one, other = (
+        config.Tokenizer(**(profile.stage(config.Tokenizer) | {"max_length": length}))
+        for length in (64, 32)
+    )
+    tokenizer.run(one)
+    folder = profile.folder / "tokenizer" / "wordpiece"
+    whole = (folder / "tokens.bin").read_bytes()
+    real, calls = tokenizer.pack_batch, []
+
+    def breaks(*arguments):
+        calls.append(1)
+        if len(calls) in stops:
+            raise Cut
+        return real(*arguments)
+
+    monkeypatch.setattr(tokenizer, "pack_batch", breaks)
+    (folder / "manifest.json").unlink()
+    stops = {2, 3}
+    for parameters in (one, other):  # one after its first shard, the other inside its first
+        with pytest.raises(Cut):
+            tokenizer.run(parameters)
+    tokenizer.run(one)
+    assert (folder / "tokens.bin").read_bytes() == whole
+
+    # A file shorter than was noted, as after a crash of the machine, is packed again.
+    (folder / "manifest.json").unlink()
+    calls.clear()
+    stops = {3}
+    with pytest.raises(Cut):
+        tokenizer.run(one)
+    (folder / "tokens.bin").write_bytes(whole[:100])
+    tokenizer.run(one)
+    assert (folder / "tokens.bin").read_bytes() == whole

@@ -115,12 +115,27 @@ class Pretrain(Stage):
     pretrain_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
+    pretrain_tokens_per_pass: int = Field(
+        ge=0, description="tokens in one forward pass at most, the rest accumulates; 0: no limit"
+    )
+    torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
+        description="mode of torch.compile for the passes of pre-training"
+    )
     clip: float = Field(gt=0, description="largest gradient norm")
     checkpoint_steps: Count = Field(description="steps between checkpoints")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto: by the device"
     )
     threads: Count = Field(description="CPU threads of this job")
+
+    @model_validator(mode="after")
+    def _check_pass(self) -> "Pretrain":
+        if 0 < self.pretrain_tokens_per_pass < self.max_length:
+            raise ValueError(
+                f"pretrain_tokens_per_pass = {self.pretrain_tokens_per_pass}: 0 or at least "
+                f"max_length = {self.max_length}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_warmup(self) -> "Pretrain":

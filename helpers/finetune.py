@@ -34,6 +34,7 @@ from helpers import (
     training,
 )
 from helpers.config import UserError
+from helpers.dropout import exchange_dropout
 
 POOL = 32  # batches that are sorted by length together
 EVALUATION_BATCH = 128
@@ -195,7 +196,7 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
-    return disentangled.speed_up(model)
+    return exchange_dropout(disentangled.speed_up(model))
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

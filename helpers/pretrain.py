@@ -13,10 +13,9 @@ import io
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,6 +35,7 @@ from helpers import (
     training,
 )
 from helpers.config import UserError
+from helpers.dropout import exchange_dropout
 
 LOG_POINTS = 200
 
@@ -63,8 +63,7 @@ class Vocabulary:
         return cls(tok.mask_token_id, special.to(device), ordinary.to(device))
 
 
-@dataclass(frozen=True)
-class Masked:
+class Masked(NamedTuple):
     """A batch with a part of its tokens hidden.
 
     Attributes:
@@ -120,24 +119,29 @@ def mask_tokens(
 
 
 def corrupt(
-    tokens: torch.Tensor, masked: Masked, logits: torch.Tensor, generator: torch.Generator
+    tokens: torch.Tensor, masked: Masked, logits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces the chosen tokens by samples of the generator's softmax (Gumbel maximum).
+    """Replaces the chosen tokens by samples of the generator's softmax.
+
+    Draws one uniform number a token and inverts the cumulative distribution: the law of the
+    released code's Gumbel maximum without its random number for every entry of the vocabulary.
+    Randomness is torch's global generator.
 
     Args:
         tokens: int64 [batch, length], the original.
         masked: The same batch, masked.
         logits: float [batch, K, vocabulary] of the generator at the masked positions.
-        generator: On the device of `tokens`.
 
     Returns:
         The corrupted tokens, int64 [batch, length], and the discriminator's labels, float32
         [batch, length]: 1 where the token differs from the original. A sample that happens to be
         the original counts as original (Clark et al. 2020, section 2).
     """
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
-    sampled = (logits.detach().float() + gumbel).argmax(-1)
+    cumulative = logits.detach().float().softmax(-1).cumsum(-1)
+    last = cumulative[..., -1:]
+    level = torch.rand(last.shape, device=logits.device) * last
+    sampled = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    sampled = sampled.clamp(max=logits.shape[-1] - 1)
     sampled = torch.where(masked.weights > 0, sampled, masked.targets)
     corrupted = tokens.scatter(1, masked.positions, sampled)
     return corrupted, (corrupted != tokens).float()
@@ -178,13 +182,18 @@ def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tenso
     return model.lm_head(hidden) if hasattr(model, "lm_head") else model.cls(hidden)
 
 
-def masked_loss(logits: torch.Tensor, masked: Masked) -> torch.Tensor:
-    """Cross-entropy over the chosen tokens, a scalar in nats per token."""
+def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy over the chosen tokens, a scalar in nats per token.
+
+    Args:
+        logits: float [batch, K, vocabulary].
+        masked: The batch.
+        chosen: float32 scalar, tokens to divide by: those of the whole step.
+    """
     loss = functional.cross_entropy(
         logits.float().flatten(0, 1), masked.targets.flatten(), reduction="none"
     )
-    weights = masked.weights.flatten()
-    return (loss * weights).sum() / weights.sum().clamp(min=1)
+    return (loss * masked.weights.flatten()).sum() / chosen
 
 
 class MaskedLanguageModel(nn.Module):
@@ -195,12 +204,18 @@ class MaskedLanguageModel(nn.Module):
         self.spec, self.model = spec, model
 
     def forward(
-        self, tokens: torch.Tensor, vocabulary: Vocabulary, generator: torch.Generator
+        self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
     ) -> dict[str, torch.Tensor]:
-        """Loss of one batch: scalars by name, ``loss`` is the one to minimise."""
-        masked = mask_tokens(tokens, vocabulary, self.spec.masking, generator)
+        """Loss of one pass: scalars by name, ``loss`` is the one to minimise.
+
+        Args:
+            tokens: int64 [batch, length].
+            masked: The same, masked.
+            chosen: float32 scalar, masked tokens of the whole step.
+            read: Tokens of the whole step.
+        """
         logits = masked_logits(self.model, masked.inputs, masked.positions)
-        return {"loss": masked_loss(logits, masked)}
+        return {"loss": masked_loss(logits, masked, chosen)}
 
 
 class ReplacedTokenDetection(nn.Module):
@@ -219,16 +234,19 @@ class ReplacedTokenDetection(nn.Module):
             generator.get_output_embeddings().weight = mine.embeddings.word_embeddings.weight
 
     def forward(
-        self, tokens: torch.Tensor, vocabulary: Vocabulary, generator: torch.Generator
+        self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
     ) -> dict[str, torch.Tensor]:
-        """Loss of one batch: scalars by name, ``loss`` = generator + 50 x discriminator."""
-        masked = mask_tokens(tokens, vocabulary, self.spec.masking, generator)
+        """Loss of one pass: scalars by name, ``loss`` = generator + 50 x discriminator.
+
+        Takes what :class:`MaskedLanguageModel` takes.
+        """
         logits = masked_logits(self.generator, masked.inputs, masked.positions)
-        generator_loss = masked_loss(logits, masked)
-        corrupted, replaced = corrupt(tokens, masked, logits, generator)
+        generator_loss = masked_loss(logits, masked, chosen)
+        corrupted, replaced = corrupt(tokens, masked, logits)
         hidden = hidden_states(self.model, corrupted)
         score = self.model.discriminator_predictions(hidden).float()
-        discriminator_loss = functional.binary_cross_entropy_with_logits(score, replaced)
+        total = functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
+        discriminator_loss = total / read
         return {
             "loss": generator_loss + models.DISCRIMINATOR_WEIGHT * discriminator_loss,
             "generator_loss": generator_loss,
@@ -255,19 +273,24 @@ def build(
         max_length: Positions.
         dropout: Hidden and attention.
         fraction: Width of the generator; 0 takes the registry's own.
-        fast: Exchange DeBERTa's attention for ours; without, transformers' own stays.
+        fast: Exchange DeBERTa's attention and every dropout for ours; without, transformers' and
+            torch's own stay.
     """
     own = models.build_config(spec, size, vocabulary, max_length, dropout)
     if spec.objective != "rtd":
         task = MaskedLanguageModel(spec, models.MASKED_LM[spec.architecture](own))
-        return disentangled.speed_up(task) if fast else task
+        return _speed_up(task) if fast else task
     width = fraction or spec.generator_fraction
     small = models.build_config(spec, size, vocabulary, max_length, dropout, width)
     small.tie_word_embeddings = spec.tie_softmax
     discriminator = models.DISCRIMINATOR[spec.architecture](own)
     generator = models.MASKED_LM[spec.architecture](small)
     task = ReplacedTokenDetection(spec, generator, discriminator)
-    return disentangled.speed_up(task) if fast else task
+    return _speed_up(task) if fast else task
+
+
+def _speed_up(task: nn.Module) -> nn.Module:
+    return exchange_dropout(disentangled.speed_up(task))
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:
@@ -285,23 +308,57 @@ def flops_per_token(task: nn.Module, length: int) -> float:
     return models.token_flops(own, length) + generator + head
 
 
-def batch_rows(step: int, size: int, rows: int, order: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Row numbers of a batch: the permutations of the epochs, end to end, cut into batches.
+class Segments:
+    """The packed corpus as an endless row of batches: permutations of the epochs, end to end.
 
     Args:
-        step: Number of the step, from 0.
-        size: Rows per batch.
-        rows: Rows in all.
-        order: Epoch to permutation, int64 [rows].
+        packed: uint16 or uint32 [rows, length], a memory map.
+        size: Segments per batch.
+        seed: Of the order; an epoch's permutation follows from it and the epoch's number.
+        device: Where batches are wanted. On a GPU the corpus is copied there when it fits.
 
-    Returns:
-        int64 [size].
+    Attributes:
+        place: A sentence that says where the corpus lies and why.
     """
-    stream = np.arange(step * size, (step + 1) * size)
-    epochs = stream // rows
-    return np.concatenate(
-        [order(int(epoch))[stream[epochs == epoch] % rows] for epoch in np.unique(epochs)]
-    )
+
+    def __init__(self, packed: np.ndarray, size: int, seed: int, device: torch.device) -> None:
+        self.packed, self.size, self.seed, self.device = packed, size, seed, device
+        self.orders: dict[int, np.ndarray] = {}
+        # torch indexes signed integers everywhere; the mask takes the sign back.
+        self.signed = packed.view(packed.dtype.str.replace("u", "i"))
+        self.mask = 2 ** (8 * packed.dtype.itemsize) - 1
+        self.resident: torch.Tensor | None = None
+        resident, self.place = training.choose_place(packed.nbytes, device)
+        if resident:
+            self.resident = torch.from_numpy(np.array(self.signed)).to(device)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Permutation of an epoch, int64 [rows]; the last two are kept."""
+        if epoch not in self.orders:
+            self.orders = {e: kept for e, kept in self.orders.items() if e == epoch - 1}
+            generator = training.numpy_generator(self.seed, "order", epoch)
+            self.orders[epoch] = generator.permutation(len(self.packed))
+        return self.orders[epoch]
+
+    def rows(self, step: int) -> np.ndarray:
+        """Row numbers of the batch of a step (from 0), int64 [size]."""
+        stream = np.arange(step * self.size, (step + 1) * self.size)
+        epochs = stream // len(self.packed)
+        return np.concatenate(
+            [
+                self.order(int(epoch))[stream[epochs == epoch] % len(self.packed)]
+                for epoch in np.unique(epochs)
+            ]
+        )
+
+    def batch(self, step: int) -> torch.Tensor:
+        """The batch of a step, int64 [size, length] on the device, without waiting for it."""
+        rows = self.rows(step)
+        if self.resident is not None:
+            found = self.resident[training.send(torch.from_numpy(rows), self.device)]
+        else:
+            found = training.send(torch.from_numpy(self.signed[rows]), self.device)
+        return found.long() & self.mask
 
 
 def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[str, Any]:
@@ -376,7 +433,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         parameters.generator_fraction,
     ).to(device)
     steps = 0 if spec.objective == "none" else parameters.pretrain_steps
-    state = {"spec": name, "step": 0, "seconds": 0.0, "log": [], "sums": {}}
+    state = {"spec": name, "step": 0, "seconds": 0.0, "compile_seconds": 0.0, "log": [], "sums": {}}
     if steps:
         state = _train(parameters, task, tok, tokenizer.rows(source), folder, state, dtype)
     written = _save(task, tok, folder, state["log"])
@@ -390,12 +447,14 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         "corpus": packed["corpus"],
         "source": packed["source"],
         "precision": reason,
+        "place": state.get("place", "no training"),
         "pretrain": {
             "steps": steps,
             "tokens": tokens,
             "epochs": round(tokens / (packed["rows"] * length), 3),
             "flops": tokens * flops_per_token(task, length),
             "seconds": round(state["seconds"], 1),
+            "compile_seconds": round(state["compile_seconds"], 1),
             "parameters": models.count(models.encoder(task.model)),
             "generator_parameters": _generator_count(task),
         },
@@ -421,25 +480,25 @@ def _train(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     device = models.device()
-    vocabulary = Vocabulary.of(tok, device)
-    optimiser = make_optimiser(task, task.spec.weight_decay, parameters.pretrain_learning_rate)
-    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
-    path = folder / "checkpoint.safetensors"
-    state = checkpoint.load(path, state["spec"], task, optimiser) or state
-    if state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
     seed, total, batch = (
         parameters.pretrain_seed,
         parameters.pretrain_steps,
         parameters.pretrain_batch_size,
     )
-    cache: dict[int, np.ndarray] = {}
-
-    def order(epoch: int) -> np.ndarray:
-        if epoch not in cache:
-            cache.clear()
-            cache[epoch] = training.numpy_generator(seed, "order", epoch).permutation(len(rows))
-        return cache[epoch]
+    step = Step(
+        task,
+        Vocabulary.of(tok, device),
+        dtype,
+        parameters.clip,
+        parameters.pretrain_tokens_per_pass // rows.shape[1],
+        parameters.torch_compile,
+    )
+    path = folder / "checkpoint.safetensors"
+    state = checkpoint.load(path, state["spec"], task, step.optimiser) or state
+    if state.get("scaler"):
+        step.scaler.load_state_dict(state["scaler"])
+    segments = Segments(rows, batch, seed, device)
+    state["place"] = segments.place
 
     every = max(1, total // LOG_POINTS)
     sums = {key: torch.tensor(value, device=device) for key, value in state["sums"].items()}
@@ -447,91 +506,146 @@ def _train(
     generator = torch.Generator(device)
     task.train()
     bar = progress.bar(total, f"pre-train {parameters.model}", "steps", state["step"])
-    for step in range(state["step"], total):
-        tokens = torch.from_numpy(rows[batch_rows(step, batch, len(rows), order)].astype(np.int64))
-        tokens = tokens.to(device, non_blocking=True)
-        torch.manual_seed(training.derive_seed(seed, "dropout", step))
-        generator.manual_seed(training.derive_seed(seed, "mask", step))
+    first = state["step"] if parameters.torch_compile != "none" else None
+    for number in range(state["step"], total):
+        tokens = segments.batch(number)
+        torch.manual_seed(training.derive_seed(seed, "step", number))
+        generator.manual_seed(training.derive_seed(seed, "mask", number))
         rate = parameters.pretrain_learning_rate * training.schedule(
-            step, parameters.pretrain_warmup_steps, total
+            number, parameters.pretrain_warmup_steps, total
         )
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        losses = update(
-            task, tokens, vocabulary, generator, optimiser, scaler, dtype, parameters.clip
-        )
+        if number == first:
+            losses, spent = _compiling(step, tokens, generator, rate, parameters.torch_compile)
+            state["compile_seconds"] += spent
+            began += spent
+        else:
+            losses = step(tokens, generator, rate)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + value.double()
-        last = step + 1 == total
-        if (step + 1) % every == 0 or last:
-            count = (step % every) + 1
+        last = number + 1 == total
+        if (number + 1) % every == 0 or last:
+            count = (number % every) + 1
             means = {key: value.item() / count for key, value in sums.items()}
             if not math.isfinite(means["loss"]):
                 raise UserError(
                     f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: the loss of "
-                    f"{parameters.model} is {means['loss']} by step {step + 1}; lower the rate or "
-                    "lengthen pretrain_warmup_steps; the last checkpoint is kept"
+                    f"{parameters.model} is {means['loss']} by step {number + 1}; lower the rate "
+                    "or lengthen pretrain_warmup_steps; the last checkpoint is kept"
                 )
-            seen = (step + 1) * batch * rows.shape[1]
-            state["log"].append({"step": step + 1, "tokens": seen, "rate": rate} | means)
+            seen = (number + 1) * batch * rows.shape[1]
+            state["log"].append({"step": number + 1, "tokens": seen, "rate": rate} | means)
             sums = {}
             bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
-        if (step + 1) % parameters.checkpoint_steps == 0 and not last:
-            state["step"] = step + 1
+        if (number + 1) % parameters.checkpoint_steps == 0 and not last:
+            state["step"] = number + 1
             state["seconds"] = time.perf_counter() - began
             state["sums"] = {key: value.item() for key, value in sums.items()}
-            state["scaler"] = scaler.state_dict()
-            checkpoint.save(path, task, optimiser, state)
+            state["scaler"] = step.scaler.state_dict()
+            checkpoint.save(path, task, step.optimiser, state)
         bar.update()
     bar.close()
     state["step"], state["seconds"] = total, time.perf_counter() - began
     return state
 
 
-def update(
-    task: nn.Module,
-    tokens: torch.Tensor,
-    vocabulary: Vocabulary,
-    generator: torch.Generator,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    dtype: torch.dtype,
-    clip: float,
-) -> dict[str, torch.Tensor]:
-    """One optimiser step: forward, backward, clipped gradient, update.
+def _compiling(
+    step: "Step", tokens: torch.Tensor, generator: torch.Generator, rate: float, mode: str
+) -> tuple[dict[str, torch.Tensor], float]:
+    """The first step of a compiled run, and the seconds it took."""
+    began = time.perf_counter()
+    try:
+        losses = step(tokens, generator, rate)
+        losses["loss"].item()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"torch_compile = {mode!r}: failed on this machine; use none ({reason})"
+        ) from None
+    return losses, time.perf_counter() - began
+
+
+class Step:
+    """Optimiser steps on a task: masks, forward and backward, clipped gradient, AdamW.
+
+    Nothing in a step waits for the device; losses come back as tensors that live there.
 
     Args:
-        task: A :class:`MaskedLanguageModel` or :class:`ReplacedTokenDetection`.
-        tokens: int64 [batch, length].
+        task: A :class:`MaskedLanguageModel` or :class:`ReplacedTokenDetection` on its device.
         vocabulary: Of the tokenizer.
-        generator: Source of masks and samples, on the device of `tokens`.
-        optimiser: Over the parameters of `task`.
-        scaler: Of the loss; not enabled but for float16.
         dtype: Number format of the forward pass.
         clip: Largest L2 norm of the gradient.
+        rows: Segments in one forward pass; larger batches are accumulated. 0: no limit.
+        mode: Of torch.compile, or ``none``.
 
-    Returns:
-        Losses by name, scalar tensors on the device, before the step.
+    Attributes:
+        optimiser: AdamW over the parameters of `task`.
+        scaler: Of the loss; not enabled but for float16.
     """
-    with training.autocast(tokens.device, dtype):
-        losses = task(tokens, vocabulary, generator)
-    scaler.scale(losses["loss"]).backward()
-    scaler.unscale_(optimiser)
-    training.clip(task.parameters(), clip)
-    scaler.step(optimiser)
-    scaler.update()
-    optimiser.zero_grad(set_to_none=True)
-    return {name: value.detach() for name, value in losses.items()}
+
+    def __init__(
+        self,
+        task: nn.Module,
+        vocabulary: Vocabulary,
+        dtype: torch.dtype = torch.float32,
+        clip: float = 1.0,
+        rows: int = 0,
+        mode: str = "none",
+    ) -> None:
+        self.task, self.vocabulary = task, vocabulary
+        self.dtype, self.clip, self.rows = dtype, clip, rows
+        self.optimiser = make_optimiser(task, task.spec.weight_decay)
+        self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+        self.call = task if mode == "none" else torch.compile(task, mode=mode)
+
+    def __call__(
+        self, tokens: torch.Tensor, generator: torch.Generator, rate: float
+    ) -> dict[str, torch.Tensor]:
+        """One step.
+
+        Args:
+            tokens: int64 [batch, length].
+            generator: Source of masks, on the device of `tokens`. Dropout and samples draw from
+                torch's own.
+            rate: Learning rate.
+
+        Returns:
+            Losses by name before the step, scalar tensors on the device: means over the batch,
+            however many passes it took.
+        """
+        masked = mask_tokens(tokens, self.vocabulary, self.task.spec.masking, generator)
+        chosen = masked.weights.sum().clamp(min=1)
+        rows = self.rows or len(tokens)
+        losses: dict[str, torch.Tensor] = {}
+        for start in range(0, len(tokens), rows):
+            part = slice(start, start + rows)
+            with training.autocast(tokens.device, self.dtype):
+                found = self.call(
+                    tokens[part], Masked(*(t[part] for t in masked)), chosen, tokens.numel()
+                )
+            self.scaler.scale(found["loss"]).backward()
+            for name, value in found.items():
+                # A sum, not the value: CUDA graphs write the next pass's over it.
+                losses[name] = losses.get(name, 0.0) + value.detach()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimiser)
+        training.clip(self.task.parameters(), self.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        return losses
 
 
-def make_optimiser(task: nn.Module, weight_decay: float, rate: float) -> torch.optim.AdamW:
-    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6."""
+def make_optimiser(task: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6; rate 0."""
     named = list(task.named_parameters())
     groups = [
         {"params": [p for n, p in named if training.decays(n, p)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if not training.decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-6, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6, fused=True)
 
 
 def _save(

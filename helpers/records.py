@@ -22,7 +22,8 @@ class Pretraining(_Strict):
     tokens: int = Field(ge=0)
     epochs: float = Field(ge=0, description="passes over the packed corpus")
     flops: float = Field(ge=0, description="matrix products, forward and backward")
-    seconds: float = Field(ge=0)
+    seconds: float = Field(ge=0, description="without compiling")
+    compile_seconds: float = Field(ge=0, description="the first step under torch.compile")
     parameters: int = Field(ge=0, description="of the encoder that is fine-tuned")
     generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
 

@@ -15,6 +15,8 @@ from torch import nn
 
 from helpers.config import UserError
 
+RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the packed corpus
+
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The number format of a training run, with the reason.
@@ -27,12 +29,14 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
         dtype and a sentence that says why.
 
     Raises:
-        UserError: For half precision on a CPU.
+        UserError: For float16 on a CPU.
     """
     if device.type == "cpu":
-        if wanted in ("auto", "float32"):
-            return torch.float32, "float32: the CPU's own"
-        raise UserError(f"precision = {wanted!r}: on a CPU only auto or float32")
+        if wanted == "float16":
+            raise UserError(f"precision = {wanted!r}: on a CPU only auto, float32 or bfloat16")
+        if wanted == "bfloat16":
+            return torch.bfloat16, "bfloat16: as asked"
+        return torch.float32, "float32: the CPU's own"
     if wanted != "auto":
         return getattr(torch, wanted), f"{wanted}: as asked"
     # is_bf16_supported() says yes to a T4, which only emulates it.
@@ -49,6 +53,29 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def choose_place(size: int, device: torch.device) -> tuple[bool, str]:
+    """Whether the packed corpus is copied to the device, with the reason.
+
+    Args:
+        size: Its bytes.
+        device: Where the run takes place.
+    """
+    if device.type == "cpu":
+        return False, "memory map: the CPU reads it"
+    free, _ = torch.cuda.mem_get_info(device)
+    share = f"{size / 2**30:.2f} GiB of {free / 2**30:.1f} free"
+    if size <= free * RESIDENT_SHARE:
+        return True, f"on the device: {share}"
+    return False, f"memory map: {share} on the device, more than {RESIDENT_SHARE:.0%}"
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device; a GPU gets it from pinned memory, without a wait."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def begin(threads: int) -> None:

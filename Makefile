@@ -42,6 +42,7 @@ test: .venv/ready ## lint, then run every test
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
 	$(BIN)/python scripts/bench.py --data "$(DATA)"
+	$(BIN)/python scripts/bench_curves.py --data "$(DATA)"
 
 check: book ## build the book, then check every internal link of its pages
 	$(BIN)/python scripts/check_links.py runs/$(PROFILE)/book/html

@@ -41,6 +41,7 @@ KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
 GROUPS = {task: [task] for task in TASKS} if PROFILE.finetune_job == "task" else {"all": TASKS}
 DATA = ["data/corpus/manifest.json"] + [f"data/glue/{task}/manifest.json" for task in glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))]
 SHOWN = list(MODELS)[-2] if list(MODELS)[-1] == "scratch" and len(MODELS) > 1 else list(MODELS)[-1]
+RECORDS = expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS)
 THREADS = PROFILE.threads
 
 
@@ -56,8 +57,14 @@ def parameters(cls, **job):
 localrules: all, data
 
 
+# Every stage's manifest, not the book alone: Snakemake passes over a missing file in the middle
+# when what follows from it is there, and after a failure would show the tables of the run before.
 rule all:
     input:
+        DATA,
+        expand("tokenizer/{kind}/manifest.json", kind=KINDS),
+        expand("models/{model}/manifest.json", model=MODELS),
+        RECORDS,
         "book/built",
 
 
@@ -139,8 +146,8 @@ for group, names in GROUPS.items():
 
 rule analyse:
     input:
-        records=expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS),
-        published=[f"{UP}/results/published.json", f"{UP}/results/bench.json"],
+        records=RECORDS,
+        figures=[f"{UP}/results/{name}.json" for name in ("published", "bench", "curves")],
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",

@@ -289,6 +289,7 @@ def specification(
     """All that a score follows from; its digest names the record."""
     return {
         "stage": "finetune",
+        "schema": records.SCHEMA,
         "parameters": parameters.model_dump(
             exclude={"profile", "runs", "model", "tasks", "seeds", "threads"}
         ),
@@ -356,9 +357,11 @@ def _finished(target: Path, seed: int, spec: str) -> dict[str, Any] | None:
     kept = path.with_suffix(".parquet")
     if not path.exists() or not kept.exists():
         return None
+    found = files.read_json(path)
+    if not isinstance(found, dict) or found.get("spec") != spec:
+        return None  # of other parameters, or of another version of the schema
     record = records.read(path)
-    same = record["spec"] == spec and record["predictions"] == files.sha256(kept)
-    return record if same else None
+    return record if record["predictions"] == files.sha256(kept) else None
 
 
 def _encode_splits(

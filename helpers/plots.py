@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +17,10 @@ from matplotlib.patches import Patch
 
 from helpers import files
 
-FIGURES = ("scores.svg", "compute.svg")
+if TYPE_CHECKING:
+    from helpers.speeds import Curves
+
+FIGURES = ("scores.svg", "compute.svg", "curves.svg")
 MARKERS = "osD^vPX*<>hp"
 
 
@@ -91,6 +94,43 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
             if len(present) > 1:
                 axis.legend(frameon=False)
         figure.suptitle(title)
+    return figure
+
+
+def curves(found: Curves) -> Figure:
+    """Losses of our steps and of stock classes, a panel for each model.
+
+    Args:
+        found: What ``make bench`` measured (`speeds.load`).
+
+    Returns:
+        The figure: mean over seeds, in a band from the lowest to the highest.
+    """
+    table = pd.DataFrame([run.model_dump() for run in found.runs]).explode("curve")
+    table["loss"] = table["curve"].astype(float)
+    place = table.groupby(["model", "side", "seed"]).cumcount()
+    table["step"] = (place + 1) * found.point
+    names = list(dict.fromkeys(table["model"]))
+    sides = list(dict.fromkeys(table["side"]))
+    colours = _palette(sides)
+    with _style():
+        figure, axes = _axes(9, 2.8, columns=len(names))
+        for axis, name in zip(axes.flat, names, strict=True):
+            sns.lineplot(
+                table[table["model"] == name],
+                x="step",
+                y="loss",
+                hue="side",
+                style="side",
+                hue_order=sides,
+                style_order=sides,
+                palette=colours,
+                errorbar=("pi", 100),
+                ax=axis,
+                legend=name == names[0],
+            )
+            axis.set(title=name, xlabel="step", ylabel="loss, nats")
+        axes[0, 0].legend(frameon=False, title=None)
     return figure
 
 
@@ -312,6 +352,7 @@ def _log(axis: Axes, below: str, beside: str) -> None:
 def write(
     records: pd.DataFrame,
     published: dict[str, Any],
+    found: Curves,
     out: Path,
     models: Sequence[str],
     tasks: Sequence[str],
@@ -321,6 +362,7 @@ def write(
     Args:
         records: Records of one profile and data source (`tables.select`).
         published: The published figures (`tables.load_published`).
+        found: Losses of our steps and of stock classes (`speeds.load`).
         out: The folder.
         models: Models in order.
         tasks: Tasks in order.
@@ -328,5 +370,7 @@ def write(
     Raises:
         UserError: A file cannot be written.
     """
-    for name, draw in zip(FIGURES, (scores, compute), strict=True):
-        save(draw(records, published, models, tasks), Path(out) / name)
+    asked = (records, published, models, tasks)
+    figures = (scores(*asked), compute(*asked), curves(found))
+    for name, figure in zip(FIGURES, figures, strict=True):
+        save(figure, Path(out) / name)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from helpers import files
 from helpers.config import UserError, validate
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class _Strict(BaseModel):
@@ -48,7 +48,7 @@ class Hardware(_Strict):
 class Record(_Strict):
     """A score with its circumstances; ``score`` is the task's headline metric x 100."""
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[2] = Field(alias="schema")
     profile: str
     source: Literal["embedded", "folder", "hub"]
     corpus: str = Field(description="the pre-training corpus, as a reader would name it")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from helpers import files, glue, statistics
+from helpers import files, glue, speeds, statistics
 from helpers import records as records_of
 from helpers.config import UserError
+from helpers.markup import NONE, escape, markdown, plus_minus, quantity, score, span
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 FRAGMENTS = (
@@ -37,13 +37,10 @@ FRAGMENTS = (
     "finding_gap.md",
     "finding_noise.md",
     "speed.md",
+    "equal.md",
     "sources.md",
     "summary.txt",
 )
-SPEED = ("hardware", "versions", "size", "length", "batch", "rows")
-SPEED_ROW = ("work", "reference", "ours", "theirs", "unit", "ratio", "ratio_low", "ratio_high")
-SPEED_ROW += ("goal", "n", "gflops")
-NONE = "–"
 CAPTION = (
     "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
     "than its row. MNLI is matched / mismatched, and the matched one counts. A mean is taken over "
@@ -128,69 +125,8 @@ def _figures(value: Any, where: str) -> Iterable[tuple[str, dict[str, Any]]]:  #
             yield from _figures(inner, f"{where}[{number}]")
 
 
-# --- small text helpers ------------------------------------------------------------------------
-
-
-def escape(text: object) -> str:
-    """Make text that comes from data inert in Markdown and HTML.
-
-    Args:
-        text: Anything; its `str` is taken, on one line.
-
-    Returns:
-        The text with every character that could begin markup as a numeric HTML entity.
-    """
-    line = " ".join(str(text).split())
-    return re.sub(
-        r"[^\w .,:;()+/%=×·–'\-]|(?<!\w)_|_(?!\w)", lambda match: f"&#{ord(match[0])};", line
-    )
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Lay cells out as a Markdown table.
-
-    Args:
-        header: Column headings, as Markdown.
-        rows: Cells, as Markdown, without line breaks.
-        left: How many leading columns are aligned left; the others are aligned right.
-
-    Returns:
-        The table, ending with a newline.
-    """
-    rule = [":--" if number < left else "--:" for number in range(len(header))]
-    lines = [header, rule, *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def quantity(value: float) -> str:
-    """A count in a short form: 2048000 is ``2.05 M``; zero is ``0``."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value:.2e}"
-    return f"{value:g}"
-
-
-def score(value: float | None, decimals: int = 2) -> str:
-    """A score x 100 with two decimals, or a dash where there is none."""
-    return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
-
-
-def plus_minus(mean: float, error: float) -> str:
-    """A mean and its standard error; the error is left out where there is none."""
-    return score(mean) if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
-
-
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
-
-
-def _span(values: Iterable[float]) -> str:
-    """One quantity, or the least and the greatest."""
-    found = sorted(set(values))
-    if not found:
-        return NONE
-    ends = _unique([quantity(found[0]), quantity(found[-1])])
-    return " to ".join(ends)
 
 
 # --- what a run holds --------------------------------------------------------------------------
@@ -251,7 +187,7 @@ def heading(records: pd.DataFrame) -> str:
     """One line: profile, data source, tokens seen, hardware of the records shown."""
     source = SOURCES[records["source"].iloc[0]]
     kind = " (not GLUE)" if is_embedded(records) else ""
-    tokens = _span(records.loc[records["pretrain.tokens"] > 0, "pretrain.tokens"])
+    tokens = span(records.loc[records["pretrain.tokens"] > 0, "pretrain.tokens"])
     return (
         f"Profile {escape(records['profile'].iloc[0])} · data: {source}{kind} · "
         f"tokens seen in pre-training: {tokens} · hardware: {_hardware(records)}"
@@ -516,7 +452,7 @@ def table1_measured(
         fewer = f" (n = {row['seeds']:.0f})" if 0 < row["seeds"] < seeds else ""
         cells += [plus_minus(row["mean"], row["mean_se"]) + fewer]
         cells += [plus_minus(row["mean_complete"], row["mean_complete_se"])] * some
-        cells += [_span(mine["pretrain.tokens"]), str(seeds)]
+        cells += [span(mine["pretrain.tokens"]), str(seeds)]
         rows.append([escape(model_name(published, model)), *cells])
     text = f"**Measured. {heading(records)}**\n\n"
     text += _notes(warnings(records, published, models, tasks)) + "\n" + markdown(header, rows)
@@ -676,7 +612,7 @@ def table2(
     for model in models:
         found = statistics.mean_of_tasks(records, model, shown)
         own = statistics.mean_of_tasks(records, model, whole)
-        size = _span(records.loc[records["model"] == model, "pretrain.parameters"])
+        size = span(records.loc[records["model"] == model, "pretrain.parameters"])
         row = [escape(model_name(published, model)), size, plus_minus(found.mean, found.se)]
         row += [plus_minus(own.mean, own.se)] * few
         row += [derived(base["value"] - found.mean) if comparable and found.n else NONE]
@@ -813,7 +749,7 @@ def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str])
         spans = ("parameters", "generator_parameters", "steps", "tokens", "epochs")
         spans += ("flops", "seconds")
         row = [escape(model_name(published, model)), escape(" / ".join(_unique(mine["size"])))]
-        row += [_span(mine[f"pretrain.{key}"]) for key in spans]
+        row += [span(mine[f"pretrain.{key}"]) for key in spans]
         row += [
             str(len(mine)),
             *(quantity(mine[f"finetune.{key}"].sum()) for key in ("flops", "seconds")),
@@ -1068,61 +1004,6 @@ def finding_noise(published: dict[str, Any]) -> str:
     )
 
 
-def load_speed(path: Path) -> dict[str, Any]:
-    """Read what ``make bench`` wrote.
-
-    Raises:
-        UserError: The file is not readable, or a field is missing.
-    """
-    found = files.read_json(Path(path))
-    try:
-        places = [(found, SPEED), (found["hardware"], ("name", "threads"))]
-        places += [(found["versions"], ("torch", "transformers"))]
-        places += [(row, SPEED_ROW) for row in found["rows"]]
-        for place, keys in places:
-            for key in keys:
-                place[key]
-    except KeyError as error:
-        raise UserError(f"{path}: field {error.args[0]} is missing; run make bench again") from None
-    return found
-
-
-def speed(bench: dict[str, Any]) -> str:
-    """The speed of this code beside what it is compared with.
-
-    Args:
-        bench: What :func:`load_speed` read.
-
-    Returns:
-        Markdown; rates are medians, ratios medians over pairs of timings with their range.
-    """
-    header = ["Work", "Compared with", "Ours", "Theirs", "Unit", "Ratio", "Range", "Goal"]
-    header += ["Our GFLOP/s"]
-    lines = [
-        [
-            escape(row["work"]),
-            escape(row["reference"]),
-            f"{row['ours']:,.1f}",
-            f"{row['theirs']:,.1f}",
-            escape(row["unit"]),
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
-            f"{row['goal']:.2f}" if row["goal"] else NONE,
-            f"{row['gflops']:.0f}" if row["gflops"] else NONE,
-        ]
-        for row in bench["rows"]
-    ]
-    machine = bench["hardware"]
-    pairs = _span(row["n"] for row in bench["rows"])
-    return (
-        f"**Speed. {escape(machine['name'])}, {machine['threads']} threads · "
-        f"{escape(bench['size'])} size · length {bench['length']} · batch {bench['batch']} · "
-        f"pairs of timings: {pairs} · torch {escape(bench['versions']['torch'])}, "
-        f"transformers {escape(bench['versions']['transformers'])}**\n\n"
-        + markdown(header, lines, left=2)
-    )
-
-
 # --- writing -----------------------------------------------------------------------------------
 
 
@@ -1133,7 +1014,7 @@ def write(
 
     Args:
         records_folder: ``runs/<profile>/records``.
-        published: ``results/published.json``; ``bench.json`` stands beside it.
+        published: ``results/published.json``; ``bench.json`` and ``curves.json`` stand beside it.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -1144,6 +1025,9 @@ def write(
     from helpers import plots
 
     figures = load_published(published)
+    beside = Path(published).parent
+    bench = speeds.load(beside / "bench.json", speeds.Speeds)
+    curves = speeds.load(beside / "curves.json", speeds.Curves)
     everything = load_records(records_folder)
     records = select(everything, models, tasks)
     asked = (models, tasks)
@@ -1163,13 +1047,14 @@ def write(
         "finding_rounding.md": finding_rounding(figures),
         "finding_gap.md": finding_gap(figures),
         "finding_noise.md": finding_noise(figures),
-        "speed.md": speed(load_speed(Path(published).with_name("bench.json"))),
+        "speed.md": speeds.speed(bench),
+        "equal.md": speeds.equal(curves),
         "sources.md": source_list(figures),
         "summary.txt": summary(records, figures, *asked),
     }
     for name in FRAGMENTS:
         files.write_text(Path(out) / name, texts[name])
-    plots.write(records, figures, Path(out), models, tasks)
+    plots.write(records, figures, curves, Path(out), models, tasks)
 
 
 def _left_over(everything: pd.DataFrame, shown: pd.DataFrame) -> str:

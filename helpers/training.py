@@ -78,6 +78,12 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def wait(device: torch.device) -> None:
+    """Returns when the device has done what it was given; for timings."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def begin(threads: int) -> None:
     """Prepares this process: CPU threads, and no progress bars but our own."""
     torch.set_num_threads(threads)

@@ -1,53 +1,114 @@
-"""The speed table: every comparison runs, and its rows say what was measured."""
+"""The speed table and the losses beside it: every comparison runs and says what was measured."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import bench
+import bench_curves
+import bench_work
 
-from helpers import tables
+from helpers import speeds
 from helpers.config import UserError
 
 
 def test_a_ratio_is_the_median_of_pairs_and_the_first_pair_is_thrown_away():
-    theirs, ours = iter([90.0, 4.0, 6.0, 8.0]), iter([1.0, 2.0, 2.0, 2.0])
+    theirs, ours = iter([90.0, 4.0, 6.0, 8.0]), iter([30.0, 2.0, 2.0, 2.0])
     work = bench.Work(
         "a", "b", "tokens/s", 10.0, 3, lambda _: next(ours), lambda _: next(theirs), 2.5
     )
     row = bench.compare(work, 3)
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (3.0, 2.0, 4.0)
     assert (row["ours"], row["theirs"]) == (15.0, 5.0)
+    assert (row["warmup_ours"], row["warmup_theirs"]) == (28.0, 84.0)
     assert (row["n"], row["goal"]) == (3, 2.5)
 
 
-@pytest.mark.slow
-def test_every_comparison_runs(tmp_path):
-    out = tmp_path / "bench.json"
-    small = ("--size", "tiny", "--pairs", "1", "--steps", "1", "--batch", "2", "--rows", "8")
+def test_memory_is_what_a_step_holds_at_its_peak():
+    size = 256 * 2**20
+
+    def holds(count):
+        def step(_):
+            kept = [torch.ones(size // 4) for _ in range(count)]
+            return float(len(kept))
+
+        return step
+
+    work = bench.Work("a", "b", "tokens/s", 1.0, 1, holds(1), holds(2))
+    found = bench.memory(work, torch.device("cpu"))
+    if found["memory_ours"] is None:
+        pytest.skip("this system does not reset the peak of resident memory")
+    assert found["memory_ours"] == pytest.approx(size, rel=0.1)
+    assert found["memory_theirs"] == pytest.approx(2 * size, rel=0.1)
+
+
+def script(name, *options, out):
     done = subprocess.run(
-        [sys.executable, "scripts/bench.py", *small, "--threads", "1", "--out", str(out)],
+        [sys.executable, f"scripts/{name}", *options, "--threads", "1", "--out", str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(out.read_text())["rows"]
-    assert all(row["ratio"] == pytest.approx(row["ours"] / row["theirs"]) for row in rows)
-    assert tables.speed(tables.load_speed(out)).count("\n| ") == len(rows) + 2  # header and rule
-    assert len({(row["work"], row["reference"]) for row in rows}) == len(rows) == 15
-    assert all(row["work"] in done.stdout for row in rows)
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_every_comparison_runs(tmp_path):
+    out = tmp_path / "bench.json"
+    small = ("--size", "tiny", "--pairs", "1", "--batch", "2", "--rows", "8")
+    said = script("bench.py", *small, out=out)
+    found = speeds.load(out, speeds.Speeds)
+    assert all(row.ratio == pytest.approx(row.ours / row.theirs) for row in found.rows)
+    assert speeds.speed(found).count("\n| ") == len(found.rows) + 2  # header and rule
+    assert len({(row.work, row.reference) for row in found.rows}) == len(found.rows) == 24
+    assert all(row.work in said for row in found.rows)
+    assert all(0 < row.mfu < 1 for row in found.rows if row.unit == "tokens/s")
+
+
+@pytest.mark.slow
+def test_losses_of_both_sides_are_of_one_size(tmp_path):
+    out = tmp_path / "curves.json"
+    small = ("--size", "tiny", "--steps", "60", "--batch", "4", "--seeds", "1")
+    script("bench_curves.py", *small, out=out)
+    found = speeds.load(out, speeds.Curves)
+    assert len(found.runs) == len(bench_curves.MODELS) * len(bench_curves.SIDES)
+    final = {(run.model, run.side): run.final for run in found.runs}
+    for name in bench_curves.MODELS:
+        stock = final[name, "stock"]
+        assert final[name, "ours, float32"] == pytest.approx(stock, rel=0.05)
+        assert final[name, "ours, bfloat16"] == pytest.approx(stock, rel=0.05)
+    assert speeds.equal(found).count("\n| ") == len(bench_curves.MODELS) + 2
+
+
+def test_gumbel_noise_and_the_inverted_distribution_sample_alike():
+    tokens = torch.full((20_000, 1), 6)
+    masked = bench_work.pretrain.Masked(
+        tokens, torch.zeros_like(tokens), tokens, torch.ones(len(tokens), 1)
+    )
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5]).expand(len(tokens), 1, 5)
+    torch.manual_seed(0)
+    shares = [
+        corrupt(tokens, masked, logits)[0][:, 0].bincount(minlength=5) / len(tokens)
+        for corrupt in (bench_work.corrupt_by_gumbel, bench_work.pretrain.corrupt)
+    ]
+    torch.testing.assert_close(shares[0], shares[1], rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize(
-    ("place", "key"),
-    [((), "rows"), (("hardware",), "threads"), (("versions",), "torch"), (("rows", 0), "gflops")],
+    ("place", "key", "line"),
+    [
+        ((), "rows", "rows is missing"),
+        ((), "versions", "versions is missing"),
+        (("rows", 0), "mfu", r"rows\.0\.mfu is missing"),
+    ],
 )
-def test_a_missing_field_is_named(tmp_path, place, key):
+def test_a_missing_field_is_named(tmp_path, place, key, line):
     found = json.loads((ROOT / "results" / "bench.json").read_text())
     inner = found
     for step in place:
@@ -55,5 +116,5 @@ def test_a_missing_field_is_named(tmp_path, place, key):
     del inner[key]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(found))
-    with pytest.raises(UserError, match=f"field {key} is missing"):
-        tables.load_speed(path)
+    with pytest.raises(UserError, match=line):
+        speeds.load(path, speeds.Speeds)

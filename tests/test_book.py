@@ -11,7 +11,7 @@ import yaml
 from bs4 import BeautifulSoup
 from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
 
-from helpers import tables
+from helpers import plots, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis"]
@@ -103,7 +103,7 @@ def test_every_stage_of_the_table_of_contents_is_a_notebook():
 
 
 def test_pages_include_only_fragments_that_are_written():
-    known = {f"generated/{name}" for name in (*tables.FRAGMENTS, "scores.svg", "compute.svg")}
+    known = {f"generated/{name}" for name in (*tables.FRAGMENTS, *plots.FIGURES)}
     used = set()
     for path in (ROOT / "book").glob("*.md"):
         used |= set(re.findall(r"generated/\S+", path.read_text(encoding="utf-8")))

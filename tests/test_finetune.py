@@ -1,5 +1,7 @@
 """Fine-tuning: batches, truncation, rates, metrics, records."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -210,6 +212,17 @@ def test_a_finished_seed_is_kept_and_a_new_one_is_the_only_work(small_run, monke
     finetune.run(stage(small_run, seeds=[1]))
     assert path.with_name("seed-1.parquet").read_bytes() == one
     finetune.run(stage(small_run, seeds=[0]))
+
+
+def test_a_record_of_another_version_is_made_again(small_run):
+    path = records.folder(small_run.folder, "scratch", "cola") / "seed-0.json"
+    whole = json.loads(path.read_text())
+    old = whole | {"schema": 1, "spec": "0" * 64}
+    del old["pretrain"]["seconds"]
+    path.write_text(json.dumps(old))
+    finetune.run(stage(small_run, seeds=[0]))
+    assert records.read(path)["spec"] == whole["spec"]
+    assert records.read(path)["predictions"] == whole["predictions"]
 
 
 def test_an_edited_record_is_refused(small_run):

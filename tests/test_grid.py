@@ -198,6 +198,12 @@ def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
     assert "[04_finetune-electra-cola] failed: " in done.stderr
     assert "cannot be opened as an encoder" in done.stderr
     assert {"04_finetune-scratch-cola", "04_finetune-scratch-rte"} <= set(jobs(done))
+    # The tables of the run before are still there; they are not shown for this one's.
+    assert (folder / "tables" / "summary.txt").exists()
+    again = run_grid(path)
+    assert again.returncode != 0
+    assert "[04_finetune-electra-cola] failed: " in again.stderr
+    assert "index.html" not in again.stdout
 
 
 def test_make_help_lists_every_target():

@@ -25,7 +25,7 @@ def make_record(model, task, seed, source="embedded", **changes):
     rows = {name: count if whole else count // 10 + 7 for name, count in official.items()}
     trained = model != "scratch"
     record = {
-        "schema": 1,
+        "schema": 2,
         "profile": "tiny" if source == "embedded" else "mini",
         "source": source,
         "corpus": "embedded world, seed 0" if source == "embedded" else "mixed prose, 0.58 GB",

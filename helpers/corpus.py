@@ -1,7 +1,7 @@
 """Documents of the pre-training corpus, from one of three sources, as Parquet with a manifest."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from helpers import config, files, progress, synthetic
 from helpers.config import UserError
 
 HUB_NAME = "Skylion007/openwebtext"
-SHARD_DOCUMENTS = 20_000
+SHARD = (20_000, 64_000_000)  # documents and characters of a file, at most
 SCHEMA = pa.schema([("text", pa.string())])
 
 
@@ -48,7 +48,7 @@ def run(parameters: config.Data) -> dict[str, Any]:
     if parameters.documents:
         texts = islice(texts, parameters.documents)
     bar = progress.bar(parameters.documents or wanted.get("documents", 0), "corpus", "documents")
-    while shard := list(islice(texts, SHARD_DOCUMENTS)):
+    for shard in portions(texts, *SHARD):
         kept = [text for text in shard if text and text.strip()]
         for text in kept:
             data = text.encode("utf-8", "replace")
@@ -74,6 +74,25 @@ def run(parameters: config.Data) -> dict[str, Any]:
         "content": content.hexdigest(),
     }
     return files.seal(folder, manifest, written)
+
+
+def portions(texts: Iterable[str], documents: int, characters: int) -> Iterator[list[str]]:
+    """Cuts a stream of texts into lists that memory can hold.
+
+    Args:
+        texts: Documents; a null counts as empty.
+        documents: In one list, at most.
+        characters: A list ends with the document that reaches this many.
+    """
+    portion, size = [], 0
+    for text in texts:
+        portion.append(text)
+        size += len(text or "")
+        if len(portion) == documents or size >= characters:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def read(folder: Path) -> Iterator[str]:

@@ -25,9 +25,9 @@ from helpers.models import usable_length
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-TRAINING_DOCUMENTS = 1_000_000  # a vocabulary does not gain from more; memory does not suffer
+TRAINING_DOCUMENTS = 200_000  # a vocabulary does not gain from more; their words fit in memory
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
-ENCODING_BATCH = 256  # documents
+ENCODING = (256, 4_000_000)  # documents and characters encoded together, at most
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -150,15 +150,9 @@ def pack(
         int64 arrays [n, length].
     """
     rest: list[int] = []
-    for texts in _batches(documents):
+    for texts in corpus.portions(documents, *ENCODING):
         block, rest = pack_batch(texts, tok, length, rest)
         yield block
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    texts = iter(documents)
-    while batch := list(islice(texts, ENCODING_BATCH)):
-        yield batch
 
 
 def pack_batch(
@@ -296,7 +290,7 @@ def _pack_shards(
         with packed.open("r+b" if state["shards"] else "wb") as file:
             file.seek(file.truncate(state["size"]))
             for path in corpus.parquet_files(source)[state["shards"] :]:
-                for texts in _batches(corpus.read_file(path)):
+                for texts in corpus.portions(corpus.read_file(path), *ENCODING):
                     block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
                     file.write(block.astype(dtype).tobytes())
                     size = sum(len(text.encode("utf-8", "replace")) for text in texts)

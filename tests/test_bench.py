@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
@@ -13,7 +15,7 @@ import bench
 import bench_curves
 import bench_work
 
-from helpers import speeds
+from helpers import speeds, synthetic
 from helpers.config import UserError
 
 
@@ -49,7 +51,7 @@ def test_memory_is_what_a_step_holds_at_its_peak():
 
 def script(name, *options, out):
     done = subprocess.run(
-        [sys.executable, f"scripts/{name}", *options, "--threads", "1", "--out", str(out)],
+        [sys.executable, f"scripts/{name}", *options, "--out", str(out)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -61,7 +63,7 @@ def script(name, *options, out):
 @pytest.mark.slow
 def test_every_comparison_runs(tmp_path):
     out = tmp_path / "bench.json"
-    small = ("--size", "tiny", "--pairs", "1", "--batch", "2", "--rows", "8")
+    small = ("--size", "tiny", "--pairs", "1", "--batch", "2", "--rows", "8", "--threads", "1")
     said = script("bench.py", *small, out=out)
     found = speeds.load(out, speeds.Speeds)
     assert all(row.ratio == pytest.approx(row.ours / row.theirs) for row in found.rows)
@@ -74,7 +76,7 @@ def test_every_comparison_runs(tmp_path):
 @pytest.mark.slow
 def test_losses_of_both_sides_are_of_one_size(tmp_path):
     out = tmp_path / "curves.json"
-    small = ("--size", "tiny", "--steps", "60", "--batch", "4", "--seeds", "1")
+    small = ("--size", "tiny", "--steps", "60", "--batch", "4", "--seeds", "1", "--threads", "1")
     script("bench_curves.py", *small, out=out)
     found = speeds.load(out, speeds.Curves)
     assert len(found.runs) == len(bench_curves.MODELS) * len(bench_curves.SIDES)
@@ -118,3 +120,16 @@ def test_a_missing_field_is_named(tmp_path, place, key, line):
     path.write_text(json.dumps(found))
     with pytest.raises(UserError, match=line):
         speeds.load(path, speeds.Speeds)
+
+
+@pytest.mark.slow
+def test_a_longer_corpus_takes_no_more_memory(tmp_path):
+    texts = list(synthetic.documents(3000, 300, 0))
+    (tmp_path / "data" / "corpus").mkdir(parents=True)
+    table = pa.table({"text": texts})
+    pq.write_table(table, tmp_path / "data" / "corpus" / "part-0.parquet")
+    out = tmp_path / "stream.json"
+    script("bench_stream.py", "--data", str(tmp_path / "data"), "--repeats", "2", "20", out=out)
+    short, long = json.loads(out.read_text())["rows"]
+    assert long["megabytes"] == pytest.approx(10 * short["megabytes"])
+    assert long["peak_bytes"] < short["peak_bytes"] + 150e6

@@ -61,8 +61,8 @@ class Cut(Exception):
 
 
 def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 50)
-    monkeypatch.setattr(tokenizer, "ENCODING_BATCH", 20)  # three batches a shard
+    monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
+    monkeypatch.setattr(tokenizer, "ENCODING", (20, 10**9))  # three batches a shard
     whole, cut = (small_profile(tmp_path, profile=name) for name in ("whole", "cut"))
     stages = {}
     for profile in (whole, cut):
@@ -98,7 +98,7 @@ def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
 
 
 def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 50)
+    monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
     profile = small_profile(tmp_path)
     corpus.run(config.Data(**profile.stage(config.Data)))
     one, other = (

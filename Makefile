@@ -4,6 +4,8 @@ DATA    ?=
 MODELS  ?=
 TASKS   ?=
 SEEDS   ?=
+RUN     ?= runs/$(PROFILE)
+MODEL   ?=
 PORT    ?= 8000
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
@@ -13,7 +15,7 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile "$(PROFILE)" --data "$(DATA)" --models "$(MODELS)" --tasks "$(TASKS)" --seeds "$(SEEDS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test plan serve check bench clean
+.PHONY: help book test plan serve verify export check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -43,6 +45,12 @@ test: .venv/ready ## lint, then run every test
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
 	$(BIN)/python scripts/bench.py --data "$(DATA)"
 	$(BIN)/python scripts/bench_curves.py --data "$(DATA)"
+
+verify: .venv/ready ## recompute every score and table of PROFILE from its records
+	@$(BIN)/python scripts/verify.py $(GIVEN)
+
+export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
+	@$(BIN)/python scripts/export.py --run "$(RUN)" --model "$(MODEL)"
 
 check: book ## build the book, then check every internal link of its pages
 	$(BIN)/python scripts/check_links.py runs/$(PROFILE)/book/html

@@ -410,7 +410,7 @@ def _one(
     task = glue.get(name)
     device = models.device()
     dtype, reason = training.choose_precision(parameters.precision, device)
-    began = time.perf_counter()
+    began, meter = time.perf_counter(), training.joules(device)
     torch.manual_seed(training.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
@@ -424,6 +424,7 @@ def _one(
     splits = list(encoded)[1:]
     predicted = {split: predict(model, encoded[split], tok, dtype) for split in splits}
     seconds = time.perf_counter() - began
+    joules = training.spent(meter, training.joules(device))
     score, found, note = metrics.score(name, predicted[splits[0]], encoded[splits[0]].labels)
     for split in splits[1:]:
         beside = metrics.score(name, predicted[split], encoded[split].labels)[1]
@@ -436,14 +437,13 @@ def _one(
             {
                 "split": split,
                 "idx": encoded[split].idx,
-                "label": encoded[split].labels,
                 "prediction": predicted[split],
             }
         )
         for split in splits
     )
     with files.replacing(kept) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, compression="zstd")
     record = {
         "schema": records.SCHEMA,
         "profile": parameters.profile,
@@ -460,10 +460,17 @@ def _one(
         "reduced": data["reduced"],
         "complete": data["complete"],
         "pretrain": pretrained["pretrain"],
-        "finetune": spent | {"seconds": round(seconds, 2)},
+        "finetune": spent | {"seconds": round(seconds, 2), "joules": joules},
         "pretrain_hardware": pretrained["hardware"],
         "hardware": training.hardware(parameters.threads),
         "precision": reason,
+        "code": training.code(),
+        "pretrain_code": pretrained["code"],
+        "hashes": {
+            "data": data["files"],
+            "encoder": wanted["encoder"],
+            "corpus": pretrained["specification"]["tokens"],
+        },
         "versions": training.versions(),
         "parameters": wanted["parameters"],
         "predictions": files.sha256(kept),

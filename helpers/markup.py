@@ -65,3 +65,20 @@ def span(values: Iterable[float]) -> str:
         return NONE
     ends = dict.fromkeys([quantity(found[0]), quantity(found[-1])])
     return " to ".join(ends)
+
+
+def anchor(*names: str) -> str:
+    """The label under which the page of records lists a model, or a model's task."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(("records", *names)).lower())
+
+
+def record_link(text: str, *names: str) -> str:
+    """A measured figure, linked to the records behind it.
+
+    The address holds from every page of the book, which all lie one folder deep.
+
+    Args:
+        text: The figure.
+        names: Model, and task where it is one cell.
+    """
+    return f'<a href="../book/records.html#{anchor(*names)}">{text}</a>'

@@ -1,15 +1,18 @@
 """The registry of models: architecture, objective and the paper's sizes, in one place.
 
-A model of your own is one more entry of ``REGISTRY`` (and, for another architecture, a branch in
-:func:`build_config`). Parameter counts at the paper's size are in ``results/published.json``.
+A model of your own is one more entry of ``REGISTRY``, of any architecture that transformers has a
+masked language model for, or a folder ``models/<name>/`` with a transformers ``config.json``.
+Parameter counts at the paper's size are in ``results/published.json``.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForMaskedLM,
     DebertaConfig,
     DebertaForMaskedLM,
     DebertaModel,
@@ -21,9 +24,11 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
-from helpers.config import UserError, did_you_mean
+from helpers import files
+from helpers.config import UserError, did_you_mean, root
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Spec:
 
     Attributes:
         architecture: ``bert`` (with the factored embedding of ELECTRA's code, which the released
-            BERT-small was trained with), ``roberta`` or ``deberta`` (v1, c2p|p2c).
+            BERT-small was trained with), ``roberta``, ``deberta`` (v1, c2p|p2c), or
+            ``transformers``: the one that `model_type` names.
         objective: ``mlm``, ``rtd`` (replaced-token detection) or ``none`` (no pre-training).
         tokenizer: ``wordpiece`` (uncased) or ``bpe`` (cased, byte-level).
         weight_decay: Of pre-training.
@@ -40,15 +46,19 @@ class Spec:
             token; the rest is kept.
         generator_fraction: Width of the generator over that of the discriminator; 0 without one.
         tie_softmax: Whether the generator's output softmax shares the token embeddings.
+        model_type: transformers' name of an architecture, as in ``config.json``: ``roformer``.
+        config: Fields of its configuration that differ from the size and from its defaults.
     """
 
-    architecture: Literal["bert", "roberta", "deberta"]
+    architecture: Literal["bert", "roberta", "deberta", "transformers"]
     objective: Literal["mlm", "rtd", "none"]
     tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"
     weight_decay: float = 0.01
     masking: tuple[float, float] = (0.85, 0.0)
     generator_fraction: float = 0.0
     tie_softmax: bool = True
+    model_type: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,19 +103,45 @@ SIZES: dict[str, Size] = {
     "tiny": Size(2, 128, 4, 512, embedding=128, roberta_embedding=128, initial=0.08),
 }
 
+# Of a config.json in models/<name>/: the study sets these itself, or they are no settings.
+SET_BY_THE_STUDY = {
+    *("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "model_type", "architectures"),
+    *("transformers_version", "dtype", "torch_dtype", "_name_or_path"),
+}
+
 MASK_FRACTION = 0.15
 DISCRIMINATOR_WEIGHT = 50.0
 
 
 def get(name: str) -> Spec:
-    """The registry's entry.
+    """The registry's entry, or the one a folder ``models/<name>/`` makes.
 
     Raises:
-        UserError: For an unknown name.
+        UserError: For an unknown name, or a folder whose ``config.json`` is of no use.
     """
-    if name not in REGISTRY:
+    if name in REGISTRY:
+        return REGISTRY[name]
+    path = root() / "models" / name / "config.json"
+    if not path.is_file():
         raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
-    return REGISTRY[name]
+    values = files.read_json(path)
+    own = {key: value for key, value in values.items() if key not in SET_BY_THE_STUDY}
+    spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=own)
+    _config_class(spec, str(path))
+    return spec
+
+
+def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:
+    """The configuration class of transformers; a :class:`UserError` where it has no MLM."""
+    known = list(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    if spec.model_type not in known:
+        hint = did_you_mean(spec.model_type, known)
+        raise UserError(
+            f"{where}: model_type = {spec.model_type!r}: transformers has no masked language model "
+            f"of this type; {hint}"
+        )
+    return CONFIG_MAPPING[spec.model_type]
 
 
 def get_size(name: str) -> Size:
@@ -167,6 +203,9 @@ def build_config(
         "pad_token_id": 0,
         "initializer_range": size.initial,
     }
+    if spec.architecture == "transformers":
+        # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
+        return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
     if spec.architecture == "bert":
         positions = size.bert_positions or max_length
         return ElectraConfig(
@@ -191,6 +230,17 @@ def build_config(
     )
 
 
+def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedConfig:
+    made = _config_class(spec, "registry")
+    if hasattr(made(), "embedding_size"):
+        common |= {"embedding_size": size.embedding}
+    try:
+        return made(**common | spec.config)
+    except (TypeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
+
+
 class DebertaDiscriminator(nn.Module):
     """DeBERTa-v1 with ELECTRA's replaced-token head; transformers has no such class."""
 
@@ -212,12 +262,18 @@ DISCRIMINATOR: dict[str, type[nn.Module]] = {
 }
 
 
+def masked_lm(spec: Spec, config: PretrainedConfig) -> PreTrainedModel:
+    """A masked language model with fresh weights."""
+    if spec.architecture == "transformers":
+        return AutoModelForMaskedLM.from_config(config)
+    return MASKED_LM[spec.architecture](config)
+
+
 def encoder(model: nn.Module) -> nn.Module:
     """The encoder inside a model with a head."""
-    for name in ("electra", "roberta", "deberta"):
-        if hasattr(model, name):
-            return getattr(model, name)
-    raise TypeError(f"no encoder in {type(model).__name__}")
+    if isinstance(model, DebertaDiscriminator):
+        return model.deberta
+    return model.base_model
 
 
 def count(model: nn.Module) -> int:

@@ -167,19 +167,22 @@ def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tenso
     """Logits of a masked language model at chosen positions only.
 
     Args:
-        model: ElectraForMaskedLM, RobertaForMaskedLM or DebertaForMaskedLM.
+        model: One of transformers' ``...ForMaskedLM``.
         inputs: int64 [batch, length]; no padding.
         positions: int64 [batch, K].
 
     Returns:
         float [batch, K, vocabulary]; equal to the model's own dense logits at `positions`.
     """
-    hidden = hidden_states(model, inputs)
-    index = positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    hidden = hidden.gather(1, index)
     if hasattr(model, "generator_lm_head"):
-        return model.generator_lm_head(model.generator_predictions(hidden))
-    return model.lm_head(hidden) if hasattr(model, "lm_head") else model.cls(hidden)
+        head = nn.Sequential(model.generator_predictions, model.generator_lm_head)
+    else:
+        head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
+    if head is None:  # an architecture that keeps its head elsewhere: all logits, then the chosen
+        logits = model(inputs).logits
+        return logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+    hidden = hidden_states(model, inputs)
+    return head(hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
 
 
 def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> torch.Tensor:
@@ -278,13 +281,13 @@ def build(
     """
     own = models.build_config(spec, size, vocabulary, max_length, dropout)
     if spec.objective != "rtd":
-        task = MaskedLanguageModel(spec, models.MASKED_LM[spec.architecture](own))
+        task = MaskedLanguageModel(spec, models.masked_lm(spec, own))
         return _speed_up(task) if fast else task
     width = fraction or spec.generator_fraction
     small = models.build_config(spec, size, vocabulary, max_length, dropout, width)
     small.tie_word_embeddings = spec.tie_softmax
     discriminator = models.DISCRIMINATOR[spec.architecture](own)
-    generator = models.MASKED_LM[spec.architecture](small)
+    generator = models.masked_lm(spec, small)
     task = ReplacedTokenDetection(spec, generator, discriminator)
     return _speed_up(task) if fast else task
 
@@ -433,7 +436,8 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         parameters.generator_fraction,
     ).to(device)
     steps = 0 if spec.objective == "none" else parameters.pretrain_steps
-    state = {"spec": name, "step": 0, "seconds": 0.0, "compile_seconds": 0.0, "log": [], "sums": {}}
+    state = {"spec": name, "step": 0, "log": [], "sums": {}}
+    state |= {"seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     if steps:
         state = _train(parameters, task, tok, tokenizer.rows(source), folder, state, dtype)
     written = _save(task, tok, folder, state["log"])
@@ -455,9 +459,11 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
             "flops": tokens * flops_per_token(task, length),
             "seconds": round(state["seconds"], 1),
             "compile_seconds": round(state["compile_seconds"], 1),
+            "joules": state["joules"],
             "parameters": models.count(models.encoder(task.model)),
             "generator_parameters": _generator_count(task),
         },
+        "code": training.code(),
         "hardware": training.hardware(parameters.threads),
         "versions": training.versions(),
     }
@@ -502,7 +508,8 @@ def _train(
 
     every = max(1, total // LOG_POINTS)
     sums = {key: torch.tensor(value, device=device) for key, value in state["sums"].items()}
-    began = time.perf_counter() - state["seconds"]
+    began, used = time.perf_counter() - state["seconds"], state["joules"]
+    meter = training.joules(device)
     generator = torch.Generator(device)
     task.train()
     bar = progress.bar(total, f"pre-train {parameters.model}", "steps", state["step"])
@@ -539,12 +546,14 @@ def _train(
         if (number + 1) % parameters.checkpoint_steps == 0 and not last:
             state["step"] = number + 1
             state["seconds"] = time.perf_counter() - began
+            state["joules"] = training.spent(meter, training.joules(device), used)
             state["sums"] = {key: value.item() for key, value in sums.items()}
             state["scaler"] = step.scaler.state_dict()
             checkpoint.save(path, task, step.optimiser, state)
         bar.update()
     bar.close()
     state["step"], state["seconds"] = total, time.perf_counter() - began
+    state["joules"] = training.spent(meter, training.joules(device), used)
     return state
 
 

@@ -24,6 +24,7 @@ class Pretraining(_Strict):
     flops: float = Field(ge=0, description="matrix products, forward and backward")
     seconds: float = Field(ge=0, description="without compiling")
     compile_seconds: float = Field(ge=0, description="the first step under torch.compile")
+    joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
     parameters: int = Field(ge=0, description="of the encoder that is fine-tuned")
     generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
 
@@ -35,6 +36,22 @@ class Finetuning(_Strict):
     tokens: int = Field(ge=0, description="padding included")
     flops: float = Field(ge=0, description="matrix products, forward and backward")
     seconds: float = Field(ge=0)
+    joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
+
+
+class Code(_Strict):
+    """The code a stage ran from; null outside a git checkout."""
+
+    commit: str | None = Field(pattern="^[0-9a-f]{40}$")
+    clean: bool | None = Field(description="no tracked file was changed, none untracked")
+
+
+class Hashes(_Strict):
+    """SHA-256 of the files a score follows from, by name."""
+
+    data: dict[str, str] = Field(description="the task's splits")
+    encoder: dict[str, str] = Field(description="weights, configuration and tokenizer")
+    corpus: str = Field(description="of the packed corpus' specification")
 
 
 class Hardware(_Strict):
@@ -67,6 +84,9 @@ class Record(_Strict):
     pretrain_hardware: Hardware
     hardware: Hardware
     precision: str
+    code: Code = Field(description="of fine-tuning")
+    pretrain_code: Code
+    hashes: Hashes
     versions: dict[str, str]
     parameters: dict[str, Any]
     predictions: str = Field(description="SHA-256 of the kept predictions")

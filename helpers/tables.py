@@ -17,7 +17,16 @@ import pandas as pd
 from helpers import files, glue, speeds, statistics
 from helpers import records as records_of
 from helpers.config import UserError
-from helpers.markup import NONE, escape, markdown, plus_minus, quantity, score, span
+from helpers.markup import (
+    NONE,
+    escape,
+    markdown,
+    plus_minus,
+    quantity,
+    record_link,
+    score,
+    span,
+)
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 FRAGMENTS = (
@@ -36,6 +45,10 @@ FRAGMENTS = (
     "finding_rounding.md",
     "finding_gap.md",
     "finding_noise.md",
+    "spread.md",
+    "best_of.md",
+    "comparisons.md",
+    "records.md",
     "speed.md",
     "equal.md",
     "sources.md",
@@ -470,6 +483,7 @@ def _cell(records: pd.DataFrame, model: str, task: str, seeds: int) -> str:
         if name.startswith("mismatched_")
     ]
     text = score(found.median) + (f" / {statistics.summary(beside).median:.2f}" if beside else "")
+    text = record_link(text, model, task) if found.n else text
     text += f" (n = {found.n})" if 0 < found.n < seeds else ""
     return text + (f"\u00a0<sup>{noted} of {found.n} noted</sup>" if noted else "")
 
@@ -1022,7 +1036,7 @@ def write(
     Raises:
         UserError: A record or figure is broken, nothing was measured, or `out` cannot be written.
     """
-    from helpers import plots
+    from helpers import plots, seeds
 
     figures = load_published(published)
     beside = Path(published).parent
@@ -1047,6 +1061,10 @@ def write(
         "finding_rounding.md": finding_rounding(figures),
         "finding_gap.md": finding_gap(figures),
         "finding_noise.md": finding_noise(figures),
+        "spread.md": seeds.spread(records, figures, *asked),
+        "best_of.md": seeds.best_of(records, figures, *asked),
+        "comparisons.md": seeds.comparisons(Path(records_folder).parent, records, figures, *asked),
+        "records.md": seeds.record_list(records, figures, *asked),
         "speed.md": speeds.speed(bench),
         "equal.md": speeds.equal(curves),
         "sources.md": source_list(figures),

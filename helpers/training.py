@@ -4,11 +4,15 @@ import contextlib
 import hashlib
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
+import pynvml
 import torch
 import transformers
 from torch import nn
@@ -142,6 +146,53 @@ def _cpu_name() -> str:
     except OSError:
         pass  # not Linux; the next line has a name everywhere
     return platform.processor() or platform.machine()
+
+
+@cache
+def code() -> dict[str, str | bool | None]:
+    """The git commit this process runs from, and whether the tree is clean; else both None."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"commit": None, "clean": None}
+    commit, status = (_git(root, *words) for words in (("rev-parse", "HEAD"), ("status", "-s")))
+    return {"commit": commit or None, "clean": None if commit is None else status == ""}
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None  # no git on this machine
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def joules(device: torch.device) -> float | None:
+    """Energy a GPU has used since its driver was loaded, in joules (NVML), else None.
+
+    Two readings give what lies between them, whoever used it. CPUs report theirs to root only.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        pynvml.nvmlInit()
+        name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    except pynvml.NVMLError:
+        return None  # older than Volta, or no NVML on this system: the record says null
+
+
+def spent(before: float | None, after: float | None, earlier: float | None = 0.0) -> float | None:
+    """Joules between two readings of :func:`joules`; None where one is missing.
+
+    Args:
+        before: The first reading.
+        after: The second.
+        earlier: Joules that earlier parts of the same run have used.
+    """
+    if before is None or after is None or earlier is None:
+        return None
+    return round(earlier + after - before, 1)
 
 
 def versions() -> dict[str, str]:

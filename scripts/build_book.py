@@ -62,9 +62,21 @@ def build(run: Path, notebooks: list[Path]) -> int:
     every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
     status = _sphinx(source, pages, run / "book" / "doctrees", every)
     if status == 0:
+        _copy_records(run, pages)
         root = _yaml(source / "_toc.yml")["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
     return status
+
+
+def _copy_records(run: Path, pages: Path) -> None:
+    """The run's records beside the pages that link to them, and no others."""
+    from helpers import seeds
+
+    found = {
+        path.relative_to(run / "records").as_posix(): path.read_bytes()
+        for path in sorted((run / "records").glob("*/*/seed-*.json"))
+    }
+    _replace(pages / seeds.RECORD_FOLDER, found)
 
 
 def sources(run: Path, notebooks: list[Path]) -> dict[str, bytes]:

@@ -122,15 +122,20 @@ def _line(job: str, steps: int, tokens: int, flops: float, parameters: int | Non
     print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{flops:>12.3g}{last}")
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("run", "plan"))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name a profile and narrow or widen it."""
     parser.add_argument("--profile", default="tiny", help="name in profiles/, or a .yaml file")
     parser.add_argument("--data", default="", help="folder with glue/ and corpus/")
     parser.add_argument("--models", default="", help="registry names")
     parser.add_argument("--tasks", default="", help="GLUE tasks")
     parser.add_argument("--seeds", default="", help="fine-tuning seeds")
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("run", "plan"))
+    add_options(parser)
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="jobs side by side")
     options = parser.parse_args()
     return {"run": run, "plan": plan}[options.action](options)

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    RoFormerConfig,
 )
 
 from helpers import models, pretrain
@@ -84,6 +85,37 @@ def test_sparse_logits_are_the_models_own(name):
     dense = model(inputs).logits
     wanted = torch.stack([dense[row, positions[row]] for row in range(3)])
     torch.testing.assert_close(pretrain.masked_logits(model, inputs, positions), wanted)
+
+
+@pytest.mark.parametrize("model_type", ["roformer", "albert", "mpnet", "bert"])
+def test_any_masked_language_model_of_transformers_is_one_entry(monkeypatch, model_type):
+    entry = models.Spec("transformers", "mlm", model_type=model_type)
+    monkeypatch.setitem(models.REGISTRY, "mine", entry)
+    torch.manual_seed(0)
+    task = pretrain.build(models.get("mine"), models.get_size("tiny"), 100, 32)
+    model = task.model.eval()
+    assert model.config.model_type == model_type
+    inputs, positions = torch.randint(5, 100, (3, 32)), torch.tensor([[1, 7], [0, 31], [5, 6]])
+    dense = model(inputs).logits
+    wanted = torch.stack([dense[row, positions[row]] for row in range(3)])
+    torch.testing.assert_close(pretrain.masked_logits(model, inputs, positions), wanted)
+    assert pretrain.flops_per_token(task, 32) > 0
+
+
+def test_a_folder_with_a_configuration_is_a_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "root", lambda: tmp_path)
+    folder = tmp_path / "models" / "mine"
+    RoFormerConfig(hidden_size=48, num_attention_heads=3, num_hidden_layers=1).save_pretrained(
+        folder
+    )
+    built = pretrain.build(models.get("mine"), models.get_size("tiny"), 100, 32).model.config
+    assert (built.hidden_size, built.num_attention_heads, built.vocab_size) == (48, 3, 100)
+    (folder / "config.json").write_text('{"model_type": "roformr"}')
+    with pytest.raises(UserError, match=r"config\.json: model_type = 'roformr': .*roformer"):
+        models.get("mine")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: damaged"):
+        models.get("mine")
 
 
 def test_unknown_names_are_errors_with_a_suggestion():

@@ -46,13 +46,17 @@ def make_record(model, task, seed, source="embedded", **changes):
             "flops": 1.2e13 * trained,
             "seconds": 61.0 * trained,
             "compile_seconds": 0.0,
+            "joules": None,
             "parameters": 812345,
             "generator_parameters": 0,
         },
-        "finetune": {"steps": 90, "tokens": 30000, "flops": 1e11, "seconds": 3.1},
+        "finetune": {"steps": 90, "tokens": 30000, "flops": 1e11, "seconds": 3.1, "joules": None},
         "hardware": HARDWARE,
         "pretrain_hardware": HARDWARE,
         "precision": "float32",
+        "code": {"commit": "a" * 40, "clean": True},
+        "pretrain_code": {"commit": None, "clean": None},
+        "hashes": {"data": {"validation.parquet": "0" * 64}, "encoder": {}, "corpus": "0" * 64},
         "parameters": {"seeds": [0, 1]},
         "predictions": "0" * 64,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
@@ -61,11 +65,40 @@ def make_record(model, task, seed, source="embedded", **changes):
     return {**record, **changes}
 
 
+def make_labels(run, task):
+    """A dev split of the task's shape in the run's data: idx and label of twenty examples."""
+    folder, kind = run / "data" / "glue" / task, glue.TASKS[task]
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for split in kind.splits[1:]:
+        labels = rng.integers(0, len(kind.labels), 20) if kind.labels else rng.uniform(0, 5, 20)
+        table = pd.DataFrame({"label": labels, "idx": np.arange(20)})
+        table.to_parquet(folder / f"{split}.parquet")
+    files.seal(folder, {"spec": ""}, [f"{split}.parquet" for split in kind.splits[1:]])
+
+
+def make_predictions(path, task, seed):
+    """Predictions for those examples; right more often than not."""
+    run, kind = path.parents[3], glue.TASKS[task]
+    rng, parts = np.random.default_rng([seed, len(path.parent.parent.name)]), []
+    for split in kind.splits[1:]:
+        truth = glue.load(run, task, split)
+        other = rng.permutation(truth["label"].to_numpy())
+        found = np.where(rng.random(20) < 0.7, truth["label"], other)
+        part = {"split": split, "idx": truth["idx"], "prediction": found}
+        parts.append(pd.DataFrame(part))
+    pd.concat(parts).to_parquet(path.with_suffix(".parquet"), index=False)
+
+
 def write_record(folder, record):
     path = folder / record["model"] / record["task"] / f"seed-{record['seed']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder.parent / "data" / "glue" / record["task"]).exists():
+        make_labels(folder.parent, record["task"])
+    make_predictions(path, record["task"], record["seed"])
+    record = record | {"predictions": files.sha256(path.with_suffix(".parquet"))}
     path.write_text(json.dumps(record), encoding="utf-8")
-    files.seal(path.parent, {"spec": ""}, [found.name for found in path.parent.glob("seed-*.json")])
+    files.seal(path.parent, {"spec": ""}, [found.name for found in path.parent.glob("seed-*")])
     return path
 
 

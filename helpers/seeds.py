@@ -1,0 +1,182 @@
+"""What seeds and dev examples say: spread of every cell, best-of-n, differences, records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers import evidence, statistics
+from helpers.markup import NONE, anchor, escape, markdown, record_link, score
+from helpers.statistics import Comparison, Summary
+from helpers.tables import heading, is_embedded, model_name, present_tasks, task_name
+
+RECORD_FOLDER = "records"  # below the built pages
+
+
+def spread(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """Every cell over its seeds: n, median with interval, mean, sd, best of n.
+
+    Args:
+        records: Records of one profile and data source (`tables.select`).
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown: a heading per model, a row per task and one for their average.
+    """
+    text = f"**Measured. {heading(records)}**\n\n"
+    header = ["Task", "n", "Median", "95 % interval", "Mean", "SD", "Best of n"]
+    shown = present_tasks(records, tasks)
+    for model in models:
+        if model not in set(records["model"]):
+            continue
+        rows = []
+        for task in shown:
+            found = statistics.cell(records, model, task)
+            link = record_link(score(found.median), model, task) if found.n else NONE
+            rows.append(_row(escape(task_name(published, task)), found, link))
+        average = statistics.mean_of_tasks(records, model, shown)
+        link = record_link(score(average.median), model)
+        rows.append(_row(f"**Mean of {len(shown)}**", average, link))
+        text += f"### {escape(model_name(published, model))}\n\n{markdown(header, rows)}\n"
+    return text
+
+
+def _row(name: str, found: Summary, median: str) -> list[str]:
+    ends = NONE if np.isnan(found.low) else f"{found.low:.2f} to {found.high:.2f}"
+    best = f"{found.best:.2f} (n = {found.n})" if found.n else NONE
+    return [name, str(found.n), median, ends, score(found.mean), score(found.sd), best]
+
+
+def best_of(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """Expected best-of-n of the average against n.
+
+    Args:
+        records: Records of one profile and data source.
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown: a row per model, a column per n up to the seeds there are.
+    """
+    shown = present_tasks(records, tasks)
+    by_seed = {
+        model: statistics.seed_means(records, model, shown).tolist()
+        for model in models
+        if model in set(records["model"])
+    }
+    most = max(len(values) for values in by_seed.values())
+    header = ["Model", "Median", *(f"Best of {n}" for n in range(1, most + 1))]
+    rows = []
+    for model, values in by_seed.items():
+        best = [
+            score(statistics.expected_best(values, n)) if n <= len(values) else NONE
+            for n in range(1, most + 1)
+        ]
+        median = score(float(np.median(values))) if values else NONE
+        rows.append([escape(model_name(published, model)), median, *best])
+    return f"**Measured. {heading(records)}**\n\n{markdown(header, rows)}"
+
+
+def comparisons(
+    run: Path,
+    records: pd.DataFrame,
+    published: dict[str, Any],
+    models: Sequence[str],
+    tasks: Sequence[str],
+) -> str:
+    """Differences of the models' averages, and which of them are resolved.
+
+    Args:
+        run: The run's folder; its kept predictions are read.
+        records: Records of one profile and data source.
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown: models by models, row minus column, bold where the 95 % interval leaves zero out.
+
+    Raises:
+        UserError: When predictions are missing or do not fit their data.
+    """
+    shown = present_tasks(records, tasks)
+    stacks, truth = evidence.stacked(run, records, shown)
+    names = [model for model in models if model in stacks]
+    if len(names) < 2:
+        return "Fewer than two models have every task: nothing to compare.\n"
+    found = statistics.compare({name: stacks[name] for name in names}, truth)
+    header = ["Row minus column", *(escape(model_name(published, name)) for name in names[1:])]
+    rows = []
+    for place, one in enumerate(names[:-1]):
+        cells = [_difference(found[one, two]) for two in names[place + 1 :]]
+        rows.append([escape(model_name(published, one)), *[""] * place, *cells])
+    resolved = sum(pair.resolved for pair in found.values())
+    what = "on the embedded world, not GLUE" if is_embedded(records) else "on these dev sets"
+    return (
+        f"**Measured. {heading(records)}**\n\n{markdown(header, rows)}\n"
+        f"{resolved} of {len(found)} differences are resolved at 95 % {what}.\n"
+    )
+
+
+def _difference(pair: Comparison) -> str:
+    text = f"{pair.difference:+.2f}"
+    ends = f"{pair.low:+.2f} to {pair.high:+.2f}"
+    return f"**{text}** ({ends})" if pair.resolved else f"{text} ({ends})"
+
+
+def record_list(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """The records behind every cell, with a link to each file.
+
+    Args:
+        records: Records of one profile and data source.
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown: for each cell an anchor and a row per seed.
+    """
+    text = f"**Measured. {heading(records)}**\n\n"
+    header = ["Seed", "Score", "Predictions", "Commit", "Device", "Record"]
+    for model in models:
+        mine = records[records["model"] == model]
+        if mine.empty:
+            continue
+        text += f"({anchor(model)})=\n## {escape(model_name(published, model))}\n\n"
+        for task in tasks:
+            found = mine[mine["task"] == task]
+            if found.empty:
+                continue
+            rows = [
+                [
+                    str(row["seed"]),
+                    score(row["score"]),
+                    f"`{row['predictions'][:12]}`",
+                    _commit(row["code"]),
+                    escape(row["hardware"]["name"]),
+                    f'<a href="../{RECORD_FOLDER}/{model}/{task}/seed-{row["seed"]}.json">JSON</a>',
+                ]
+                for _, row in found.iterrows()
+            ]
+            text += f"({anchor(model, task)})=\n### {escape(task_name(published, task))}"
+            text += f" ({escape(model)})\n\n{markdown(header, rows)}\n"
+    return text
+
+
+def _commit(code: dict[str, Any]) -> str:
+    if code["commit"] is None:
+        return NONE
+    return f"`{code['commit'][:12]}`" + ("" if code["clean"] else " and changes")

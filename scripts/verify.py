@@ -1,0 +1,40 @@
+"""Recomputes every score of a run from its predictions and every table from its records.
+
+`make verify` calls it; `--schema` prints the JSON Schema of a record instead.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import study
+
+from helpers import config, evidence, records, training
+
+
+def main() -> int:
+    """Command line; 1 when something differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    study.add_options(parser)
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a record")
+    options = parser.parse_args()
+    if options.schema:
+        print(json.dumps(records.Record.model_json_schema(by_alias=True), indent=2))
+        return 0
+    training.begin(1)
+    profile, _ = study.load(options)
+    wrong = evidence.verify_profile(profile)
+    print("\n".join(wrong), end="\n" if wrong else "", file=sys.stderr)
+    if wrong:
+        print(f"error: {len(wrong)} differences", file=sys.stderr)
+        return 1
+    count = len(list((profile.folder / "records").glob("*/*/seed-*.json")))
+    print(f"{count} records hold; every score and every table follows from them")
+    return 0
+
+
+if __name__ == "__main__":
+    config.run_main(main)

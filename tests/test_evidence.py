@@ -1,0 +1,152 @@
+"""From files back to figures: whatever was changed afterwards is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_tables import PUBLISHED, make_run
+
+from helpers import evidence, files, glue, metrics, records, tables
+
+MODELS, TASKS = ["bert", "scratch"], ["cola", "stsb", "mnli"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run whose records tell what its predictions give, with its tables."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    make_run(run / "records", models=MODELS, tasks=TASKS)
+    for path in sorted((run / "records").glob("*/*/seed-*.json")):
+        record = json.loads(path.read_text())
+        task, predicted = record["task"], pd.read_parquet(path.with_suffix(".parquet"))
+        scored = {}
+        for split in glue.TASKS[task].splits[1:]:
+            values = predicted.loc[predicted["split"] == split, "prediction"].to_numpy()
+            truth = glue.load(run, task, split)["label"].to_numpy()
+            scored[split] = metrics.score(task, values, truth)
+        (score, found, note), *others = scored.values()
+        for other in others:
+            found |= {f"mismatched_{key}": value for key, value in other[1].items()}
+        data = run / "data" / "glue" / task
+        names = [f"{split}.parquet" for split in glue.TASKS[task].splits[1:]]
+        record |= {"score": score, "metrics": found, "note": note}
+        record["hashes"]["data"] = {name: files.sha256(data / name) for name in names}
+        files.write_json(path, record)
+    for cell in (run / "records").glob("*/*"):
+        files.seal(cell, {"spec": ""}, [path.name for path in cell.glob("seed-*")])
+    tables.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
+    return run
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def verify(run):
+    return evidence.verify(run, PUBLISHED, MODELS, TASKS)
+
+
+def test_a_whole_run_holds(run):
+    assert verify(run) == []
+
+
+def reseal(run, cell):
+    folder = run / "records" / cell
+    files.seal(folder, {"spec": ""}, [path.name for path in folder.glob("seed-*")])
+
+
+def edit(path, **changes):
+    files.write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_a_record_edited_by_hand_is_named(run):
+    edit(run / "records" / "bert" / "cola" / "seed-0.json", score=99.0)
+    (line,) = verify(run)
+    assert "seed-0.json: missing or changed" in line
+    reseal(run, "bert/cola")  # whoever also forges the manifest
+    (line,) = verify(run)
+    assert "score = 99.0: the predictions give" in line
+
+
+def test_predictions_changed_with_their_hash_do_not_give_the_score(run):
+    path = run / "records" / "bert" / "mnli" / "seed-1.parquet"
+    table = pd.read_parquet(path)
+    table["prediction"] = 1
+    table.to_parquet(path, index=False)
+    edit(path.with_suffix(".json"), predictions=files.sha256(path))
+    reseal(run, "bert/mnli")
+    lines = verify(run)
+    assert any("score = " in line for line in lines)
+    assert all("bert/mnli/seed-1" in line for line in lines)
+
+
+def test_a_changed_cell_of_a_table_is_named(run):
+    path = run / "tables" / "spread.md"
+    row = next(line for line in path.read_text().splitlines() if line.startswith("| STS-B"))
+    cells = row.split("|")
+    cells[-2] = " 99.99 (n = 2) "
+    path.write_text(path.read_text().replace(row, "|".join(cells), 1))
+    (line,) = verify(run)
+    assert "spread.md: line" in line
+    assert "'99.99 (n = 2)', the records give" in line
+    path.unlink()
+    assert verify(run) == [f"{path}: missing"]
+
+
+def test_data_that_were_not_scored_are_named(run):
+    path = run / "data" / "glue" / "cola" / "validation.parquet"
+    table = pd.read_parquet(path)
+    table["label"] = 1 - table["label"]
+    table.to_parquet(path)
+    lines = verify(run)
+    assert any("hashes.data" in line for line in lines)
+
+
+def test_a_record_of_an_old_schema_and_one_in_the_wrong_place(run):
+    path = run / "records" / "bert" / "cola" / "seed-0.json"
+    edit(path, schema=1)
+    reseal(run, "bert/cola")
+    (line,) = verify(run)
+    assert "schema" in line
+    shutil.copy(run / "records" / "scratch" / "cola" / "seed-0.json", path)
+    reseal(run, "bert/cola")
+    assert any("is the record of scratch" in line for line in verify(run))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.drop(columns="idx"), "columns are split, prediction"),
+        (lambda t: t.assign(label=1), "columns are split, idx, prediction, label"),
+        (lambda t: t.assign(split="test"), "splits are test"),
+        (lambda t: t.assign(prediction=t["prediction"] + 7), "is not one of cola's"),
+        (lambda t: t.assign(prediction=t["prediction"] * 1.0), "prediction is float64"),
+        (lambda t: t.iloc[::-1], "row 0 is example 19, it must be 0"),
+        (lambda t: t.iloc[:-1], "19 predictions for 20 examples"),
+        (lambda t: pd.concat([t, t.tail(1)]), "21 predictions for 20 examples"),
+    ],
+)
+def test_wrong_predictions_are_one_line(run, tmp_path, change, says):
+    source = run / "records" / "bert" / "cola" / "seed-0.parquet"
+    path = tmp_path / "seed-0.parquet"
+    change(pd.read_parquet(source)).to_parquet(path, index=False)
+    labels = {"validation": glue.load(run, "cola", "validation")}
+    with pytest.raises(evidence.UserError, match=says):
+        evidence.recompute(path, "cola", labels)
+    path.write_bytes(source.read_bytes()[:100])
+    with pytest.raises(evidence.UserError, match="not readable as Parquet"):
+        evidence.recompute(path, "cola", labels)
+
+
+def test_stacks_are_in_the_order_of_seeds_and_examples(run):
+    found, truth = evidence.stacked(run, tables.load_records(run / "records"), ["cola"])
+    assert set(found) == set(MODELS)
+    assert found["bert"]["cola"].shape == (2, 20)
+    record = records.read(run / "records" / "bert" / "cola" / "seed-1.json")
+    assert 100 * metrics.matthews_corrcoef(truth["cola"], found["bert"]["cola"][1]) == (
+        pytest.approx(record["score"])
+    )
+    assert np.array_equal(truth["cola"], glue.load(run, "cola", "validation")["label"])

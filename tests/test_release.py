@@ -1,0 +1,56 @@
+"""Exports open with plain transformers, and their cards parse."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoTokenizer
+
+from helpers import records, release
+from helpers.config import UserError
+
+
+def test_an_export_is_a_model_with_a_card(small_run, tmp_path):
+    out = release.export(small_run.folder, "scratch", tmp_path / "export" / "scratch")
+    tok = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    model = AutoModel.from_pretrained(out, local_files_only=True).eval()
+    with torch.no_grad():
+        found = model(**tok("One sentence.", return_tensors="pt")).last_hidden_state
+    own = AutoModel.from_pretrained(small_run.folder / "models" / "scratch" / "encoder").eval()
+    with torch.no_grad():
+        wanted = own(**tok("One sentence.", return_tensors="pt")).last_hidden_state
+    assert torch.equal(found, wanted)
+
+    card = ModelCard.load(out / "README.md")
+    scores = {result.dataset_config: result for result in card.data.eval_results}
+    kept = [records.read(path) for path in sorted((out / "records").glob("*/seed-*.json"))]
+    assert set(scores) == {record["task"] for record in kept}
+    for record in kept:
+        if sum(other["task"] == record["task"] for other in kept) == 1:
+            value = scores[record["task"]].metric_value
+            assert value == pytest.approx(record["score"] / 100, abs=5e-5)
+    assert "not GLUE" in scores[kept[0]["task"]].dataset_name
+    assert "not GLUE" in card.text
+    assert not any(str(part) in card.content for part in (ROOT, small_run.folder))
+    # Again into the same place; never over something else.
+    release.export(small_run.folder, "scratch", out)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="exists and is no export"):
+        release.export(small_run.folder, "scratch", tmp_path / "mine")
+
+
+def test_an_unfinished_model_is_one_line(small_run, tmp_path):
+    with pytest.raises(UserError, match=r"03_pretrain\.ipynb first with model = nobody"):
+        release.export(small_run.folder, "nobody", tmp_path / "out")
+    with pytest.raises(UserError, match="no record of electra"):
+        release.export(small_run.folder, "electra", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_schema_of_records_is_published():
+    kept = json.loads((ROOT / "results" / "record.schema.json").read_text())
+    assert kept == records.Record.model_json_schema(by_alias=True), (
+        "run: .venv/bin/python scripts/verify.py --schema > results/record.schema.json"
+    )

@@ -147,7 +147,7 @@ for group, names in GROUPS.items():
 rule analyse:
     input:
         records=RECORDS,
-        figures=[f"{UP}/results/{name}.json" for name in ("published", "bench", "curves")],
+        figures=[f"{UP}/results/{name}.json" for name in ("published", "bench", "curves", "stream")],
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",

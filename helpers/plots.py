@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from helpers import files
+from helpers import files, statistics
 
 if TYPE_CHECKING:
     from helpers.speeds import Curves
@@ -243,7 +243,8 @@ def scores(
         tasks: Tasks in order.
 
     Returns:
-        The figure: a point per seed and a bar at the median. The two panels share the vertical
+        The figure: a point per seed, a bar at the median, a line over its 95 % bootstrap
+        interval. The two panels share the vertical
         axis only where every task measured is GLUE's own, whole.
     """
     theirs = published["table1"]["models"]
@@ -271,8 +272,11 @@ def scores(
                     lower.plot(x, mine, markersize=4, alpha=0.7, **look)
                     ends = (k + offset - step * 0.4, k + offset + step * 0.4)
                     lower.hlines(mine.median(), *ends, color=colours[model], linewidth=2)
+                if len(mine) > 1:
+                    span = statistics.median_interval(mine.tolist())
+                    lower.vlines(k + offset, *span, color=colours[model], linewidth=1)
         upper.set(title="Published: GLUE dev, one figure per model")
-        lower.set(title=f"{_label(records)}; a point per seed, a bar at the median")
+        lower.set(title=f"{_label(records)}; points: seeds, bar: median, line: its 95 % interval")
         for axis in (upper, lower):
             axis.set_xticks(range(len(tasks)), names)
             axis.set(ylabel="task metric × 100", xlim=(-0.5, len(tasks) - 0.5))
@@ -287,61 +291,78 @@ def scores(
 def compute(
     records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
 ) -> Figure:
-    """Quality against compute: others' points by tokens, this run's by FLOPs.
+    """Quality against compute, by tokens on the left and by FLOPs on the right.
 
     Args:
-        records: Columns model, task, seed, score, pretrain.flops, source (`tables.select`).
+        records: Columns model, task, seed, score, pretrain.tokens, pretrain.flops, source,
+            complete (`tables.select`).
         published: The published figures (`tables.load_published`).
         models: Models in order.
         tasks: Tasks in order.
 
     Returns:
-        The figure. Models without every task, or without pre-training, are not points; the mean
-        of scratch is a dashed line.
+        The figure. Where every task measured is GLUE's own and all are there, published and
+        measured points share their axes; else the measured ones stand in a row below. Models
+        without pre-training are not points; their mean is a dashed line.
     """
-    points = [p for p in published["quality_per_compute"] if p["tokens_billions"]]
     present = [task for task in tasks if task in set(records["task"])]
+    together = bool(records["complete"].all()) and set(present) == set(published["tasks"])
+    with _style():
+        figure, axes = _axes(9, 4.2 if together else 7.4, rows=1 if together else 2, columns=2)
+        _published_points(axes[0], published)
+        _measured_points(axes[-1], records, published, models, present)
+        for row in axes:
+            _log(row[0], "tokens seen in pre-training", "")
+            _log(row[1], "FLOPs of pre-training", "")
+        axes[0, 0].set(title="Published by others", ylabel="mean of eight GLUE dev scores × 100")
+        if together:
+            axes[0, 0].set_title(f"Open: published by others. Filled: {_label(records)}")
+        else:
+            axes[1, 0].set_title(_label(records).replace(", ", ",\n", 1))
+            axes[1, 0].set_ylabel(f"mean of {len(present)} tasks × 100")
+        for row in axes:
+            row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7)
+    return figure
+
+
+def _published_points(axes: Sequence[Axes], published: dict[str, Any]) -> None:
+    """Others' points, open; on the right only where the FLOP of a token are known."""
+    points = [p for p in published["quality_per_compute"] if p["tokens_billions"]]
+    flops = {entry["method"]: 1e6 * entry["mflop"] for entry in published["flop_per_token"]}
+    colours = sns.color_palette("colorblind", len(points))
+    for place, point in enumerate(points):
+        look = {"color": colours[place], "fillstyle": "none", "linestyle": "none"}
+        look |= {"marker": MARKERS[place % len(MARKERS)], "label": point["method"]}
+        tokens = 1e9 * point["tokens_billions"]
+        axes[0].plot(tokens, point["average"], **look)
+        known = flops.get(point["flop"])
+        at = ([tokens * known], [point["average"]]) if known else ([], [])
+        axes[1].plot(*at, **look)
+
+
+def _measured_points(
+    axes: Sequence[Axes],
+    records: pd.DataFrame,
+    published: dict[str, Any],
+    models: Sequence[str],
+    present: Sequence[str],
+) -> None:
+    """A filled point per seed that has every task."""
     by_seed = records.groupby(["model", "seed"])
     means = by_seed["score"].mean()[by_seed["task"].nunique() == len(present)]
     shown = [model for model in models if model in means.index.get_level_values("model")]
     colours = _palette(shown)
-    with _style():
-        figure, axes = _axes(9, 4.2, columns=2)
-        left, right = axes[0]
-        others = sns.color_palette("colorblind", len(points))
-        for place, point in enumerate(points):
-            left.plot(
-                point["tokens_billions"],
-                point["average"],
-                MARKERS[place % len(MARKERS)],
-                color=others[place],
-                fillstyle="none",
-                label=point["method"],
-            )
-        _log(left, "tokens seen, billions", "mean of eight GLUE dev scores × 100")
-        left.set_title("Published by others")
-        for place, model in enumerate(shown):
-            seeds = means[model]
-            flops = records.loc[records["model"] == model, "pretrain.flops"].max()
-            name = published["table1"]["models"].get(model, {}).get("name", model)
-            if flops == 0:
-                right.axhline(seeds.mean(), color="0.3", linestyle="--", label=name)
+    for place, model in enumerate(shown):
+        mine = records[records["model"] == model]
+        name = published["table1"]["models"].get(model, {}).get("name", model)
+        for axis, spent in zip(axes, ("pretrain.tokens", "pretrain.flops"), strict=True):
+            budget = mine[spent].max()
+            if budget == 0:
+                axis.axhline(means[model].mean(), color="0.3", linestyle="--", label=name)
                 continue
-            at = np.full(len(seeds), flops)
             marker = MARKERS[place % len(MARKERS)]
-            right.plot(at, seeds, marker, color=colours[model], label=name)
-        _log(right, "pre-training, FLOPs", f"mean of {len(present)} tasks × 100")
-        right.set_title(_label(records).replace(", ", ",\n", 1))
-        for axis in (left, right):
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend(
-                    loc="upper center",
-                    bbox_to_anchor=(0.5, -0.2),
-                    frameon=False,
-                    fontsize="x-small",
-                    ncols=2,
-                )
-    return figure
+            at = np.full(len(means[model]), budget)
+            axis.plot(at, means[model], marker, color=colours[model], label=name)
 
 
 def _log(axis: Axes, below: str, beside: str) -> None:

@@ -70,6 +70,7 @@ class Curves(_Strict):
     size: str
     length: int
     batch: int
+    vocabulary: int
     steps: int
     rate: float
     dropout: float
@@ -79,7 +80,25 @@ class Curves(_Strict):
     runs: list[Run] = Field(min_length=1)
 
 
-F = TypeVar("F", Speeds, Curves)
+class Pass(_Strict):
+    """Data and tokenizer stage over one corpus, in a process of its own."""
+
+    repeats: int
+    megabytes: float = Field(gt=0, description="of text, UTF-8")
+    data_seconds: float
+    tokenizer_seconds: float = Field(gt=0, description="training the tokenizer and packing")
+    peak_bytes: int = Field(gt=0, description="resident memory at its peak")
+
+
+class Stream(_Strict):
+    """``stream.json``: memory of the stages that see the whole corpus."""
+
+    hardware: dict[str, Any]
+    limit: float = Field(description="GiB a process was allowed to allocate")
+    rows: list[Pass] = Field(min_length=1)
+
+
+F = TypeVar("F", Speeds, Curves, Stream)
 
 
 def load(path: Path, cls: type[F]) -> F:
@@ -87,7 +106,7 @@ def load(path: Path, cls: type[F]) -> F:
 
     Args:
         path: The JSON file.
-        cls: :class:`Speeds` or :class:`Curves`.
+        cls: :class:`Speeds`, :class:`Curves` or :class:`Stream`.
 
     Raises:
         UserError: When it is missing or not JSON, or a field is missing or wrong.
@@ -172,8 +191,28 @@ def equal(curves: Curves) -> str:
         )
     return (
         f"**{_machine(curves)} · {escape(curves.size)} size · {curves.steps} steps of "
-        f"{curves.batch} × {curves.length} tokens · peak rate {curves.rate:g} · dropout "
+        f"{curves.batch} × {curves.length} tokens · vocabulary "
+        f"{curves.vocabulary:,} · peak rate {curves.rate:g} · dropout "
         f"{curves.dropout:g} · {escape(curves.corpus)} · {span(found['count'])} seeds**\n\n"
         + markdown(["Model", *(escape(side) for side in sides)], lines)
         + f"\nMean loss of the last {curves.end} steps, nats, ± standard deviation over seeds.\n"
+    )
+
+
+def streamed(found: Stream) -> str:
+    """Memory and rate of the data and tokenizer stages by size of the corpus, as Markdown."""
+    lines = [
+        [
+            f"{row.megabytes / 1000:.2f} GB",
+            f"{row.megabytes / row.data_seconds:.1f}",
+            f"{row.megabytes / row.tokenizer_seconds:.1f}",
+            f"{row.peak_bytes / MEBI:,.0f} MiB",
+        ]
+        for row in found.rows
+    ]
+    header = ["Text", "Data stage, MB/s", "Tokenizer stage, MB/s", "Peak of resident memory"]
+    name = escape(str(found.hardware["name"]))
+    return (
+        f"**{name}, {found.hardware['threads']} threads · at most {found.limit:g} GiB to "
+        f"allocate**\n\n{markdown(header, lines)}"
     )

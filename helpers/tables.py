@@ -51,6 +51,7 @@ FRAGMENTS = (
     "records.md",
     "speed.md",
     "equal.md",
+    "stream.md",
     "sources.md",
     "summary.txt",
 )
@@ -1028,7 +1029,8 @@ def write(
 
     Args:
         records_folder: ``runs/<profile>/records``.
-        published: ``results/published.json``; ``bench.json`` and ``curves.json`` stand beside it.
+        published: ``results/published.json``; what ``make bench`` measured stands beside
+            it: ``bench.json``, ``curves.json``, ``stream.json``.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -1042,6 +1044,7 @@ def write(
     beside = Path(published).parent
     bench = speeds.load(beside / "bench.json", speeds.Speeds)
     curves = speeds.load(beside / "curves.json", speeds.Curves)
+    stream = speeds.load(beside / "stream.json", speeds.Stream)
     everything = load_records(records_folder)
     records = select(everything, models, tasks)
     asked = (models, tasks)
@@ -1067,6 +1070,7 @@ def write(
         "records.md": seeds.record_list(records, figures, *asked),
         "speed.md": speeds.speed(bench),
         "equal.md": speeds.equal(curves),
+        "stream.md": speeds.streamed(stream),
         "sources.md": source_list(figures),
         "summary.txt": summary(records, figures, *asked),
     }

@@ -62,7 +62,8 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder with glue/ and corpus/; else embedded")
     parser.add_argument("--size", default="mini", help="row of models.SIZES")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=16, help="segments per step")
+    parser.add_argument("--batch", type=int, default=8, help="segments per step")
+    parser.add_argument("--vocabulary", type=int, default=4000, help="tokens, at most")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak of the learning rate")
     parser.add_argument("--seeds", type=int, default=3, help="runs of either side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
@@ -71,7 +72,8 @@ def main() -> int:
     training.begin(options.threads)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(torch.device("cpu"), options.size, options.batch, 1, Path(folder))
+        cpu = torch.device("cpu")
+        place = Place(cpu, options.size, options.batch, 1, Path(folder), options.vocabulary)
         profile, tok = prepare(place, options.data, 8)
         texts = corpus.read(profile.folder / "data" / "corpus")
         data = Corpus(place, texts, tok)
@@ -96,6 +98,7 @@ def main() -> int:
         "size": options.size,
         "length": LENGTH,
         "batch": options.batch,
+        "vocabulary": options.vocabulary,
         "steps": options.steps,
         "rate": options.rate,
         "dropout": DROPOUT,

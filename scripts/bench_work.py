@@ -58,6 +58,7 @@ class Place:
         batch: Segments per pre-training step.
         steps: Pre-training steps in one timing.
         folder: For temporary files.
+        vocabulary: Rows of the models' embedding tables; tokenizers have that many at most.
     """
 
     device: torch.device
@@ -65,6 +66,7 @@ class Place:
     batch: int
     steps: int
     folder: Path
+    vocabulary: int = VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,10 @@ def build(
     rate: float = DROPOUT,
     seed: int = 0,
 ) -> nn.Module:
-    """A registry entry with the paper's vocabulary; each of our exchanges can be left out."""
+    """A registry entry; each of our exchanges can be left out."""
     torch.manual_seed(seed)
     shape = models.get_size(place.size)
-    task = pretrain.build(models.get(name), shape, VOCABULARY, LENGTH, rate, fast=False)
+    task = pretrain.build(models.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
     task = disentangled.speed_up(task) if attention else task
     task = exchange_dropout(task) if cheap_dropout else task
     return task.to(place.device).train()
@@ -458,7 +460,7 @@ def prepare(place: Place, data: str, count: int) -> tuple[config.Profile, PreTra
     profile = config.load_profile("tiny", runs=str(place.folder / "runs"), **values)
     corpus.run(config.Data(**profile.stage(config.Data)))
     folder = profile.folder / "data" / "corpus"
-    tok = tokenizer.train("wordpiece", VOCABULARY, lambda: corpus.read(folder))
+    tok = tokenizer.train("wordpiece", place.vocabulary, lambda: corpus.read(folder))
     return profile, tok
 
 

@@ -187,7 +187,9 @@ def test_records_tell_the_score_and_hold_the_predictions(small_run):
         table = pd.read_parquet(path / "seed-0.parquet")
         dev = table[table["split"] == task.validation]
         assert len(dev) == record["rows"][task.validation]
-        again = metrics.score(record["task"], dev["prediction"], dev["label"])[0]
+        labels = glue.load(small_run.folder, record["task"], task.validation)
+        assert dev["idx"].tolist() == labels["idx"].tolist()
+        again = metrics.score(record["task"], dev["prediction"], labels["label"])[0]
         assert record["score"] == pytest.approx(again)
         mismatched = "mismatched_accuracy" in record["metrics"]
         assert mismatched == (record["task"] == "mnli")

@@ -1,0 +1,43 @@
+"""The page on extending, run as it stands: one entry, and the model is in every table."""
+
+import re
+
+import pytest
+from conftest import ROOT, small_profile
+from test_tables import PUBLISHED, table_rows
+
+from helpers import config, finetune, models, pretrain, tables
+
+
+def entries():
+    page = (ROOT / "book" / "extend.md").read_text(encoding="utf-8")
+    return re.findall(r"^REGISTRY\[.*$", page, flags=re.M)
+
+
+def test_the_entries_of_the_page_are_models(monkeypatch):
+    monkeypatch.setattr(models, "REGISTRY", dict(models.REGISTRY))
+    assert len(entries()) == 2
+    for line in entries():
+        exec(line, {"REGISTRY": models.REGISTRY, "Spec": models.Spec})
+    for name in ("electra-half", "roformer"):
+        task = pretrain.build(models.get(name), models.get_size("tiny"), 100, 32)
+        assert models.count(models.encoder(task.model)) > 10_000
+
+
+@pytest.mark.slow
+def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "REGISTRY", dict(models.REGISTRY))
+    exec(entries()[1], {"REGISTRY": models.REGISTRY, "Spec": models.Spec})
+    profile = small_profile(tmp_path)
+    profile.folder.mkdir()
+    for name in ("data", "tokenizer"):
+        (profile.folder / name).symlink_to(small_run.folder / name)
+    wanted = ["roformer", "scratch"]
+    for name in wanted:
+        pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=name)))
+        finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name, tasks=["cola"])))
+    tables.write(profile.folder / "records", PUBLISHED, tmp_path / "out", wanted, ["cola"])
+    rows = table_rows((tmp_path / "out" / "table1_measured.md").read_text(encoding="utf-8"))
+    assert [row[0] for row in rows[1:]] == wanted
+    for name in ("spread.md", "best_of.md", "records.md", "run.md", "scratch.md"):
+        assert "roformer" in (tmp_path / "out" / name).read_text(encoding="utf-8"), name

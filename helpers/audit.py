@@ -1,4 +1,4 @@
-"""The published figures recomputed: what follows from them, what is hearsay, what stays open.
+"""The published figures recomputed: what follows from them, what is second-hand, what stays open.
 
 Every function takes the mapping of `tables.load_published` and none needs a run. Scores are
 metric x 100; a table indexed by model or task uses the short names of the file.
@@ -22,7 +22,9 @@ from helpers.training import numpy_generator
 FINE_TUNINGS = 10  # behind a best, in the published band and in the recipe of the medians
 MOST_SEEDS = 20  # the longest row of the simulation
 MOST_RUNS = 10  # tried as an explanation of an accuracy no single run can have
-HEARSAY = ("S", "U")  # statuses of figures that were not read at their source
+SECOND_HAND = ("S", "U")  # statuses of figures that were not read at their source
+NO_HEAD, AT_MASKED = "encoders without a head", "head at masked positions"
+AT_ALL = "head at all positions"
 EACH, ONE, SPREAD = "each task's best", "one run's best", "spread of each task's best"
 
 Published = Mapping[str, Any]
@@ -35,27 +37,28 @@ class Verdict:
     Attributes:
         finding: What was looked at.
         shown: What was recomputed here.
-        hearsay: What rests on figures that were not read at their source.
+        second_hand: What rests on figures that were not read at their source.
         unknown: What the published figures cannot tell.
     """
 
     finding: str
     shown: str = NONE
-    hearsay: str = NONE
+    second_hand: str = NONE
     unknown: str = NONE
 
 
 def verdicts(found: Iterable[Verdict]) -> str:
     """The verdicts as a Markdown table."""
     rows = [
-        [escape(v.finding), escape(v.shown), escape(v.hearsay), escape(v.unknown)] for v in found
+        [escape(v.finding), escape(v.shown), escape(v.second_hand), escape(v.unknown)]
+        for v in found
     ]
     return markdown(["Finding", "Shown", "Second-hand", "Cannot be known"], rows, left=4)
 
 
-def _from_hearsay(line: str, *figures: Mapping[str, Any]) -> str:
+def _second_hand(line: str, *figures: Mapping[str, Any]) -> str:
     """The line where one of the figures behind it is second-hand, else a dash."""
-    return line if any(figure["status"] in HEARSAY for figure in figures) else NONE
+    return line if any(figure["status"] in SECOND_HAND for figure in figures) else NONE
 
 
 def _names(published: Published, keys: Iterable[str]) -> str:
@@ -105,7 +108,7 @@ def averages_verdict(published: Published) -> Verdict:
     return Verdict(
         "Averages",
         f"{found['agrees'].sum()} of {len(found)} are the plain mean of their eight scores.",
-        _from_hearsay(f"The average of {name}.", reference["average"]),
+        _second_hand(f"The average of {name}.", reference["average"]),
         NONE if parts else f"The eight scores of {name}: no task's score is public.",
     )
 
@@ -155,7 +158,7 @@ def gaps_verdict(published: Published) -> Verdict:
     return Verdict(
         "Announced gap",
         f"The range leaves out {outside}.",
-        _from_hearsay(
+        _second_hand(
             f"The range itself, and the {published['reference']['name']} average it starts from.",
             announced["gap_smallest"],
             announced["gap_largest"],
@@ -189,7 +192,7 @@ def identity_verdict(published: Published) -> Verdict:
         f"The {entries[row]['name']} row",
         f"{count[row]} of {same.shape[1]} cells equal {published['electra_small_owt']['name']}, "
         f"which is a {entries[row]['statistic']['value']}; other rows share at most {rest.max()}.",
-        _from_hearsay(
+        _second_hand(
             f"That the other rows are a {next(iter(statistics.values()))['value']}.",
             *statistics.values(),
         ),
@@ -385,7 +388,7 @@ def best_verdict(published: Published, gains: pd.DataFrame) -> Verdict:
         f"Best of {FINE_TUNINGS} against the median",
         f"From the published deviations, taking each task's best is worth {ten[EACH]:.2f} points, "
         f"picking one whole run {ten[ONE]:.2f}.",
-        _from_hearsay(
+        _second_hand(
             f"The deviations, and the reported difference of {published_gain(published):.2f}.",
             *sources,
             published["best_of_ten"]["best_of_10"],
@@ -420,9 +423,19 @@ class Band:
     above_estimated: float
 
     @property
+    def low(self) -> float:
+        """One deviation below the mean."""
+        return self.mean - self.sd
+
+    @property
+    def high(self) -> float:
+        """One deviation above the mean."""
+        return self.mean + self.sd
+
+    @property
     def inside(self) -> bool:
-        """Whether it lies within one deviation of the mean."""
-        return self.mean - self.sd <= self.value <= self.mean + self.sd
+        """Whether the average lies within one deviation of the mean."""
+        return self.low <= self.value <= self.high
 
 
 def band(published: Published) -> Band:
@@ -456,11 +469,11 @@ def band_verdict(published: Published) -> Verdict:
     other = published["electra_small_owt"]["name"]
     return Verdict(
         f"{name} in the band",
-        f"{found.value:.2f} is {found.z:.2f} deviations above the mean; {100 * found.above:.0f} % of "
-        f"normal pre-trainings of {other} would be higher "
+        f"{found.value:.2f} is {found.z:.2f} deviations above the mean; "
+        f"{100 * found.above:.0f} % of normal pre-trainings of {other} would be higher "
         f"({100 * found.above_estimated:.0f} % with the band estimated from its "
         f"{found.pretrainings}).",
-        _from_hearsay("The band.", *published["best_of_ten"].values()),
+        _second_hand("The band.", *published["best_of_ten"].values()),
         f"Whether {name} is better than plain ELECTRA: it was pre-trained once.",
     )
 
@@ -518,7 +531,7 @@ def neighbours_verdict(published: Published, gains: pd.DataFrame) -> Verdict:
         f"{100 * first['explained_each']:.0f} % of the gap between "
         f"{_names(published, first[['upper', 'lower']])}; it would give the whole gap of: "
         f"{pairs or 'none'}.",
-        _from_hearsay("Which rows are a best score.", *statistics),
+        _second_hand("Which rows are a best score.", *statistics),
         "The order of true averages: every model was pre-trained once.",
     )
 
@@ -535,9 +548,9 @@ def generator_flops(published: Published, profile: str = "paper") -> pd.DataFram
 
     Returns:
         Indexed by model (those with a published count, and the full-size generator's quarter-size
-        sibling): encoders (generator's included, no head), masked (the MLM head at 15 % of the
-        positions), everywhere (at all of them), published (NaN where there is none) and matches
-        (which column rounds to the published count; empty where none does).
+        sibling): `NO_HEAD` (generator's encoder included), `AT_MASKED` (with the MLM head at 15 %
+        of the positions), `AT_ALL` (at all of them), published (NaN where there is none) and
+        matches (which of them rounds to the published count; empty where none does).
     """
     study = config.load_profile(profile)
     counts = {entry["model"]: float(entry["mflop"]) for entry in published["flop_per_token"]}
@@ -547,7 +560,7 @@ def generator_flops(published: Published, profile: str = "paper") -> pd.DataFram
         stated = counts.get(name, math.nan)
         near = [column for column, mflop in found.items() if abs(mflop - stated) <= 0.5]
         lines[name] = {**found, "published": stated, "matches": ", ".join(near)}
-    return pd.DataFrame(lines).T.astype({column: float for column in ("published", *found)})
+    return pd.DataFrame(lines).T.astype(dict.fromkeys(("published", *found), float))
 
 
 def _by_head(name: str, study: config.Profile) -> dict[str, float]:
@@ -561,9 +574,9 @@ def _by_head(name: str, study: config.Profile) -> dict[str, float]:
     masked = pretrain.flops_per_token(task, length)
     rest = (1 - models.MASK_FRACTION) * models.head_flops(parts[0])
     return {
-        "encoders": sum(models.token_flops(part, length) for part in parts) / 1e6,
-        "masked": masked / 1e6,
-        "everywhere": (masked + rest) / 1e6,
+        NO_HEAD: sum(models.token_flops(part, length) for part in parts) / 1e6,
+        AT_MASKED: masked / 1e6,
+        AT_ALL: (masked + rest) / 1e6,
     }
 
 
@@ -575,11 +588,11 @@ def generator_verdict(published: Published) -> Verdict:
     wider = next(entry for entry in published["what_paid"] if "generator" in entry["change"])
     return Verdict(
         "The generator's FLOP",
-        f"{full['published']:.0f} MFLOP a token counts the head {full['matches']}, "
-        f"{small['published']:.0f} counts it {small['matches']}; with it at masked positions in both, "
-        f"the full-size generator makes it {full['masked']:.0f}, a quarter-size one "
-        f"{quarter['masked']:.0f}.",
-        _from_hearsay("That a quarter to a half is the best width.", wider),
+        f"{full['published']:.0f} MFLOP a token has the {full['matches']}, "
+        f"{small['published']:.0f} has the {small['matches']}; with the {AT_MASKED} in both, "
+        f"ELECTRA-DeBERTa takes {full[AT_MASKED]:.0f}, with a quarter-size generator "
+        f"{quarter[AT_MASKED]:.0f}.",
+        _second_hand("That a quarter to a half is the best width.", wider),
         "Hours and energy of the paper's own runs.",
     )
 

@@ -27,6 +27,11 @@ class Gpu(Strict):
     memory_gb: float = Field(gt=0, description="memory, GB")
     source: str = Field(min_length=1, description="the document that states it")
 
+    @property
+    def figures(self) -> tuple[float, float, float]:
+        """Peak in TFLOP/s, board power in W, memory in GB."""
+        return self.peak_tflops, self.watts, self.memory_gb
+
 
 class Gpus(Strict):
     """``gpus.json``: the GPUs by a short name."""

@@ -14,7 +14,7 @@ from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
 from helpers import plots, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis"]
+STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
 SUFFIX = {"02_tokenizer": "-wordpiece", "03_pretrain": "-deberta", "04_finetune": "-deberta"}
 
 
@@ -149,7 +149,7 @@ def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
     paths = make_tables_and_notebooks(tmp_path)
     done = script("build_book.py", "--run", tmp_path, *paths[:-1])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "notebooks/05_analysis" in done.stderr
+    assert "notebooks/06_audit" in done.stderr
     other = paths[2].with_name("03_pretrain-bert.ipynb")
     shutil.copy(paths[2], other)
     done = script("build_book.py", "--run", tmp_path, *paths, other)

@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import files, glue, plots, tables
+from helpers import audit, files, glue, plots, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -132,7 +132,7 @@ def test_table_1_shows_every_published_cell_with_its_source(published):
 
 
 def test_published_averages_are_the_plain_means(published):
-    scores = tables.published_scores(published)
+    scores = audit.scores(published)
     for row in table_rows(tables.table1_published(published))[1:]:
         model = next(m for m, e in published["table1"]["models"].items() if e["name"] == row[0])
         assert float(row[-2]) == pytest.approx(scores.loc[model].mean(), abs=0.005)
@@ -194,7 +194,7 @@ def test_findings_are_computed(published):
     [(50.0, 2, False), (33.33, 3, False), (66.66, 3, False), (66.67, 3, False), (66.7, 3, True)],
 )
 def test_impossible_accuracies(value, rows, expected):
-    assert tables.impossible(value, rows) is expected
+    assert audit.impossible(value, rows) is expected
 
 
 def test_reference_points_show_every_published_figure(published):

@@ -289,7 +289,7 @@ def test_the_figures_of_the_audit(published, gains):
     found = audit.band(published)
     (axis,) = plots.band(found.mean, found.sd, found.value).axes
     curve = axis.lines[0]
-    assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(1, abs=1e-3)
+    assert integrate.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(1, abs=1e-3)
 
 
 # --- the notebook
@@ -299,8 +299,10 @@ def test_the_figures_of_the_audit(published, gains):
 def test_the_notebook_runs_by_plain_papermill(tmp_path):
     out = tmp_path / "audit.ipynb"
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "-p", "resamples", "2000"]
-        + ["notebooks/06_audit.ipynb", str(out)],
+        [
+            *(sys.executable, "-m", "papermill", "-p", "resamples", "2000"),
+            *("notebooks/06_audit.ipynb", str(out)),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -191,7 +191,7 @@ def identity_verdict(published: Published) -> Verdict:
     return Verdict(
         f"The {entries[row]['name']} row",
         f"{count[row]} of {same.shape[1]} cells equal {published['electra_small_owt']['name']}, "
-        f"which is a {entries[row]['statistic']['value']}; other rows share at most {rest.max()}.",
+        f"which is a {entries[row]['statistic']['value']}; of any other row at most {rest.max()}.",
         _second_hand(
             f"That the other rows are a {next(iter(statistics.values()))['value']}.",
             *statistics.values(),
@@ -316,13 +316,16 @@ def reachability_verdict(published: Published) -> Verdict:
     """What `reachability` amounts to."""
     found = reachability(published)
     tested = found[found["step"] > 0.01]
-    odd = tested[~tested["possible"]]
-    single = tested[tested["possible"] & ~tested["cut"]]
+    odd, fine = tested[~tested["possible"]], tested[tested["possible"]]
+    by_model = fine.groupby("model", sort=False)
+    same = by_model[["rounded", "cut"]].all().any(axis=1)
+    mixed = _names(published, same.index[~same])
     return Verdict(
         "Reachable accuracies",
-        f"{len(odd)} of the {len(tested)} accuracies that the test can decide are no single run's; "
-        f"{len(single)} of the others need rounding, the rest can also be cut.",
-        unknown="Whether the others are means over runs, F1 or slips: each would fit.",
+        f"{len(odd)} of the {len(tested)} accuracies the test can decide are no single run's; "
+        f"a mean of up to {MOST_RUNS} runs would give {(odd['runs'] > 0).sum()} of them. Rows "
+        f"whose other cells are neither all rounded nor all cut: {mixed}.",
+        unknown="What those are: means over more runs, another metric, coarser rounding or slips.",
     )
 
 
@@ -474,7 +477,7 @@ def band_verdict(published: Published) -> Verdict:
         f"({100 * found.above_estimated:.0f} % with the band estimated from its "
         f"{found.pretrainings}).",
         _second_hand("The band.", *published["best_of_ten"].values()),
-        f"Whether {name} is better than plain ELECTRA: it was pre-trained once.",
+        f"Whether {name} is better than plain ELECTRA: one row does not show other pre-trainings.",
     )
 
 
@@ -523,16 +526,17 @@ def neighbours_verdict(published: Published, gains: pd.DataFrame) -> Verdict:
     found = neighbours(published, gains)
     first = found.iloc[0]
     within = found[found["explained_each"] >= 1]
-    pairs = "; ".join(_names(published, pair) for pair in within[["upper", "lower"]].to_numpy())
+    name = {key: entry["name"] for key, entry in published["table1"]["models"].items()}
+    pairs = "; ".join(f"{name[pair.upper]} over {name[pair.lower]}" for pair in within.itertuples())
     statistics = [entry["statistic"] for entry in published["table1"]["models"].values()]
     return Verdict(
         "Neighbours",
         f"A best of {FINE_TUNINGS} against a median gives {100 * first['explained_one']:.0f} to "
-        f"{100 * first['explained_each']:.0f} % of the gap between "
-        f"{_names(published, first[['upper', 'lower']])}; it would give the whole gap of: "
-        f"{pairs or 'none'}.",
+        f"{100 * first['explained_each']:.0f} % of the gap of "
+        f"{name[first['upper']]} over {name[first['lower']]}; were the lower row a median, it "
+        f"would give the whole gap of: {pairs or 'none'}.",
         _second_hand("Which rows are a best score.", *statistics),
-        "The order of true averages: every model was pre-trained once.",
+        "The order over other pre-trainings and seeds: each model has one row, without a spread.",
     )
 
 
@@ -548,9 +552,10 @@ def generator_flops(published: Published, profile: str = "paper") -> pd.DataFram
 
     Returns:
         Indexed by model (those with a published count, and the full-size generator's quarter-size
-        sibling): `NO_HEAD` (generator's encoder included), `AT_MASKED` (with the MLM head at 15 %
-        of the positions), `AT_ALL` (at all of them), published (NaN where there is none) and
-        matches (which of them rounds to the published count; empty where none does).
+        sibling): `NO_HEAD` (generator's encoder included), `AT_MASKED` (with the discriminator's
+        head, and the MLM head at 15 % of the positions), `AT_ALL` (at all of them), published (NaN
+        where there is none) and matches (which of them rounds to the published count; empty where
+        none does).
     """
     study = config.load_profile(profile)
     counts = {entry["model"]: float(entry["mflop"]) for entry in published["flop_per_token"]}

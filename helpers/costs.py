@@ -120,9 +120,9 @@ def table(
 
     Returns:
         One row per model and GPU, followed by the rates others measured on the pair. Columns:
-        model, gpu (short names), measured (bool), utilisation (0 to 1), tokens_per_second, hours,
-        kwh (board power x hours), rent, electricity (NaN without a price), source and status (keys
-        of the published figures; empty for an estimate).
+        model, gpu (short names), measured (bool), utilisation (0 to 1), tokens (read in all),
+        tokens_per_second, hours, kwh (board power x hours), rent, electricity (NaN without a
+        price), source and status (keys of the published figures; empty for an estimate).
 
     Raises:
         UserError: A model, GPU or profile is unknown, or an assumption is out of range.
@@ -167,6 +167,7 @@ def _priced(row: dict[str, Any], gpu: Gpu, count: int, assumed: Assumptions) -> 
         "gpu": row["gpu"],
         "measured": "source" in row,
         "utilisation": row["rate"] * row["per_token"] / (gpu.peak_tflops * 1e12),
+        "tokens": count,
         "tokens_per_second": row["rate"],
         "hours": hours,
         "kwh": kwh,

@@ -157,7 +157,8 @@ def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) 
         look = {"markersize": 10, "linestyle": "none", "color": "0.2"}
         axis.plot([at], [reported], marker="x", label="reported by others", **look)
         axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
-        axis.legend(frameon=False)
+        axis.set_xticks(gains.index)
+        figure.legend(loc="outside lower center", ncols=len(ways) + 1, frameon=False)
     return figure
 
 

@@ -994,7 +994,8 @@ def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.Da
         spent = [f"{row['hours']:,.0f}", f"{row['kwh']:,.1f}"]
         spent += [score(row["rent"]), score(row["electricity"])]
         lines.append([*names, basis, share, rate, *spent])
-    header = ["Model", "GPU", "Utilisation", "% of peak", "Tokens per second", "Hours", "kWh"]
+    hours = f"Hours for {span(estimates['tokens'])} tokens"
+    header = ["Model", "GPU", "Utilisation", "% of peak", "Tokens per second", hours, "kWh"]
     text = markdown([*header, "Rent", "Electricity"], lines, left=3)
     cards = [
         [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in gpu.figures)]

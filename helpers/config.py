@@ -188,7 +188,7 @@ class Audit(Strict):
         default="results/published.json", min_length=1, description="file of the published figures"
     )
     resamples: int = Field(
-        default=100_000, ge=1000, le=2_000_000, description="simulated sets of fine-tunings"
+        default=100_000, ge=1000, le=1_000_000, description="simulated sets of fine-tunings"
     )
     seed: Seed = Field(default=0, description="seed of the simulation")
 

@@ -48,6 +48,10 @@ CAPTION = (
     "the tasks for each seed first, then over the seeds that have every task, ± its standard error."
 )
 PARTS = ("pretrain_hardware", "hardware")
+NEEDED = (
+    *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
+    *("electra_small_owt", "announcement", "rounding_exempt", "what_paid", "throughput"),
+)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -107,8 +111,10 @@ def load_published(path: Path) -> dict[str, Any]:
             for key, known in (("source", "sources"), ("status", "statuses")):
                 if figure[key] not in published[known]:
                     raise UserError(f"{path}: {where}.{key}: {figure[key]!r} is not one of {known}")
-        for key in ("tasks", "table1", "reference", "quality_per_compute"):
+        for key in NEEDED:
             published[key]
+        for entry in published["throughput"]:
+            entry["model"], entry["gpu"], entry["tokens_per_second"]
     except KeyError as error:
         raise UserError(f"{path}: field {error.args[0]} is missing") from None
     return published

@@ -449,6 +449,16 @@ def test_a_published_figure_without_a_known_source_is_named(tmp_path):
         tables.load_published(path)
 
 
+@pytest.mark.parametrize("key", ["best_of_ten", "electra_small_owt", "throughput"])
+def test_a_missing_part_of_the_published_figures_is_named(tmp_path, key):
+    data = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    del data[key]
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{key} is missing"):
+        tables.load_published(path)
+
+
 def test_write_leaves_every_fragment_and_the_same_bytes_twice(tmp_path):
     folder = make_run(tmp_path / "records")
     for name in ("first", "second"):

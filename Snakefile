@@ -147,7 +147,10 @@ for group, names in GROUPS.items():
 rule analyse:
     input:
         records=RECORDS,
-        figures=[f"{UP}/results/{name}.json" for name in ("published", "bench", "curves", "stream")],
+        figures=[
+            f"{UP}/results/{name}.json"
+            for name in ("published", "bench", "curves", "stream", "gpus")
+        ],
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",
@@ -159,9 +162,25 @@ rule analyse:
         RUN
 
 
+# Of the published figures alone: it needs no other job, and runs with its notebook's defaults.
+rule audit:
+    input:
+        figures=f"{UP}/results/published.json",
+        notebook=notebook("06_audit"),
+    output:
+        touch("book/audited"),
+    log:
+        "notebooks/06_audit.ipynb",
+    params:
+        stage="{}",
+    shell:
+        RUN
+
+
 rule book:
     input:
         "tables/summary.txt",
+        "book/audited",
         f"{UP}/_config.yml",
         f"{UP}/_toc.yml",
         [f"{UP}/{p.relative_to(ROOT)}" for p in sorted((ROOT / "book").rglob("*")) if p.is_file() and "__pycache__" not in p.parts],
@@ -175,6 +194,7 @@ rule book:
             f"notebooks/03_pretrain-{SHOWN}.ipynb",
             f"notebooks/04_finetune-{SHOWN}" + ("" if "all" in GROUPS else f"-{TASKS[0]}") + ".ipynb",
             "notebooks/05_analysis.ipynb",
+            "notebooks/06_audit.ipynb",
         ],
     shell:
         f"{PYTHON} {UP}/scripts/build_book.py --run . {{params.notebooks}}"

@@ -2,8 +2,9 @@
 
 A profile (``profiles/*.yaml``) is a flat mapping that holds every field of every stage, so the
 same file is a papermill parameter file (``papermill -f``) and the grid's configuration. A notebook
-reads the fields of its own stage with :func:`read`; nothing has a default here, so a value comes
-either from the notebook's parameters cell or from the profile, never from a third place.
+reads the fields of its own stage with :func:`read`; nothing of a run has a default here, so a value
+comes either from the notebook's parameters cell or from the profile, never from a third place. The
+audit belongs to no run and no profile: its defaults stand in :class:`Audit`.
 """
 
 import difflib
@@ -42,10 +43,14 @@ Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class Stage(BaseModel):
-    """What every stage knows: which run it belongs to and where runs are kept."""
+class Strict(BaseModel):
+    """Values as they are typed: nothing is converted, nothing unknown is passed over."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Stage(Strict):
+    """What every stage knows: which run it belongs to and where runs are kept."""
 
     profile: Name = Field(description="name of the run: the folder under runs/")
     runs: str = Field(min_length=1, description="folder that holds all runs")
@@ -176,6 +181,18 @@ class Analysis(Stage):
     tasks: Names = Field(description="columns")
 
 
+class Audit(Strict):
+    """Parameters of ``06_audit``: the published figures, and how much is simulated."""
+
+    published: str = Field(
+        default="results/published.json", min_length=1, description="file of the published figures"
+    )
+    resamples: int = Field(
+        default=100_000, ge=1000, le=1_000_000, description="simulated sets of fine-tunings"
+    )
+    seed: Seed = Field(default=0, description="seed of the simulation")
+
+
 class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
     """A whole study: the fields of every stage, and the grain of a fine-tuning job."""
 
@@ -199,6 +216,7 @@ STAGES: dict[str, type[Stage]] = {
     "04_finetune": Finetune,
     "05_analysis": Analysis,
 }
+NOTEBOOKS: dict[str, type[Strict]] = {**STAGES, "06_audit": Audit}
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -269,7 +287,7 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
     stage knows is an error, because papermill injects misspelt parameters without a word.
 
     Args:
-        cls: The stage's class.
+        cls: The class of the stage, or of the audit.
         namespace: The notebook's ``globals()``.
 
     Returns:
@@ -287,7 +305,7 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
         and name not in ("In", "Out", "papermill")
     }
     for name in ours:
-        if name not in Profile.model_fields:
+        if name not in Profile.model_fields and name not in cls.model_fields:
             raise UserError(
                 f"parameter {name} = {ours[name]!r}: no stage has a parameter of this name; "
                 + did_you_mean(name, cls.model_fields)

@@ -49,7 +49,7 @@ def read_predictions(path: Path, task: str) -> dict[str, pd.DataFrame]:
         raise UserError(f"{path}: splits are {', '.join(map(str, found))}; {task} has {wanted}")
     labels = glue.get(task).labels
     kind, values = ("iu" if labels else "f"), table["prediction"].to_numpy()
-    if values.dtype.kind != kind or table["idx"].dtype.kind not in "iu":
+    if values.dtype.kind not in kind or table["idx"].dtype.kind not in "iu":
         raise UserError(
             f"{path}: prediction is {values.dtype}, idx {table['idx'].dtype}; {task} has "
             f"{'classes, int64' if labels else 'numbers, float64'}"
@@ -208,11 +208,11 @@ def _verify_record(run: Path, path: Path, record: dict[str, Any]) -> Iterator[st
 def _verify_tables(
     run: Path, published: Path, models: list[str], tasks: list[str]
 ) -> Iterator[str]:
-    from helpers import tables
+    from helpers import report
 
     with tempfile.TemporaryDirectory() as name:
         again = Path(name)
-        tables.write(run / "records", published, again, models, tasks)
+        report.write(run / "records", published, again, models, tasks)
         for path in sorted(again.iterdir()):
             there = run / "tables" / path.name
             if not there.exists():

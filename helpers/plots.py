@@ -134,6 +134,60 @@ def curves(found: Curves) -> Figure:
     return figure
 
 
+def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) -> Figure:
+    """What the best of n fine-tunings is worth.
+
+    Args:
+        gains: Points above the median, indexed by n, one column per way of taking the best
+            (`audit.best_of`).
+        ways: The columns drawn.
+        reported: The difference others report, points.
+        at: The n it is reported for.
+
+    Returns:
+        The figure: a line per way, a mark at the reported difference.
+    """
+    colours = _palette(ways)
+    with _style():
+        figure, axes = _axes(6, 3.2)
+        axis = axes[0, 0]
+        for place, way in enumerate(ways):
+            look = {"color": colours[way], "marker": MARKERS[place], "markersize": 4}
+            axis.plot(gains.index, gains[way], label=way, **look)
+        look = {"markersize": 10, "linestyle": "none", "color": "0.2"}
+        axis.plot([at], [reported], marker="x", label="reported by others", **look)
+        axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
+        axis.set_xticks(gains.index)
+        figure.legend(loc="outside lower center", ncols=len(ways) + 1, frameon=False)
+    return figure
+
+
+def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
+    """A value among normally distributed ones.
+
+    Args:
+        mean: Of the distribution, metric x 100.
+        sd: Its standard deviation.
+        value: The value, marked by a line; the part above it is shaded.
+        title: Printed above the axes.
+
+    Returns:
+        The figure: the density from four deviations below the mean to four above it.
+    """
+    at = np.linspace(mean - 4 * sd, mean + 4 * sd, 401)
+    density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
+    colour = sns.color_palette("colorblind")[0]
+    with _style():
+        figure, axes = _axes(6, 2.8)
+        axis = axes[0, 0]
+        axis.plot(at, density, color=colour)
+        axis.fill_between(at, density, where=at >= value, color=colour, alpha=0.3, linewidth=0)
+        axis.axvline(value, color="0.2", linestyle="--")
+        axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", title=title)
+        axis.set_ylim(bottom=0)
+    return figure
+
+
 def labels(counts: pd.DataFrame, title: str = "") -> Figure:
     """Label balance of each task and split.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import files, glue, speeds, statistics
+from helpers import audit, costs, files, glue, statistics
 from helpers import records as records_of
 from helpers.config import UserError
 from helpers.markup import (
@@ -29,38 +29,16 @@ from helpers.markup import (
 )
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
-FRAGMENTS = (
-    "claim.md",
-    "table1_published.md",
-    "table1_measured.md",
-    "table1_side_by_side.md",
-    "table2.md",
-    "rows.md",
-    "scratch.md",
-    "run.md",
-    "recipes.md",
-    "reference_points.md",
-    "finding_electra.md",
-    "finding_rank.md",
-    "finding_rounding.md",
-    "finding_gap.md",
-    "finding_noise.md",
-    "spread.md",
-    "best_of.md",
-    "comparisons.md",
-    "records.md",
-    "speed.md",
-    "equal.md",
-    "stream.md",
-    "sources.md",
-    "summary.txt",
-)
 CAPTION = (
     "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
     "than its row. MNLI is matched / mismatched, and the matched one counts. A mean is taken over "
     "the tasks for each seed first, then over the seeds that have every task, ± its standard error."
 )
 PARTS = ("pretrain_hardware", "hardware")
+NEEDED = (
+    *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
+    *("electra_small_owt", "announcement", "rounding_exempt", "what_paid", "throughput"),
+)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -120,8 +98,10 @@ def load_published(path: Path) -> dict[str, Any]:
             for key, known in (("source", "sources"), ("status", "statuses")):
                 if figure[key] not in published[known]:
                     raise UserError(f"{path}: {where}.{key}: {figure[key]!r} is not one of {known}")
-        for key in ("tasks", "table1", "reference", "quality_per_compute"):
+        for key in NEEDED:
             published[key]
+        for entry in published["throughput"]:
+            entry["model"], entry["gpu"], entry["tokens_per_second"]
     except KeyError as error:
         raise UserError(f"{path}: field {error.args[0]} is missing") from None
     return published
@@ -308,21 +288,6 @@ def _mark(records: pd.DataFrame, task: str) -> str:
 # --- Table 1 -----------------------------------------------------------------------------------
 
 
-def published_scores(published: dict[str, Any]) -> pd.DataFrame:
-    """Table 1 as numbers.
-
-    Returns:
-        One row per published model (registry name), one column per task, metric x 100.
-    """
-    models = published["table1"]["models"]
-    return pd.DataFrame(
-        {
-            model: {task: figure["value"] for task, figure in entry["scores"].items()}
-            for model, entry in models.items()
-        }
-    ).T.astype(float)
-
-
 def measured_scores(
     records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]
 ) -> pd.DataFrame:
@@ -411,17 +376,16 @@ def table1_published(published: dict[str, Any], complete: Sequence[str] = ()) ->
     header = ["Model", "Rank", *(task_name(published, task) for task in tasks)]
     header += ["Mean", "Mean, recomputed", *([f"Mean of {len(complete)}"] * some)]
     header += [f"Below {published['reference']['name']}"]
-    base = published["reference"]["average"]["value"]
-    scores = published_scores(published)
+    scores, averages, gaps = (f(published) for f in (audit.scores, audit.averages, audit.gaps))
     rows, used = [], {published["reference"]["average"]["source"]}
     for model, entry in published["table1"]["models"].items():
         cells = [entry["scores"][task] for task in tasks] + [entry["average"]]
         used |= {figure["source"] for figure in cells}
         rank = cited(entry["rank"], published, 0)
-        mean = float(scores.loc[model].mean())
+        mean = averages.loc[model, "recomputed"]
         row = [escape(entry["name"]), rank, *(cited(figure, published) for figure in cells)]
         row += [derived(mean), *([derived(_some_mean(scores.loc[model], complete))] * some)]
-        rows.append([*row, derived(base - entry["average"]["value"])])
+        rows.append([*row, derived(gaps.loc[model, "below"])])
     text = f"**{escape(published['table1']['title'])}, {escape(published['table1']['unit'])}.**\n\n"
     text += markdown(header, rows) + "\n"
     if some:
@@ -560,7 +524,7 @@ def _beside_means(
     """Rows for the mean of all eight, of the tasks present, and of the complete ones."""
     shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
     known = list(published["tasks"])
-    scores = published_scores(published)
+    scores = audit.scores(published)
     groups = [(f"**Mean of {len(shown)}**", shown)]
     if len(shown) < len(known):
         groups.insert(0, (f"**Mean of {len(known)}**", known))
@@ -607,7 +571,7 @@ def table2(
     shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
     few = _few(whole, published)
     ours = [f"Mean of {len(whole)} complete"] * few
-    theirs = published_scores(published)
+    theirs = audit.scores(published)
 
     size = cited(reference["parameters_millions"], published)
     rows = [[name, size, cited(base, published), *[NONE] * few, NONE]]
@@ -879,7 +843,8 @@ def reference_points(published: dict[str, Any]) -> str:
     ]
     cost = [[escape(e["method"]), mark(e, f"{e['mflop']:g}")] for e in published["flop_per_token"]]
     speed = [
-        [escape(e["method"]), mark(e, e["tokens_per_second"])] for e in published["throughput"]
+        [escape(e["method"]), mark(e, " to ".join(f"{n:,}" for n in e["tokens_per_second"]))]
+        for e in published["throughput"]
     ]
     paid = [[escape(e["change"]), mark(e, e["effect"])] for e in published["what_paid"]]
     header = ["Method", "Tokens", "Time, hardware", "Mean of eight"]
@@ -896,65 +861,44 @@ def finding_electra(published: dict[str, Any]) -> str:
     """The ELECTRA row beside another project's published row, and the worth of best-of-ten."""
     other = published["electra_small_owt"]
     row = published["table1"]["models"]["electra"]
-    lines, equal = [], 0
+    equal = audit.identity(published).loc["electra"]
+    lines = []
     for task in published["tasks"]:
-        first, second = row["scores"][task], other["scores"][task]
-        equal += first["value"] == second["value"]
-        same = "yes" if first["value"] == second["value"] else "no"
-        cells = [cited(first, published), cited(second, published), same]
-        lines.append([task_name(published, task), *cells])
+        same = "yes" if equal[task] else "no"
+        cells = [cited(entry["scores"][task], published) for entry in (row, other)]
+        lines.append([task_name(published, task), *cells, same])
     header = ["Task", f"{escape(row['name'])}, leaderboard", escape(other["name"]), "Equal"]
     ten = published["best_of_ten"]
     best = published["table1"]["models"]["electra-deberta"]["average"]
-    low, high = (ten["best_of_10"]["value"] + k * ten["sd"]["value"] for k in (-1, 1))
-    inside = "inside" if low <= best["value"] <= high else "outside"
+    band = audit.band(published)
     used = {"leaderboard", "electra_repo", ten["sd"]["source"]}
     return (
         markdown(header, lines)
-        + f"\n{equal} of {len(lines)} cells are equal.\n\n"
+        + f"\n{equal.sum()} of {len(lines)} cells are equal.\n\n"
         + f"{cited(ten['pretrainings'], published, 0)} independent pre-trainings of "
         + f"{escape(other['name'])} average {cited(ten['mean_of_10'], published)} over ten "
         + f"fine-tunings and {cited(ten['best_of_10'], published)} ± "
         + f"{cited(ten['sd'], published)} for the best of ten: a difference of "
-        + f"{derived(ten['best_of_10']['value'] - ten['mean_of_10']['value'])}. "
-        + f"{cited(best, published)} lies {inside} the band of one standard deviation, "
-        + f"{derived(low)} to {derived(high)}.\n\n"
+        + f"{derived(audit.published_gain(published))}. "
+        + f"{cited(best, published)} lies {'inside' if band.inside else 'outside'} the band of one "
+        + f"standard deviation, {derived(band.low)} to {derived(band.high)}.\n\n"
         + source_list(published, used & set(published["sources"]))
     )
 
 
 def finding_rank(published: dict[str, Any]) -> str:
     """Printed ranks beside the ranks the averages give."""
-    entries = list(published["table1"]["models"].values())
-    order = sorted(entries, key=lambda entry: -entry["average"]["value"])
+    entries = published["table1"]["models"]
     lines = []
-    for entry in entries:
-        rank = order.index(entry) + 1
-        same = "" if rank == entry["rank"]["value"] else "differs"
+    for model, found in audit.ranks(published).iterrows():
+        entry = entries[model]
+        same = "" if found["agrees"] else "differs"
         printed = [cited(entry["rank"], published, 0), cited(entry["average"], published)]
-        lines.append([escape(entry["name"]), *printed, f"{rank}\u00a0<sup>D</sup>", same])
+        rank = f"{found['recomputed']}\u00a0<sup>D</sup>"
+        lines.append([escape(entry["name"]), *printed, rank, same])
     header = ["Model", "Rank, printed", "Mean, printed", "Rank by the mean", ""]
-    used = {figure["source"] for entry in entries for figure in (entry["rank"], entry["average"])}
+    used = {entry[key]["source"] for entry in entries.values() for key in ("rank", "average")}
     return markdown(header, lines) + "\n" + source_list(published, used)
-
-
-def impossible(value: float, rows: int) -> bool:
-    """Whether no count of right answers prints as this percentage.
-
-    Args:
-        value: A percentage with two decimals.
-        rows: Rows of the dev set.
-
-    Returns:
-        True where neither rounding nor cutting k / rows x 100 to two decimals gives `value`.
-    """
-    hundredths = round(value * 100)
-    near = round(value * rows / 100)
-    for right in range(max(near - 1, 0), min(near + 1, rows) + 1):
-        exact = right * 10_000 / rows
-        if hundredths in (math.floor(exact), math.floor(exact + 0.5)):
-            return False
-    return True
 
 
 def finding_rounding(published: dict[str, Any]) -> str:
@@ -965,12 +909,13 @@ def finding_rounding(published: dict[str, Any]) -> str:
             continue
         for task, count in published["dev_rows"].items():
             figure = entry["scores"][task]
-            if not impossible(figure["value"], count["value"]):
+            if not audit.impossible(figure["value"], count["value"]):
                 continue
             used |= {figure["source"], count["source"]}
-            right = math.floor(figure["value"] * count["value"] / 100)
-            near = " and ".join(
-                f"{k} right: {k * 100 / count['value']:.3f}" for k in (right, right + 1)
+            found = audit.reach(figure["value"], count["value"])
+            near = (
+                f"{found.below} right: {found.below_percent:.3f} and "
+                f"{found.below + 1} right: {found.above_percent:.3f}"
             )
             cells = [cited(figure, published), cited(count, published, 0), near]
             lines.append([escape(entry["name"]), task_name(published, task), *cells])
@@ -987,13 +932,11 @@ def finding_gap(published: dict[str, Any]) -> str:
     base = published["reference"]["average"]
     low, high = (published["announcement"][key] for key in ("gap_smallest", "gap_largest"))
     lines = []
-    for entry in published["table1"]["models"].values():
-        gap = round(base["value"] - entry["average"]["value"], 2)
-        inside = low["value"] <= round(gap, 1) <= high["value"]
-        where = "inside" if inside else "outside"
-        lines.append(
-            [escape(entry["name"]), cited(entry["average"], published), derived(gap), where]
-        )
+    for model, found in audit.gaps(published).iterrows():
+        entry = published["table1"]["models"][model]
+        where = "inside" if found["announced"] else "outside"
+        shown = [cited(entry["average"], published), derived(found["below"]), where]
+        lines.append([escape(entry["name"]), *shown])
     name = escape(published["reference"]["name"])
     spread = f"{cited(low, published, 1)} to {cited(high, published, 1)}"
     header = ["Model", "Mean", f"Below {name}, {cited(base, published)}", "Announced range"]
@@ -1009,76 +952,49 @@ def finding_noise(published: dict[str, Any]) -> str:
     """The spread over fine-tuning seeds, and what it means for an average of eight."""
     entries = published["tasks"]
     lines = [[escape(e["name"]), cited(e["noise_sd"], published)] for e in entries.values()]
-    spread = math.hypot(*(e["noise_sd"]["value"] for e in entries.values())) / len(entries)
     used = {entry["noise_sd"]["source"] for entry in entries.values()}
+    spread = derived(audit.average_deviation(published))
     return (
         markdown(["Task", "Standard deviation over ten seeds"], lines)
-        + f"\nIndependent tasks give the average of one seed a deviation of {derived(spread)}: "
+        + f"\nIndependent tasks give the average of one seed a deviation of {spread}: "
         + "the root of the summed squares, divided by the number of tasks.\n\n"
         + source_list(published, used)
     )
 
 
-# --- writing -----------------------------------------------------------------------------------
+# --- cost ----------------------------------------------------------------------------------------
 
 
-def write(
-    records_folder: Path, published: Path, out: Path, models: list[str], tasks: list[str]
-) -> None:
-    """Write every fragment and figure the book includes.
+def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.DataFrame) -> str:
+    """What each model's pre-training costs on each GPU, with the rates others measured.
 
     Args:
-        records_folder: ``runs/<profile>/records``.
-        published: ``results/published.json``; what ``make bench`` measured stands beside
-            it: ``bench.json``, ``curves.json``, ``stream.json``.
-        out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
-        models: Models the run was asked for, in order.
-        tasks: Tasks the run was asked for, in order.
+        published: The published figures.
+        gpus: `costs.load`.
+        estimates: `costs.table`.
 
-    Raises:
-        UserError: A record or figure is broken, nothing was measured, or `out` cannot be written.
+    Returns:
+        Markdown: the table, then the GPUs with their sources.
     """
-    from helpers import plots, seeds
-
-    figures = load_published(published)
-    beside = Path(published).parent
-    bench = speeds.load(beside / "bench.json", speeds.Speeds)
-    curves = speeds.load(beside / "curves.json", speeds.Curves)
-    stream = speeds.load(beside / "stream.json", speeds.Stream)
-    everything = load_records(records_folder)
-    records = select(everything, models, tasks)
-    asked = (models, tasks)
-    texts = {
-        "claim.md": claim(figures),
-        "table1_published.md": table1_published(figures, complete_tasks(records, tasks)),
-        "table1_measured.md": table1_measured(records, figures, *asked),
-        "table1_side_by_side.md": table1_side_by_side(records, figures, *asked),
-        "table2.md": table2(records, figures, *asked),
-        "rows.md": rows(records, figures, tasks),
-        "scratch.md": scratch(records, figures, *asked),
-        "run.md": run(records, figures, models) + _left_over(everything, records),
-        "recipes.md": recipes(figures),
-        "reference_points.md": reference_points(figures),
-        "finding_electra.md": finding_electra(figures),
-        "finding_rank.md": finding_rank(figures),
-        "finding_rounding.md": finding_rounding(figures),
-        "finding_gap.md": finding_gap(figures),
-        "finding_noise.md": finding_noise(figures),
-        "spread.md": seeds.spread(records, figures, *asked),
-        "best_of.md": seeds.best_of(records, figures, *asked),
-        "comparisons.md": seeds.comparisons(Path(records_folder).parent, records, figures, *asked),
-        "records.md": seeds.record_list(records, figures, *asked),
-        "speed.md": speeds.speed(bench),
-        "equal.md": speeds.equal(curves),
-        "stream.md": speeds.streamed(stream),
-        "sources.md": source_list(figures),
-        "summary.txt": summary(records, figures, *asked),
-    }
-    for name in FRAGMENTS:
-        files.write_text(Path(out) / name, texts[name])
-    plots.write(records, figures, curves, Path(out), models, tasks)
-
-
-def _left_over(everything: pd.DataFrame, shown: pd.DataFrame) -> str:
-    count = len(everything) - len(shown)
-    return f"\n{count} records of models or tasks not asked for are not shown.\n" if count else ""
+    lines, used = [], set()
+    for row in estimates.to_dict("records"):
+        rate = f"{row['tokens_per_second']:,.0f}"
+        share = f"{100 * row['utilisation']:.1f}"
+        if row["measured"]:
+            used.add(row["source"])
+            rate = cited({**row, "value": rate}, published)
+        names = [escape(model_name(published, row["model"])), escape(gpus[row["gpu"]].name)]
+        basis = "measured by others" if row["measured"] else "assumed"
+        spent = [f"{row['hours']:,.0f}", f"{row['kwh']:,.1f}"]
+        spent += [score(row["rent"]), score(row["electricity"])]
+        lines.append([*names, basis, share, rate, *spent])
+    hours = f"Hours for {span(estimates['tokens'])} tokens"
+    header = ["Model", "GPU", "Utilisation", "% of peak", "Tokens per second", hours, "kWh"]
+    text = markdown([*header, "Rent", "Electricity"], lines, left=3)
+    cards = [
+        [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in gpu.figures)]
+        for gpu in gpus.values()
+    ]
+    header = ["GPU", "As stated in", "Peak, TFLOP/s", "Board power, W", "Memory, GB"]
+    text += "\n**The GPUs.**\n\n" + markdown(header, cards, left=2)
+    return text + "\n" + source_list(published, used)

@@ -47,7 +47,7 @@ def build(run: Path, notebooks: list[Path]) -> int:
     """Put the sources together and build the pages.
 
     Args:
-        run: Folder of the run; its ``tables`` hold what `helpers.tables.write` wrote.
+        run: Folder of the run; its ``tables`` hold what `helpers.report.write` wrote.
         notebooks: Executed notebooks; the name up to the first hyphen is the stage.
 
     Returns:
@@ -92,7 +92,7 @@ def sources(run: Path, notebooks: list[Path]) -> dict[str, bytes]:
     Raises:
         ValueError: The run, a fragment or a stage's notebook is missing, or a stage is doubled.
     """
-    from helpers import plots, tables
+    from helpers import plots, report
 
     if not run.is_dir():
         raise ValueError(f"{run}: no such run; `make book` makes runs/tiny")
@@ -101,7 +101,7 @@ def sources(run: Path, notebooks: list[Path]) -> dict[str, bytes]:
         place = path.relative_to(ROOT)
         if path.is_file() and not {"generated", "__pycache__"} & set(place.parts):
             found[place.as_posix()] = path.read_bytes()
-    for name in (*tables.FRAGMENTS, *plots.FIGURES):
+    for name in (*report.FRAGMENTS, *plots.FIGURES):
         path = run / "tables" / name
         if not path.is_file():
             raise ValueError(f"{path}: missing; notebooks/05_analysis.ipynb writes it")

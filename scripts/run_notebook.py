@@ -44,17 +44,17 @@ class _Labelled:
 
 
 def check(notebook: Path, parameters: dict[str, object]) -> None:
-    """Checks parameters against the stage's class before a kernel is started.
+    """Checks parameters against the notebook's class before a kernel is started.
 
     Raises:
         UserError: For a notebook without a stage, or a parameter that is wrong.
     """
-    stage = config.STAGES.get(notebook.stem)
-    if stage is None:
+    cls = config.NOTEBOOKS.get(notebook.stem)
+    if cls is None:
         raise config.UserError(
-            f"{notebook.name}: not a stage; {config.did_you_mean(notebook.stem, config.STAGES)}"
+            f"{notebook.name}: not a stage; {config.did_you_mean(notebook.stem, config.NOTEBOOKS)}"
         )
-    config.validate(stage, parameters, notebook.name)
+    config.validate(cls, parameters, notebook.name)
 
 
 def failure(executed: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, glue, models, pretrain
+from helpers import config, costs, glue, models, pretrain
 from helpers.config import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,6 @@ def run(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Prints the jobs of a profile with tokens and FLOPs, without running anything."""
     profile, _ = load(options)
-    size = models.get_size(profile.size)
     tasks = glue.available(profile.source, profile.data, profile.tasks)
     print(f"profile {profile.profile}: source {profile.source}, size {profile.size}\n")
     head = ("job", "steps", "tokens", "FLOPs", "parameters")
@@ -77,14 +76,7 @@ def plan(options: argparse.Namespace) -> int:
     for name in profile.models:
         spec = models.get(name)
         length = models.usable_length(spec.tokenizer, profile.max_length)
-        vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
-        task = pretrain.build(
-            spec,
-            size,
-            vocabulary,
-            profile.max_length,
-            fraction=profile.generator_fraction if spec.objective == "rtd" else 0.0,
-        )
+        task = costs.outline(name, profile)
         encoder = models.encoder(task.model)
         steps = 0 if spec.objective == "none" else profile.pretrain_steps
         tokens = steps * profile.pretrain_batch_size * length

@@ -11,10 +11,10 @@ import yaml
 from bs4 import BeautifulSoup
 from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
 
-from helpers import plots, tables
+from helpers import plots, report, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis"]
+STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
 SUFFIX = {"02_tokenizer": "-wordpiece", "03_pretrain": "-deberta", "04_finetune": "-deberta"}
 
 
@@ -54,7 +54,7 @@ def executed_notebook(path, stage):
 
 
 def make_tables_and_notebooks(run):
-    tables.write(make_run(run / "records"), PUBLISHED, run / "tables", MODELS, TASKS)
+    report.write(make_run(run / "records"), PUBLISHED, run / "tables", MODELS, TASKS)
     paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
     for stage, path in zip(STAGES, paths, strict=True):
         executed_notebook(path, stage)
@@ -103,7 +103,7 @@ def test_every_stage_of_the_table_of_contents_is_a_notebook():
 
 
 def test_pages_include_only_fragments_that_are_written():
-    known = {f"generated/{name}" for name in (*tables.FRAGMENTS, *plots.FIGURES)}
+    known = {f"generated/{name}" for name in (*report.FRAGMENTS, *plots.FIGURES)}
     used = set()
     for path in (ROOT / "book").glob("*.md"):
         used |= set(re.findall(r"generated/\S+", path.read_text(encoding="utf-8")))
@@ -149,7 +149,7 @@ def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
     paths = make_tables_and_notebooks(tmp_path)
     done = script("build_book.py", "--run", tmp_path, *paths[:-1])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "notebooks/05_analysis" in done.stderr
+    assert "notebooks/06_audit" in done.stderr
     other = paths[2].with_name("03_pretrain-bert.ipynb")
     shutil.copy(paths[2], other)
     done = script("build_book.py", "--run", tmp_path, *paths, other)

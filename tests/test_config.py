@@ -55,7 +55,22 @@ def test_a_notebook_declares_its_stage_and_the_tiny_profile(stage):
     config.read(config.STAGES[stage], declared)
 
 
-@pytest.mark.parametrize("stage", config.STAGES)
+def test_the_audit_declares_its_own_defaults_and_passes_over_a_profile():
+    notebook = nbformat.read(ROOT / "notebooks" / "06_audit.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    declared: dict = {}
+    exec(cell.source, declared)
+    values = {name: declared[name] for name in config.Audit.model_fields}
+    assert values == config.Audit().model_dump()
+    assert set(declared) == {*values, "__builtins__", "__annotations__"}
+    profile = config.load_profile("tiny").model_dump()
+    assert config.read(config.Audit, profile | values) == config.Audit()
+    for wrong, says in (({"resample": 5}, "did you mean resamples"), ({"resamples": 5}, "1000")):
+        with pytest.raises(UserError, match=says):
+            config.read(config.Audit, values | wrong)
+
+
+@pytest.mark.parametrize("stage", config.NOTEBOOKS)
 def test_source_notebooks_hold_no_outputs(stage):
     notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
     for cell in notebook.cells:

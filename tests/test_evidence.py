@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_tables import PUBLISHED, make_run
 
-from helpers import evidence, files, glue, metrics, records, tables
+from helpers import evidence, files, glue, metrics, records, report, tables
 
 MODELS, TASKS = ["bert", "scratch"], ["cola", "stsb", "mnli"]
 
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
         files.write_json(path, record)
     for cell in (run / "records").glob("*/*"):
         files.seal(cell, {"spec": ""}, [path.name for path in cell.glob("seed-*")])
-    tables.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
+    report.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
     return run
 
 

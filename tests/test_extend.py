@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, small_profile
 from test_tables import PUBLISHED, table_rows
 
-from helpers import config, finetune, models, pretrain, tables
+from helpers import config, finetune, models, pretrain, report
 
 
 def entries():
@@ -36,7 +36,7 @@ def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch
     for name in wanted:
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=name)))
         finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name, tasks=["cola"])))
-    tables.write(profile.folder / "records", PUBLISHED, tmp_path / "out", wanted, ["cola"])
+    report.write(profile.folder / "records", PUBLISHED, tmp_path / "out", wanted, ["cola"])
     rows = table_rows((tmp_path / "out" / "table1_measured.md").read_text(encoding="utf-8"))
     assert [row[0] for row in rows[1:]] == wanted
     for name in ("spread.md", "best_of.md", "records.md", "run.md", "scratch.md"):

@@ -25,12 +25,12 @@ def command(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("stage", config.STAGES)
+@pytest.mark.parametrize("stage", config.NOTEBOOKS)
 def test_papermill_prints_every_parameter_with_its_comment(stage):
     from papermill.inspection import inspect_notebook
 
     found = inspect_notebook(str(ROOT / "notebooks" / f"{stage}.ipynb"))
-    fields = config.STAGES[stage].model_fields
+    fields = config.NOTEBOOKS[stage].model_fields
     assert set(found) == set(fields)
     for name, field in fields.items():
         assert found[name]["help"] == field.description
@@ -163,6 +163,7 @@ def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
         "04_finetune-scratch-cola",
         "04_finetune-scratch-rte",
         "05_analysis",
+        "06_audit",
     ]
     for name in first:
         notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)

@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import files, glue, plots, tables
+from helpers import audit, files, glue, plots, report, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -165,7 +165,7 @@ def test_table_1_shows_every_published_cell_with_its_source(published):
 
 
 def test_published_averages_are_the_plain_means(published):
-    scores = tables.published_scores(published)
+    scores = audit.scores(published)
     for row in table_rows(tables.table1_published(published))[1:]:
         model = next(m for m, e in published["table1"]["models"].items() if e["name"] == row[0])
         assert float(row[-2]) == pytest.approx(scores.loc[model].mean(), abs=0.005)
@@ -227,7 +227,7 @@ def test_findings_are_computed(published):
     [(50.0, 2, False), (33.33, 3, False), (66.66, 3, False), (66.67, 3, False), (66.7, 3, True)],
 )
 def test_impossible_accuracies(value, rows, expected):
-    assert tables.impossible(value, rows) is expected
+    assert audit.impossible(value, rows) is expected
 
 
 def test_reference_points_show_every_published_figure(published):
@@ -482,11 +482,21 @@ def test_a_published_figure_without_a_known_source_is_named(tmp_path):
         tables.load_published(path)
 
 
+@pytest.mark.parametrize("key", ["best_of_ten", "electra_small_owt", "throughput"])
+def test_a_missing_part_of_the_published_figures_is_named(tmp_path, key):
+    data = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    del data[key]
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{key} is missing"):
+        tables.load_published(path)
+
+
 def test_write_leaves_every_fragment_and_the_same_bytes_twice(tmp_path):
     folder = make_run(tmp_path / "records")
     for name in ("first", "second"):
-        tables.write(folder, PUBLISHED, tmp_path / name, MODELS, TASKS)
-    names = sorted((*tables.FRAGMENTS, *plots.FIGURES))
+        report.write(folder, PUBLISHED, tmp_path / name, MODELS, TASKS)
+    names = sorted((*report.FRAGMENTS, *plots.FIGURES))
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
     for name in names:
         first, second = ((tmp_path / k / name).read_bytes() for k in ("first", "second"))

@@ -1,0 +1,187 @@
+"""What a pre-training costs: a model's FLOP, a GPU's peak rate and a utilisation give the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from helpers import config, files, models, pretrain
+from helpers.config import Strict, UserError, did_you_mean, validate
+
+# The geometric middle of the lowest and highest utilisation that peers' measured rates come to.
+UTILISATION = 0.05
+
+
+class Gpu(Strict):
+    """One GPU as its vendor states it."""
+
+    name: str
+    peak_tflops: float = Field(gt=0, description="dense half-precision tensor products, TFLOP/s")
+    watts: float = Field(gt=0, description="board power")
+    memory_gb: float = Field(gt=0, description="memory, GB")
+    source: str = Field(min_length=1, description="the document that states it")
+
+    @property
+    def figures(self) -> tuple[float, float, float]:
+        """Peak in TFLOP/s, board power in W, memory in GB."""
+        return self.peak_tflops, self.watts, self.memory_gb
+
+
+class Gpus(Strict):
+    """``gpus.json``: the GPUs by a short name."""
+
+    about: str
+    gpus: dict[str, Gpu] = Field(min_length=1)
+
+
+class Assumptions(Strict):
+    """What the estimates rest on beside FLOP and data sheets."""
+
+    utilisation: float = Field(gt=0, le=1, description="the model's own FLOP over the GPU's peak")
+    price_per_hour: dict[str, float] = Field(description="price of one hour, by GPU")
+    price_per_kwh: float | None = Field(ge=0, allow_inf_nan=False, description="price of a kWh")
+
+
+def load(path: Path) -> dict[str, Gpu]:
+    """Reads ``results/gpus.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The GPUs by their short names, in the file's order.
+
+    Raises:
+        UserError: The file is missing or not JSON, or a field is missing or wrong.
+    """
+    return validate(Gpus, files.read_json(Path(path)), str(path)).gpus
+
+
+def outline(name: str, profile: config.Profile) -> torch.nn.Module:
+    """A registry entry as a profile would pre-train it, without memory for its weights.
+
+    Args:
+        name: Registry entry.
+        profile: Size, vocabulary, length and generator's width.
+
+    Returns:
+        The module of `pretrain.build`, every parameter on torch's ``meta`` device.
+
+    Raises:
+        UserError: For an unknown model or size.
+    """
+    spec, size = models.get(name), models.get_size(profile.size)
+    vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
+    fraction = profile.generator_fraction if spec.objective == "rtd" else 0.0
+    with torch.device("meta"):
+        return pretrain.build(spec, size, vocabulary, profile.max_length, fraction=fraction)
+
+
+def flops(name: str, profile: config.Profile) -> float:
+    """Matrix-product FLOP per token of pre-training, forward and backward.
+
+    Args:
+        name: Registry entry.
+        profile: As for `outline`; tokens are counted at the length the model can read.
+
+    Raises:
+        UserError: For an unknown model or size.
+    """
+    length = models.usable_length(models.get(name).tokenizer, profile.max_length)
+    return pretrain.flops_per_token(outline(name, profile), length)
+
+
+def table(
+    gpus: Mapping[str, Gpu],
+    published: Mapping[str, Any],
+    *,
+    names: Sequence[str] | None = None,
+    profile: str = "paper",
+    utilisation: float = UTILISATION,
+    price_per_hour: Mapping[str, float] | None = None,
+    price_per_kwh: float | None = None,
+) -> pd.DataFrame:
+    """Rates, hours, energy and price of each model's pre-training on each GPU.
+
+    Args:
+        gpus: `load`.
+        published: The published figures (`tables.load_published`), for the peers' measured rates.
+        names: Registry entries; every one that is pre-trained where None.
+        profile: The profile whose size, length and number of tokens are priced.
+        utilisation: The model's own FLOP over the GPU's peak, 0 to 1: an assumption.
+        price_per_hour: Price of an hour by GPU, in any currency; a GPU without one has no rent.
+        price_per_kwh: Price of a kWh in the same currency.
+
+    Returns:
+        One row per model and GPU, followed by the rates others measured on the pair. Columns:
+        model, gpu (short names), measured (bool), utilisation (0 to 1), tokens (read in all),
+        tokens_per_second, hours, kwh (board power x hours), rent, electricity (NaN without a
+        price), source and status (keys of the published figures; empty for an estimate).
+
+    Raises:
+        UserError: A model, GPU or profile is unknown, or an assumption is out of range.
+    """
+    given = {
+        "utilisation": utilisation,
+        "price_per_hour": dict(price_per_hour or {}),
+        "price_per_kwh": price_per_kwh,
+    }
+    assumed = validate(Assumptions, given, "costs")
+    _check_prices(assumed.price_per_hour, gpus)
+    study = config.load_profile(profile)
+    if names is None:
+        names = [name for name, spec in models.REGISTRY.items() if spec.objective != "none"]
+    rows = []
+    for name in names:
+        per_token = flops(name, study)
+        for key, gpu in gpus.items():
+            rate = assumed.utilisation * gpu.peak_tflops * 1e12 / per_token
+            rows.append({"model": name, "gpu": key, "rate": rate, "per_token": per_token})
+            rows += [
+                {"model": name, "gpu": key, "rate": float(rate), "per_token": per_token}
+                | {"source": entry["source"], "status": entry["status"]}
+                for entry in published["throughput"]
+                if (entry["model"], entry["gpu"]) == (name, key)
+                for rate in entry["tokens_per_second"]
+            ]
+    return pd.DataFrame([_priced(row, gpus[row["gpu"]], tokens(study), assumed) for row in rows])
+
+
+def tokens(profile: config.Profile) -> int:
+    """Tokens of one pre-training: steps x segments x length."""
+    return profile.pretrain_steps * profile.pretrain_batch_size * profile.max_length
+
+
+def _priced(row: dict[str, Any], gpu: Gpu, count: int, assumed: Assumptions) -> dict[str, Any]:
+    hours = count / row["rate"] / 3600
+    kwh = hours * gpu.watts / 1000
+    per_kwh = math.nan if assumed.price_per_kwh is None else assumed.price_per_kwh
+    return {
+        "model": row["model"],
+        "gpu": row["gpu"],
+        "measured": "source" in row,
+        "utilisation": row["rate"] * row["per_token"] / (gpu.peak_tflops * 1e12),
+        "tokens": count,
+        "tokens_per_second": row["rate"],
+        "hours": hours,
+        "kwh": kwh,
+        "rent": hours * assumed.price_per_hour.get(row["gpu"], math.nan),
+        "electricity": kwh * per_kwh,
+        "source": row.get("source", ""),
+        "status": row.get("status", ""),
+    }
+
+
+def _check_prices(prices: Mapping[str, float], gpus: Mapping[str, Gpu]) -> None:
+    for key, price in prices.items():
+        if key not in gpus:
+            hint = did_you_mean(key, dict(gpus))
+            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: no such GPU; {hint}")
+        if not (math.isfinite(price) and price >= 0):
+            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: must be 0 or more")

@@ -1,0 +1,99 @@
+"""Everything the book includes of a run and of ``results/``, written to one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import costs, files, plots, seeds, speeds, tables
+
+FRAGMENTS = (
+    "claim.md",
+    "table1_published.md",
+    "table1_measured.md",
+    "table1_side_by_side.md",
+    "table2.md",
+    "rows.md",
+    "scratch.md",
+    "run.md",
+    "recipes.md",
+    "reference_points.md",
+    "finding_electra.md",
+    "finding_rank.md",
+    "finding_rounding.md",
+    "finding_gap.md",
+    "finding_noise.md",
+    "spread.md",
+    "best_of.md",
+    "comparisons.md",
+    "records.md",
+    "speed.md",
+    "equal.md",
+    "stream.md",
+    "cost.md",
+    "sources.md",
+    "summary.txt",
+)
+
+
+def write(
+    records_folder: Path, published: Path, out: Path, models: list[str], tasks: list[str]
+) -> None:
+    """Write every fragment and figure the book includes.
+
+    Args:
+        records_folder: ``runs/<profile>/records``.
+        published: ``results/published.json``; beside it stand what ``make bench`` measured
+            (``bench.json``, ``curves.json``, ``stream.json``) and ``gpus.json``.
+        out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
+        models: Models the run was asked for, in order.
+        tasks: Tasks the run was asked for, in order.
+
+    Raises:
+        UserError: A record or figure is broken, nothing was measured, or `out` cannot be written.
+    """
+    figures = tables.load_published(published)
+    beside = Path(published).parent
+    bench = speeds.load(beside / "bench.json", speeds.Speeds)
+    curves = speeds.load(beside / "curves.json", speeds.Curves)
+    stream = speeds.load(beside / "stream.json", speeds.Stream)
+    gpus = costs.load(beside / "gpus.json")
+    everything = tables.load_records(records_folder)
+    records = tables.select(everything, models, tasks)
+    asked, complete = (models, tasks), tables.complete_tasks(records, tasks)
+    texts = {
+        "claim.md": tables.claim(figures),
+        "table1_published.md": tables.table1_published(figures, complete),
+        "table1_measured.md": tables.table1_measured(records, figures, *asked),
+        "table1_side_by_side.md": tables.table1_side_by_side(records, figures, *asked),
+        "table2.md": tables.table2(records, figures, *asked),
+        "rows.md": tables.rows(records, figures, tasks),
+        "scratch.md": tables.scratch(records, figures, *asked),
+        "run.md": tables.run(records, figures, models) + _left_over(everything, records),
+        "recipes.md": tables.recipes(figures),
+        "reference_points.md": tables.reference_points(figures),
+        "finding_electra.md": tables.finding_electra(figures),
+        "finding_rank.md": tables.finding_rank(figures),
+        "finding_rounding.md": tables.finding_rounding(figures),
+        "finding_gap.md": tables.finding_gap(figures),
+        "finding_noise.md": tables.finding_noise(figures),
+        "spread.md": seeds.spread(records, figures, *asked),
+        "best_of.md": seeds.best_of(records, figures, *asked),
+        "comparisons.md": seeds.comparisons(Path(records_folder).parent, records, figures, *asked),
+        "records.md": seeds.record_list(records, figures, *asked),
+        "speed.md": speeds.speed(bench),
+        "equal.md": speeds.equal(curves),
+        "stream.md": speeds.streamed(stream),
+        "cost.md": tables.cost(figures, gpus, costs.table(gpus, figures)),
+        "sources.md": tables.source_list(figures),
+        "summary.txt": tables.summary(records, figures, *asked),
+    }
+    for name in FRAGMENTS:
+        files.write_text(Path(out) / name, texts[name])
+    plots.write(records, figures, curves, Path(out), models, tasks)
+
+
+def _left_over(everything: pd.DataFrame, shown: pd.DataFrame) -> str:
+    count = len(everything) - len(shown)
+    return f"\n{count} records of models or tasks not asked for are not shown.\n" if count else ""

@@ -1,0 +1,316 @@
+import copy
+import math
+import subprocess
+import sys
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import integrate, stats
+from test_tables import PUBLISHED, table_rows
+
+from helpers import audit, glue, models, plots, tables
+
+RESAMPLES = 20_000
+
+
+@pytest.fixture
+def published():
+    return tables.load_published(PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def gains():
+    return audit.best_of(audit.deviations(tables.load_published(PUBLISHED)), RESAMPLES, seed=0)
+
+
+def changed(published, *path, value):
+    """A copy of the published figures with one of them replaced."""
+    other = copy.deepcopy(published)
+    place = other
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return other
+
+
+def row(published, model, *path, value):
+    return changed(published, "table1", "models", model, *path, value=value)
+
+
+# --- averages, ranks, gaps
+
+
+def test_averages_are_recomputed_and_a_wrong_one_is_seen(published):
+    found = audit.averages(published)
+    assert found["agrees"].all()
+    for model, entry in published["table1"]["models"].items():
+        exact = sum(Decimal(str(f["value"])) for f in entry["scores"].values()) / 8
+        assert found.loc[model, "recomputed"] == pytest.approx(float(exact), abs=1e-9)
+    wrong = audit.averages(row(published, "bert", "average", "value", value=78.38))
+    assert list(wrong.index[~wrong["agrees"]]) == ["bert"]
+
+
+def test_ranks_follow_the_averages_and_ties_share_the_better_rank(published):
+    found = audit.ranks(published)
+    assert set(found.index[~found["agrees"]]) == {"roberta", "bert"}
+    tied = audit.ranks(row(published, "bert", "average", "value", value=78.33))
+    assert tied.loc["bert", "recomputed"] == tied.loc["roberta", "recomputed"] == 4
+
+
+def test_gaps_and_the_announced_range(published):
+    found = audit.gaps(published)
+    assert found["below"].to_dict() == {
+        "electra-deberta": 0.67,
+        "electra": 1.84,
+        "deberta": 3.17,
+        "roberta": 3.87,
+        "bert": 3.83,
+    }
+    assert set(found.index[~found["announced"]]) == {"electra-deberta", "roberta"}
+
+
+# --- the row of another project
+
+
+def test_only_the_electra_row_equals_the_repository(published):
+    found = audit.identity(published)
+    assert found.loc["electra"].all()
+    assert found.drop("electra").sum(axis=1).max() <= 1
+    other = row(published, "electra", "scores", "rte", "value", value=68.51)
+    assert audit.identity(other).loc["electra"].sum() == 7
+    assert "7 of 8 cells" in audit.identity_verdict(other).shown
+
+
+# --- accuracies as counts
+
+
+def printed(rows, rounding):
+    """Every percentage of two decimals that a count of this many rows prints as."""
+    step = Decimal("0.01")
+    return {int((Decimal(100 * k) / rows).quantize(step, rounding) * 100) for k in range(rows + 1)}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 8, 277, 408, 872, 1600, 9815])
+def test_reach_against_every_count(rows):
+    rounded, cut = printed(rows, ROUND_HALF_UP), printed(rows, ROUND_DOWN)
+    for hundredths in range(10_001):
+        value = hundredths / 100
+        found = audit.reach(value, rows)
+        assert found.rounded == (hundredths in rounded), value
+        assert found.cut == (hundredths in cut), value
+        assert found.below_percent <= value + 1e-9
+        assert value < found.above_percent + 1e-9
+        assert audit.impossible(value, rows) != (hundredths in rounded | cut)
+
+
+def test_fewest_runs_is_the_smallest_that_fits():
+    assert audit.fewest_runs(50.0, 2) == 1
+    for value, rows in ((90.40, 872), (69.09, 277), (88.22, 408)):
+        fits = [
+            runs
+            for runs in range(1, 11)
+            if round(value * 100)
+            in printed(rows * runs, ROUND_HALF_UP) | printed(rows * runs, ROUND_DOWN)
+        ]
+        assert audit.fewest_runs(value, rows) == (fits or [0])[0]
+    assert audit.fewest_runs(33.34, 2, most=3) == 0
+
+
+def test_five_accuracies_of_the_small_dev_sets_are_no_single_runs(published):
+    found = audit.reachability(published)
+    assert set(found["task"]) == {"sst2", "mrpc", "qqp", "mnli", "qnli", "rte"}
+    assert "electra" not in set(found["model"])
+    small = found[found["task"].isin(["sst2", "mrpc", "rte"]) & ~found["possible"]]
+    assert sorted(zip(small["model"], small["task"], strict=True)) == [
+        ("deberta", "mrpc"),
+        ("electra-deberta", "mrpc"),
+        ("electra-deberta", "rte"),
+        ("electra-deberta", "sst2"),
+        ("roberta", "mrpc"),
+    ]
+    assert found[found["step"] < 0.01]["possible"].all()
+    assert (found["runs"] == 1).tolist() == found["possible"].tolist()
+
+
+def test_rows_of_the_published_figures_are_glues_own(published):
+    for task, count in published["dev_rows"].items():
+        spec = glue.TASKS[task]
+        assert count["value"] == spec.official_rows[spec.validation]
+
+
+# --- best of n
+
+
+def expected_maximum(n):
+    """E[max] of n standard normals, and its standard deviation, by integrating its density."""
+
+    def density(x):
+        return n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1)
+
+    first, _ = integrate.quad(lambda x: x * density(x), -10, 10)
+    second, _ = integrate.quad(lambda x: x * x * density(x), -10, 10)
+    return first, math.sqrt(second - first**2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 20])
+def test_best_of_n_against_order_statistics(published, gains, n):
+    spread = audit.deviations(published)
+    mean, sd = expected_maximum(n)
+    for task, deviation in spread.items():
+        error = 5 * deviation * sd / math.sqrt(RESAMPLES)
+        assert gains.loc[n, task] == pytest.approx(deviation * mean, abs=error)
+    each = sd * math.hypot(*spread) / len(spread)
+    error = 5 * each / math.sqrt(RESAMPLES)
+    assert gains.loc[n, audit.EACH] == pytest.approx(mean * spread.mean(), abs=error)
+    assert gains.loc[n, audit.SPREAD] == pytest.approx(each, rel=0.05)
+    one = mean * audit.average_deviation(published)
+    assert gains.loc[n, audit.ONE] == pytest.approx(one, abs=error)
+
+
+def test_the_simulation_repeats_and_needs_its_seed(published):
+    spread = audit.deviations(published)
+    first, again, other = (audit.best_of(spread, 1000, seed, most=3) for seed in (1, 1, 2))
+    assert first.equals(again)
+    assert not first.equals(other)
+
+
+def test_each_tasks_best_explains_the_reported_difference(published, gains):
+    assert audit.published_gain(published) == pytest.approx(1.02)
+    assert gains.loc[10, audit.EACH] == pytest.approx(1.02, abs=0.02)
+    assert gains.loc[10, audit.ONE] == pytest.approx(0.50, abs=0.02)
+
+
+def test_the_average_deviation_is_the_published_one(published):
+    stated = published["average_noise_sd"]["value"]
+    assert round(audit.average_deviation(published), 2) == stated
+
+
+# --- the band
+
+
+def test_the_band_against_the_error_function_and_a_simulation(published):
+    found = audit.band(published)
+    assert found.inside
+    assert found.z == pytest.approx((81.53 - 81.38) / 0.57)
+    assert found.above == pytest.approx(0.5 * math.erfc(found.z / math.sqrt(2)))
+    drawn = np.random.default_rng(0).normal(size=(100_000, found.pretrainings + 1))
+    past, new = drawn[:, :-1], drawn[:, -1]
+    higher = (new - past.mean(axis=1)) / past.std(axis=1, ddof=1) > found.z
+    assert found.above_estimated == pytest.approx(higher.mean(), abs=0.008)
+
+
+def test_the_edges_of_the_band(published):
+    assert (found := audit.band(published)).low == pytest.approx(80.81)
+    assert found.high == pytest.approx(81.95)
+    assert not audit.band(row(published, "bert", "average", "value", value=81.96)).inside
+
+
+def test_what_fine_tuning_leaves_of_the_bands_deviation(published, gains):
+    left = audit.pretraining_deviation(published, gains)
+    assert math.hypot(left, gains.loc[10, audit.SPREAD]) == pytest.approx(0.57)
+    narrow = changed(published, "best_of_ten", "sd", "value", value=0.01)
+    assert math.isnan(audit.pretraining_deviation(narrow, gains))
+
+
+# --- neighbours
+
+
+def test_neighbours_and_what_a_best_explains(published, gains):
+    found = audit.neighbours(published, gains).set_index(["upper", "lower"])
+    assert list(found.index) == [
+        ("electra-deberta", "electra"),
+        ("electra", "deberta"),
+        ("deberta", "bert"),
+        ("bert", "roberta"),
+    ]
+    first = found.loc[("electra-deberta", "electra")]
+    each = gains.loc[10, audit.EACH]
+    assert (first["upper_best"], first["lower_best"]) == (True, False)
+    assert first["explained_each"] == pytest.approx(each / 1.17)
+    assert first["as_medians"] == pytest.approx(1.17 - each)
+    second = found.loc[("electra", "deberta")]
+    assert second["as_medians"] == pytest.approx(1.33 + each)
+    last = found.loc[("bert", "roberta")]
+    assert last["explained_one"] == 1.0
+    assert last["as_medians"] == pytest.approx(0.04)
+    assert last["deviations"] == pytest.approx(0.04 / (math.sqrt(2) * 0.32), rel=0.02)
+
+
+# --- the generator
+
+
+def test_published_flop_are_met_and_by_which_head(published):
+    found = audit.generator_flops(published)
+    assert found.loc["electra", "matches"] == audit.AT_MASKED
+    assert found.loc["bert", "matches"] == audit.AT_MASKED
+    assert found.loc["deberta", "matches"] == audit.NO_HEAD
+    assert found.loc["electra-deberta", "matches"] == audit.AT_ALL
+    assert math.isnan(found.loc["electra-deberta-quarter", "published"])
+    # The head: to the embedding's width of 128, then to 30,522 tokens; a product is 2 FLOP a
+    # multiplication, and a step three forwards.
+    for model, hidden in (("bert", 256), ("electra", 64), ("electra-deberta", 256)):
+        head = 3 * 2 * (hidden * 128 + 128 * 30_522) / 1e6
+        rest = found.loc[model, audit.AT_ALL] - found.loc[model, audit.AT_MASKED]
+        assert rest == pytest.approx((1 - models.MASK_FRACTION) * head)
+
+
+# --- verdicts
+
+
+def test_every_section_has_a_verdict_of_one_line(published, gains):
+    found = audit.all_verdicts(published, gains)
+    assert len({verdict.finding for verdict in found}) == len(found) == 9
+    shown = table_rows(audit.verdicts(found))
+    assert shown[0] == ["Finding", "Shown", "Second-hand", "Cannot be known"]
+    assert len(shown) == 1 + len(found)
+    for line in shown[1:]:
+        assert line[1] != "–"
+        assert all(cell for cell in line)
+    text = " ".join(" ".join(line) for line in shown)
+    assert "nan" not in text
+    assert "RoBERTa, BERT" in text
+
+
+def test_what_was_read_at_its_source_is_not_second_hand(published, gains):
+    assert audit.band_verdict(published).second_hand == "The band."
+    read = copy.deepcopy(published)
+    for figure in read["best_of_ten"].values():
+        figure["status"] = "R"
+    assert audit.band_verdict(read).second_hand == "–"
+
+
+def test_the_figures_of_the_audit(published, gains):
+    (axis,) = plots.best_of(gains, [audit.EACH, audit.ONE], 1.02, 10).axes
+    assert [len(line.get_xdata()) for line in axis.lines] == [20, 20, 1]
+    assert "points" in axis.get_ylabel()
+    found = audit.band(published)
+    (axis,) = plots.band(found.mean, found.sd, found.value).axes
+    curve = axis.lines[0]
+    assert integrate.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(1, abs=1e-3)
+
+
+# --- the notebook
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_by_plain_papermill(tmp_path):
+    out = tmp_path / "audit.ipynb"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", "-p", "resamples", "2000"),
+            *("notebooks/06_audit.ipynb", str(out)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = [c for c in nbformat.read(out, as_version=4).cells if c.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    last = cells[-1].outputs[0]["data"]["text/markdown"]
+    assert len(table_rows(last)) == 10
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 2

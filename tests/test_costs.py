@@ -1,0 +1,157 @@
+import json
+import math
+import re
+
+import pytest
+from conftest import ROOT
+from test_tables import PUBLISHED, table_rows
+
+from helpers import config, costs, models, tables
+from helpers.config import UserError
+
+GPUS = ROOT / "results" / "gpus.json"
+
+
+@pytest.fixture(scope="module")
+def published():
+    return tables.load_published(PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def gpus():
+    return costs.load(GPUS)
+
+
+@pytest.fixture(scope="module")
+def estimates(gpus, published):
+    return costs.table(gpus, published)
+
+
+def test_the_gpus_of_the_issue_are_there_with_a_source(gpus):
+    assert list(gpus) == ["t4", "v100", "rtx3090", "a100", "rtx4090", "h100", "h200"]
+    assert all(gpu.source.startswith("NVIDIA") for gpu in gpus.values())
+    # The data sheets of these two give the rate with sparsity, twice the dense one.
+    for key in ("h100", "h200"):
+        assert 2 * gpus[key].peak_tflops == 1979
+
+
+def test_an_outline_has_the_papers_parameters_and_no_memory(published):
+    study = config.load_profile("paper")
+    for name, entry in published["table1"]["models"].items():
+        task = costs.outline(name, study)
+        assert {parameter.device.type for parameter in task.parameters()} == {"meta"}
+        stated = entry["parameters_millions"]["value"]
+        if stated is not None:
+            count = models.count(models.encoder(task.model))
+            assert count / 1e6 == pytest.approx(stated, abs=0.01)
+
+
+def test_rates_hours_and_energy_follow_from_flop(estimates, gpus):
+    assert len(estimates[~estimates["measured"]]) == 6 * len(gpus)
+    for row in estimates.to_dict("records"):
+        gpu = gpus[row["gpu"]]
+        per_token = costs.flops(row["model"], config.load_profile("paper"))
+        used = row["tokens_per_second"] * per_token / 1e12
+        assert used == pytest.approx(row["utilisation"] * gpu.peak_tflops)
+        read = row["hours"] * 3600 * row["tokens_per_second"]
+        assert read == pytest.approx(1_000_000 * 128 * 128)
+        assert row["kwh"] == pytest.approx(row["hours"] * gpu.watts / 1000)
+
+
+def test_flop_are_the_published_ones(published):
+    study = config.load_profile("paper")
+    counts = {entry["model"]: entry["mflop"] for entry in published["flop_per_token"]}
+    for name in ("electra", "bert"):
+        assert round(costs.flops(name, study) / 1e6) == counts[name]
+
+
+def test_measured_rows_stand_beside_and_justify_the_assumption(estimates, published):
+    rows = estimates[estimates["measured"]]
+    assert rows["tokens_per_second"].tolist() == [47_000, 91_000, 95_000]
+    assert set(rows["model"]) == {"electra"}
+    stated = next(e["method"] for e in published["throughput"] if e["gpu"] == "rtx3090")
+    percent = float(re.search(r"([\d.]+) % of peak", stated)[1])
+    used = rows.set_index("gpu")["utilisation"]
+    assert round(100 * used["rtx3090"], 1) == percent
+    middle = math.sqrt(used.min() * used.max())
+    assert middle == pytest.approx(costs.UTILISATION, abs=0.001)
+    before = estimates.loc[rows.index[0] - 1]
+    assert (before["gpu"], before["measured"]) == ("v100", False)
+
+
+def test_no_price_is_assumed_and_a_given_one_is_used(gpus, published, estimates):
+    assert estimates["rent"].isna().all()
+    assert estimates["electricity"].isna().all()
+    priced = costs.table(
+        gpus,
+        published,
+        names=["electra"],
+        utilisation=0.1,
+        price_per_hour={"a100": 2.0},
+        price_per_kwh=0.5,
+    ).set_index("gpu")
+    row = priced.loc["a100"]
+    assert row["rent"] == pytest.approx(2 * row["hours"])
+    assert row["electricity"] == pytest.approx(row["hours"] * 0.4 * 0.5)
+    assert math.isnan(priced.loc["t4", "rent"])
+    base = estimates[(estimates["model"] == "electra") & (estimates["gpu"] == "a100")].iloc[0]
+    assert row["hours"] == pytest.approx(base["hours"] / 2)
+
+
+def test_another_profile_is_priced_with_its_own_tokens(gpus, published):
+    small = costs.table(gpus, published, names=["bert"], profile="tiny")
+    tiny = config.load_profile("tiny")
+    count = tiny.pretrain_steps * tiny.pretrain_batch_size * tiny.max_length
+    assert costs.tokens(tiny) == count
+    assert (small["hours"] * 3600 * small["tokens_per_second"]).to_numpy() == pytest.approx(count)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"utilisation": 0.0}, "utilisation = 0.0.*greater than 0"),
+        ({"utilisation": 5.0}, "utilisation = 5.0.*less than or equal to 1"),
+        ({"utilisation": "5 %"}, "utilisation = '5 %'"),
+        ({"price_per_hour": {"a10": 1.0}}, r"price_per_hour\['a10'\] = 1.0: no such GPU.*a100"),
+        ({"price_per_hour": {"a100": -1.0}}, r"price_per_hour\['a100'\] = -1.0: must be 0 or more"),
+        ({"price_per_kwh": math.nan}, "price_per_kwh = nan"),
+        ({"names": ["bart"]}, "model = 'bart'"),
+        ({"profile": "papers"}, "did you mean paper"),
+    ],
+)
+def test_a_wrong_assumption_is_one_line(gpus, published, given, says):
+    with pytest.raises(UserError, match=says) as caught:
+        costs.table(gpus, published, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_file_of_gpus_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        costs.load(tmp_path / "gpus.json")
+    content = json.loads(GPUS.read_text(encoding="utf-8"))
+    content["gpus"]["t4"]["watts"] = -70
+    path = tmp_path / "gpus.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"gpus\.json: gpus\.t4\.watts = -70"):
+        costs.load(path)
+
+
+def test_the_fragment_shows_every_estimate_and_gpu(published, gpus, estimates):
+    text = tables.cost(published, gpus, estimates)
+    rows = table_rows(text)
+    assert len(rows) == 1 + len(estimates)
+    assert {row[1] for row in rows[1:]} == {gpu.name for gpu in gpus.values()}
+    assert all(row[-2:] == ["–", "–"] for row in rows[1:])
+    others = [row for row in rows if row[2] == "measured by others"]
+    assert [row[4] for row in others] == ["47,000", "91,000", "95,000"]
+    number = list(published["sources"]).index("peers") + 1
+    assert text.count(f"<sup>D{number}</sup>") == 3
+    assert [row[0] for row in table_rows(text, 1)[1:]] == [gpu.name for gpu in gpus.values()]
+
+
+def test_a_model_of_ones_own_is_priced(published, gpus, monkeypatch):
+    spec = models.Spec("bert", "rtd", generator_fraction=0.5)
+    monkeypatch.setitem(models.REGISTRY, "electra-half", spec)
+    found = costs.table(gpus, published)
+    hours = found[~found["measured"]].groupby("model")["hours"].sum()
+    assert hours["electra"] < hours["electra-half"] < hours["electra-deberta"]

@@ -51,6 +51,29 @@ def summary(values: Iterable[float]) -> Summary:
     return Summary(len(numbers), fmean(numbers), median(numbers), sd, sd / math.sqrt(len(numbers)))
 
 
+def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False) -> bool:
+    """Whether no count of right answers prints as this percentage.
+
+    The idea is the GRIM test of Brown and Heathers (2017), applied to accuracies.
+
+    Args:
+        value: A percentage with `decimals` decimals.
+        rows: Rows of the dev set.
+        decimals: Decimals it was printed with.
+        halves: Whether half counts are possible: the median of an even number of runs.
+
+    Returns:
+        True where neither rounding nor cutting k / rows x 100 to that many decimals gives `value`.
+    """
+    scale, parts = 10**decimals, rows * (1 + halves)
+    units, near = round(value * scale), round(value * parts / 100)
+    for right in range(max(near - 1, 0), min(near + 1, parts) + 1):
+        exact = right * 100 * scale / parts
+        if units in (math.floor(exact), math.floor(exact + 0.5)):
+            return False
+    return True
+
+
 def cell(records: pd.DataFrame, model: str, task: str) -> Summary:
     """Summarise one model on one task over its seeds.
 

@@ -923,25 +923,6 @@ def finding_rank(published: dict[str, Any]) -> str:
     return markdown(header, lines) + "\n" + source_list(published, used)
 
 
-def impossible(value: float, rows: int) -> bool:
-    """Whether no count of right answers prints as this percentage.
-
-    Args:
-        value: A percentage with two decimals.
-        rows: Rows of the dev set.
-
-    Returns:
-        True where neither rounding nor cutting k / rows x 100 to two decimals gives `value`.
-    """
-    hundredths = round(value * 100)
-    near = round(value * rows / 100)
-    for right in range(max(near - 1, 0), min(near + 1, rows) + 1):
-        exact = right * 10_000 / rows
-        if hundredths in (math.floor(exact), math.floor(exact + 0.5)):
-            return False
-    return True
-
-
 def finding_rounding(published: dict[str, Any]) -> str:
     """Which accuracies no single run can have."""
     lines, used = [], set()
@@ -950,7 +931,7 @@ def finding_rounding(published: dict[str, Any]) -> str:
             continue
         for task, count in published["dev_rows"].items():
             figure = entry["scores"][task]
-            if not impossible(figure["value"], count["value"]):
+            if not statistics.impossible(figure["value"], count["value"]):
                 continue
             used |= {figure["source"], count["source"]}
             right = math.floor(figure["value"] * count["value"] / 100)

@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import files, glue, plots, tables
+from helpers import files, glue, plots, statistics, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -194,7 +194,7 @@ def test_findings_are_computed(published):
     [(50.0, 2, False), (33.33, 3, False), (66.66, 3, False), (66.67, 3, False), (66.7, 3, True)],
 )
 def test_impossible_accuracies(value, rows, expected):
-    assert tables.impossible(value, rows) is expected
+    assert statistics.impossible(value, rows) is expected
 
 
 def test_reference_points_show_every_published_figure(published):

@@ -16,11 +16,10 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from helpers import files, glue, records, statistics, submission
 from helpers.config import UserError, did_you_mean
+from helpers.predictions import Labels, read_predictions
 from helpers.submission import FILE, Submission
 
 Level = Literal["claimed", "recomputed", "reproduced"]
@@ -32,41 +31,6 @@ LEVELS: dict[Level, str] = {
 
 FILE_LIMIT = 4 * 2**20
 """Bytes of one file. The largest real one, QQP's 40,430 rows, takes far less than half a MiB."""
-
-UNPACKED_LIMIT = 16 * 2**20
-"""Bytes of one file's columns before compression; QQP's rows take about 1.5 MiB."""
-
-OWN_NUMBERS = ("mrpc",)
-"""GLUE numbers dev rows from 0 without gaps, save in these tasks, which keep older numbers."""
-
-STSB_RANGE = (-5.0, 10.0)
-"""What a regression on 0 to 5 may return: one width of the scale beyond it on both sides."""
-
-
-@dataclass(frozen=True)
-class Dev:
-    """The dev set a task is scored on.
-
-    Attributes:
-        idx: int64 [n], GLUE's row numbers, ascending.
-        label: int64 [n], or float64 [n] for STS-B.
-    """
-
-    idx: np.ndarray
-    label: np.ndarray
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Dev labels at hand.
-
-    Attributes:
-        dev: Task to its dev set.
-        absent: Task to why it has none; empty where no folder was given.
-    """
-
-    dev: dict[str, Dev] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,43 +64,6 @@ class Entry:
         return fmean(self.medians.values()) if self.level != "claimed" else self.stated.average
 
 
-# --- labels ------------------------------------------------------------------------------------
-
-
-def read_labels(folder: Path | None) -> Labels:
-    """The dev labels of a folder in the schema of ``nyu-mll/glue``.
-
-    A split that is not GLUE's own by its row count, or is of the embedded world, is not used.
-
-    Args:
-        folder: Holds ``glue/<task>/<split>.parquet``; a run's ``data`` folder is one. None: no
-            labels.
-
-    Raises:
-        UserError: There is no such folder, or a file in it is damaged.
-    """
-    if folder is None:
-        return Labels()
-    if not (folder / "glue").is_dir():
-        raise UserError(f"data = {folder}: has no folder glue/")
-    found = Labels()
-    for name, task in glue.TASKS.items():
-        manifest = folder / "glue" / name / "manifest.json"
-        if manifest.exists() and files.read_json(manifest).get("source") == "embedded":
-            found.absent[name] = "embedded world"
-            continue
-        table = glue.read_folder(folder, name, task.validation)
-        official = task.official_rows[task.validation]
-        if table is None:
-            found.absent[name] = "no labels"
-        elif len(table) != official or table["idx"].nunique() != official:
-            found.absent[name] = f"{table['idx'].nunique():,} rows, GLUE's dev set has {official:,}"
-        else:
-            table = table.sort_values("idx")
-            found.dev[name] = Dev(table["idx"].to_numpy(), table["label"].to_numpy())
-    return found
-
-
 # --- files -------------------------------------------------------------------------------------
 
 
@@ -153,8 +80,8 @@ def _files(folder: Path) -> dict[tuple[str, int], Path]:
             continue
         if path.name not in glue.TASKS or not _mode(path, stat.S_ISDIR):
             raise UserError(
-                f"{folder}: {path.name!r}: not part of an entry, which holds {FILE} and "
-                f"<task>/seed-<n>.parquet and .json, no links; {did_you_mean(path.name, glue.TASKS)}"
+                f"{folder}: {path.name!r}: not part of an entry: it holds {FILE} and, by task, "
+                f"folders without links; {did_you_mean(path.name, glue.TASKS)}"
             )
         for inner in sorted(path.iterdir()):
             named = re.fullmatch(r"seed-(0|[1-9][0-9]{0,9})\.(parquet|json)", inner.name)
@@ -195,98 +122,6 @@ def _expect(where: Path, stated: Submission, found: Iterable[tuple[str, int]]) -
         raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: missing, of protocol.seeds")
 
 
-def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarray:
-    """The predictions of one run on the split its score is computed on.
-
-    Args:
-        path: ``seed-<n>.parquet`` with columns split (text), idx (int64) and prediction (int64,
-            float64 for STS-B), one row per dev row in the order of idx. MNLI's mismatched rows
-            may follow.
-        name: The task.
-        dev: Its dev set; without it row numbers are checked as far as they are known.
-
-    Returns:
-        int64 [n], or float64 [n] for STS-B.
-
-    Raises:
-        UserError: One line that names file, row, field, value and rule.
-    """
-    task = glue.get(name)
-    table = _open(path, task)
-    splits = task.splits[1:]
-    given = np.array(table["split"].to_pylist())
-    other = sorted(set(given) - set(splits))
-    if other:
-        raise UserError(f"{path}: split = {other[0][:40]!r}: must be {' or '.join(splits)}")
-    idx, values = (table[column].to_numpy() for column in ("idx", "prediction"))
-    _check_values(path, task, values)
-    for split in splits:
-        rows, official = int((given == split).sum()), task.official_rows[split]
-        if rows != official and (rows or split == task.validation):
-            raise UserError(f"{path}: {split} has {rows} rows: GLUE's has {official}")
-    for split in set(given):
-        _check_idx(path, name, split, idx[given == split], dev)
-    return values[given == task.validation]
-
-
-def _open(path: Path, task: glue.Task) -> pa.Table:
-    """A file's table, read only when its schema and sizes are those of predictions."""
-    kinds = {
-        "split": (pa.string(), pa.large_string()),
-        "idx": (pa.int64(),),
-        "prediction": (pa.int64() if task.labels else pa.float64(),),
-    }
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, about = file.schema_arrow, file.metadata
-            if sorted(schema.names) != sorted(kinds):
-                names = ", ".join(schema.names)[:200]
-                raise UserError(f"{path}: columns = {names!r}: must be {', '.join(kinds)}")
-            for column, allowed in kinds.items():
-                if (kind := schema.field(column).type) not in allowed:
-                    raise UserError(f"{path}: {column} is {kind}: must be {allowed[0]}")
-            most = sum(task.official_rows[split] for split in task.splits[1:])
-            if about.num_rows > most:
-                raise UserError(f"{path}: {about.num_rows} rows: GLUE's dev set has {most}")
-            size = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
-            if size > UNPACKED_LIMIT:
-                raise UserError(f"{path}: unpacked size = {size} bytes: at most {UNPACKED_LIMIT}")
-            table = file.read()
-            table.validate(full=True)
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable as Parquet ({line})") from None
-    for column in kinds:
-        if table[column].null_count:
-            raise UserError(f"{path}: {column} = null: every row needs a value")
-    return table
-
-
-def _check_values(path: Path, task: glue.Task, values: np.ndarray) -> None:
-    low, high = (0, len(task.labels) - 1) if task.labels else STSB_RANGE
-    bad = np.flatnonzero(~((values >= low) & (values <= high)))  # NaN compares false
-    if len(bad):
-        raise UserError(
-            f"{path}: row {bad[0]}: prediction = {values[bad[0]]}: must be {low:g} to {high:g}"
-        )
-
-
-def _check_idx(path: Path, name: str, split: str, idx: np.ndarray, dev: Dev | None) -> None:
-    """Row numbers must be GLUE's, each once, ascending."""
-    known = dev.idx if dev and split == glue.get(name).validation else None
-    if known is None and name not in OWN_NUMBERS:
-        known = np.arange(len(idx))
-    if known is not None:
-        bad, rule = np.flatnonzero(idx != known), "row numbers are GLUE's, all, in ascending order"
-    else:
-        bad = np.flatnonzero(np.diff(idx, prepend=-1) <= 0)
-        rule = "row numbers are GLUE's, each once, in ascending order"
-    if len(bad):
-        raise UserError(f"{path}: {split}, row {bad[0]}: idx = {idx[bad[0]]}: {rule}")
-
-
 def _read_records(
     found: Mapping[tuple[str, int], Path], stated: Submission, where: Path
 ) -> dict[tuple[str, int], dict[str, Any]]:
@@ -303,13 +138,7 @@ def _read_records(
         for name, value in (("task", task), ("seed", seed)):
             if record[name] != value:
                 raise UserError(f"{beside}: {name} = {record[name]!r}: its place says {value!r}")
-        if record["source"] == "embedded":
-            raise UserError(f"{beside}: source = 'embedded': the embedded world is not GLUE")
-        if not record["complete"]:
-            raise UserError(
-                f"{beside}: complete = false: {', '.join(record['reduced']) or 'a split'} reduced; "
-                "the leaderboard takes scores on GLUE's own splits, whole"
-            )
+        check_source(record, beside)
         if record["predictions"] != files.sha256(path):
             raise UserError(
                 f"{beside}: predictions = {record['predictions'][:12]}…: not the SHA-256 of "
@@ -318,6 +147,21 @@ def _read_records(
         kept[task, seed] = record
     _check_same(kept, stated, where)
     return kept
+
+
+def check_source(record: Mapping[str, Any], where: Path) -> None:
+    """A score counts on GLUE's own splits only.
+
+    Raises:
+        UserError: The record is of the embedded world or of a reduced task.
+    """
+    if record["source"] == "embedded":
+        raise UserError(f"{where}: source = 'embedded': the embedded world is not GLUE")
+    if not record["complete"]:
+        raise UserError(
+            f"{where}: complete = false: {', '.join(record['reduced']) or 'a split'} reduced; "
+            "the leaderboard takes scores on GLUE's own splits, whole"
+        )
 
 
 def _check_same(
@@ -356,13 +200,14 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
             raise UserError(f"{folder.parent}: {folder.name!r}: an entry is a folder, not a link")
         stated = submission.read(folder)
         where = folder / FILE
-        remarks = _check_stated(where, stated, figures)
         found = _files(folder)
+        if found:
+            _expect(where, stated, found)
+        kept = _read_records(found, stated, where)
+        remarks = _check_stated(where, stated, figures)
         if not found:
             undone = ("scores not recomputed: no predictions",)
             return Entry(folder.name, "", stated, remarks=remarks, undone=undone)
-        _expect(where, stated, found)
-        kept = _read_records(found, stated, where)
         arrays = {
             key: read_predictions(path, key[0], labels.dev.get(key[0]))
             for key, path in sorted(found.items())
@@ -484,8 +329,11 @@ def _grade(
     if not labels.dev and not labels.absent:
         return "claimed", ("scores not recomputed: no dev labels at hand (DATA=folder)",)
     if labels.absent:
-        why = "; ".join(f"{task}: {reason}" for task, reason in labels.absent.items())
-        return "claimed", (f"scores not recomputed on {len(labels.absent)} tasks ({why})",)
+        reasons: dict[str, list[str]] = {}
+        for task, reason in labels.absent.items():
+            reasons.setdefault(reason, []).append(task)
+        why = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
+        return "claimed", (f"scores not recomputed on {why}",)
     if kept < found:
         return "recomputed", (f"not reproduced: {found - kept} of {found} records missing",)
     return "reproduced", ()
@@ -511,14 +359,14 @@ def check(folder: Path, figures: Mapping[str, Any], labels: Labels) -> list[Entr
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found: list[Entry] = []
-    first: dict[str, str] = {}
+    first: dict[tuple[str, str], str] = {}
     for path in sorted(folder.iterdir()):
         entry = check_entry(path, figures, labels)
-        if entry.stated:
-            title = " ".join(entry.stated.title.casefold().split())
-            other = first.setdefault(title, entry.name)
+        for name in ("name", "title") if entry.stated else ():
+            value = getattr(entry.stated, name)
+            other = first.setdefault((name, " ".join(value.casefold().split())), entry.name)
             if other != entry.name:
-                where = f"{path / FILE}: title = {entry.stated.title!r}"
-                entry = replace(entry, error=f"{where}: is {other}'s; each entry has its own")
+                line = f"{path / FILE}: {name} = {value!r}: is {other}'s; each entry has its own"
+                entry = replace(entry, error=line)
         found.append(entry)
     return found

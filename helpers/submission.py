@@ -247,17 +247,18 @@ def read(folder: Path) -> Submission:
     return entry
 
 
-def write(folder: Path, values: dict[str, Any]) -> Submission:
+def write(folder: Path, values: dict[str, Any], where: str = FILE) -> Submission:
     """Checks and writes ``submission.yaml``, atomically.
 
     Args:
         folder: ``leaderboard/<name>``.
         values: Fields of :class:`Submission`.
+        where: What an error line begins with.
 
     Raises:
         UserError: A field is missing or wrong, or the file cannot be written.
     """
-    entry = validate(Submission, values, FILE)
+    entry = validate(Submission, values, where)
     stated = entry.model_dump(exclude_unset=True)
     text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True, width=100)
     files.write_text(folder / FILE, text)

@@ -148,6 +148,7 @@ rule analyse:
     input:
         records=RECORDS,
         figures=[f"{UP}/results/{name}.json" for name in ("published", "bench", "curves")],
+        leaderboard=[f"{UP}/{p.relative_to(ROOT)}" for p in sorted((ROOT / "leaderboard").rglob("*")) if p.is_file()],
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",

@@ -273,7 +273,8 @@ def published_facts(row: Mapping[str, Any]) -> dict[str, Any]:
 def _impossible(stated: Submission) -> list[str]:
     """Accuracies that no count of right answers gives."""
     n = stated.protocol.n
-    halves = stated.protocol.selection == "median" and (n is None or n % 2 == 0)
+    known = n is not None and not stated.published  # a published row's n is a least one
+    halves = stated.protocol.selection == "median" and not (known and n % 2)
     odd = []
     for name, task in glue.TASKS.items():
         value, rows = stated.scores[name], task.official_rows[task.validation]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from helpers import glue, statistics
@@ -31,7 +32,7 @@ def page(entries: Sequence[Entry], figures: Mapping[str, Any], labels: Labels) -
     refused = [entry for entry in entries if entry.error]
     close = {
         first.name: gap(first, second, figures, labels)
-        for first, second in zip(held, held[1:], strict=False)
+        for first, second in pairwise(held)
         if first.level == second.level
     }
     parts = [
@@ -117,18 +118,19 @@ def _resampled(first: Entry, second: Entry, labels: Labels) -> Gap:
     found = statistics.paired_bootstrap(
         first.predictions, second.predictions, truth, resamples=RESAMPLES, seed=0
     )
+    difference = first.average - second.average
     if found.low > 0 or found.high < 0:
-        return Gap(found.difference, "")
-    return Gap(
-        found.difference,
-        f"95 % interval {found.low:.2f} to {found.high:.2f}, paired bootstrap of "
-        f"{RESAMPLES:,} resamples",
+        return Gap(difference, "")
+    why = (
+        f"a paired bootstrap of {RESAMPLES:,} resamples gives {found.difference:+.2f}, 95 % "
+        f"interval {found.low:+.2f} to {found.high:+.2f}"
     )
+    return Gap(difference, why)
 
 
 def _apart(entries: Sequence[Entry], close: Mapping[str, Gap]) -> list[str]:
     lines = []
-    for first, second in zip(entries, entries[1:], strict=False):
+    for first, second in pairwise(entries):
         found = close.get(first.name)
         if found and found.why:
             names = f"{escape(first.stated.title)} and {escape(second.stated.title)}"
@@ -190,7 +192,8 @@ def _ahead(found: Gap | None) -> str:
 def _made(entry: Entry) -> str:
     """What the figures shown are: medians wherever they could be recomputed."""
     protocol = entry.stated.protocol
-    many = f" of {protocol.n}" if protocol.n else ""
+    least = "at least " if entry.stated.published else ""
+    many = f" of {least}{protocol.n}" if protocol.n else ""
     if entry.level == "claimed":
         return protocol.selection + many
     return f"median{many}" + (" (best claimed)" if protocol.selection == "best" else "")

@@ -83,7 +83,10 @@ class Protocol(_Strict):
     seeds: list[Seed] | None = Field(
         min_length=1, max_length=100, description="the fine-tuning seeds, the same for all tasks"
     )
-    n: int | None = Field(ge=1, description="fine-tunings behind each score")
+    n: int | None = Field(
+        ge=1,
+        description="fine-tunings behind each score; at least so many in a row copied from others",
+    )
     rule: int = Field(ge=1, le=RULE, description="version of the benchmark's rules")
 
 

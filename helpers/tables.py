@@ -38,6 +38,7 @@ FRAGMENTS = (
     "finding_noise.md",
     "speed.md",
     "equal.md",
+    "leaderboard.md",
     "sources.md",
     "summary.txt",
 )
@@ -994,8 +995,10 @@ def write(
     """Write every fragment and figure the book includes.
 
     Args:
-        records_folder: ``runs/<profile>/records``.
-        published: ``results/published.json``; ``bench.json`` and ``curves.json`` stand beside it.
+        records_folder: ``runs/<profile>/records``; the leaderboard's entries are checked with the
+            dev labels in ``runs/<profile>/data``, where they are GLUE's.
+        published: ``results/published.json``; ``bench.json`` and ``curves.json`` stand beside it,
+            ``leaderboard/`` beside its folder.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -1003,7 +1006,7 @@ def write(
     Raises:
         UserError: A record or figure is broken, nothing was measured, or `out` cannot be written.
     """
-    from helpers import plots
+    from helpers import leaderboard, leaderboard_page, plots, predictions
 
     figures = load_published(published)
     beside = Path(published).parent
@@ -1012,6 +1015,9 @@ def write(
     everything = load_records(records_folder)
     records = select(everything, models, tasks)
     asked = (models, tasks)
+    data = Path(records_folder).parent / "data"
+    labels = predictions.read_labels(data if (data / "glue").is_dir() else None)
+    entries = leaderboard.check(beside.parent / "leaderboard", figures, labels)
     texts = {
         "claim.md": claim(figures),
         "table1_published.md": table1_published(figures, complete_tasks(records, tasks)),
@@ -1030,6 +1036,7 @@ def write(
         "finding_noise.md": finding_noise(figures),
         "speed.md": speeds.speed(bench),
         "equal.md": speeds.equal(curves),
+        "leaderboard.md": leaderboard_page.page(entries, figures, labels),
         "sources.md": source_list(figures),
         "summary.txt": summary(records, figures, *asked),
     }

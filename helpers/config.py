@@ -253,7 +253,9 @@ def _explain(cls: type[BaseModel], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{name} is missing" + (f" ({about})" if about else "")
     if fault["type"] == "extra_forbidden":
-        return f"{name} is not a parameter: {did_you_mean(name, owner.model_fields)}"
+        return (
+            f"{name} is not a parameter: {did_you_mean(str(fault['loc'][-1]), owner.model_fields)}"
+        )
     if not name:
         return message
     hint = ""

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.numpy import save_file
@@ -131,7 +133,7 @@ def make_entry(folder, labels, with_records=True, selection="median", quality=0.
 def whole_record(model, task, seed, path, score, **changes):
     rows = glue.TASKS[task].official_rows
     facts = {"complete": True, "reduced": [], "rows": rows, "predictions": files.sha256(path)}
-    return make_record(model, task, seed, "hub", score=score, **(facts | changes))
+    return make_record(model, task, seed, "hub", **({"score": score} | facts)) | changes
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_the_published_rows_are_entries_with_every_figure_as_published():
         assert found[key].level == "claimed"
     tokens = {k: e.stated.tokens for k, e in found.items() if e.stated.tokens}
     owt = next(p for p in FIGURES["quality_per_compute"] if p["method"] == "ELECTRA-Small-OWT")
-    assert tokens == {"electra": owt["tokens_billions"] * 1e9}
+    assert tokens == {"electra": round(owt["tokens_billions"] * 1e9)}
 
 
 def checked_repository():
@@ -198,7 +200,11 @@ def test_impossible_published_accuracies_are_remarks():
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"average": 78.38}, r"average = 78.38: results/published.json has 78.37"),
+        ({"average": 78.375}, r"average = 78.375: must have at most 2 decimals"),
+        (
+            {"protocol": {"selection": "median", "seeds": None, "n": None, "rule": 1}},
+            r"protocol\.selection = 'median': results/published\.json has 'best'",
+        ),
         ({"title": "Better"}, r"title = 'Better': results/published.json has 'BERT'"),
         ({"published": {"source": "leaderboard", "row": "bart"}}, r"row = 'bart': did you mean"),
     ],
@@ -227,7 +233,7 @@ def text(old, new):
 BAD_STATEMENTS = {
     "unknown task": (
         nested("scores", wnli=50.0),
-        r"scores\.wnli = 50\.0: did you mean qnli\?|mnli",
+        r"scores\.wnli = 50\.0: did you mean",
     ),
     "task missing": (
         lambda v: v | {"scores": {t: s for t, s in v["scores"].items() if t != "rte"}},
@@ -262,7 +268,7 @@ BAD_STATEMENTS = {
     "total": (nested("parameters", total=5), r"parameters\.total = 5: encoder and embeddings make"),
     "fact left open": (lambda v: v | {"licence": None}, r"licence = null: only a published row"),
     "unknown field": (lambda v: v | {"autors": []}, r"autors is not a parameter: .* authors\?"),
-    "inner field": (nested("protocol", sede=1), r"protocol\.sede is not a parameter: .* seeds\?"),
+    "inner field": (nested("protocol", seed=1), r"protocol\.seed is not a parameter: .* seeds\?"),
     "HTML": (lambda v: v | {"title": "<b>x</b>"}, r"title = '<b>x</b>': must be plain text"),
     "HTML in authors": (lambda v: v | {"authors": ["<script>"]}, r"authors\.0 = '<script>': must"),
     "line break": (lambda v: v | {"corpus": "a\nb"}, r"corpus = 'a\\nb': must be plain text"),
@@ -366,6 +372,16 @@ def record(task="rte", seed=0, **changes):
     return apply
 
 
+def not_a_number(folder):
+    """A NaN that is one: pandas would write a null."""
+    path = folder / "stsb" / "seed-0.parquet"
+    table = pq.read_table(path)
+    values = table["prediction"].to_numpy().copy()
+    values[3] = np.nan
+    pq.write_table(table.set_column(2, "prediction", pa.array(values, from_pandas=False)), path)
+    path.with_suffix(".json").unlink()
+
+
 def put(name, content=b""):
     def apply(folder):
         path = folder / name
@@ -400,7 +416,8 @@ BAD_FILES = {
         r"mrpc/seed-0\.parquet: validation, row 7: idx = 0: .* each once, in ascending order",
     ),
     "unknown class": (edit(assign(3, "prediction", 2)), r"row 3: prediction = 2: must be 0 to 1"),
-    "NaN": (edit(assign(3, "prediction", np.nan), "stsb"), r"row 3: prediction = nan|null"),
+    "NaN": (edit(assign(3, "prediction", np.nan), "stsb"), r"prediction = null: every row needs"),
+    "not a number": (not_a_number, r"stsb/seed-0\.parquet: row 3: prediction = nan: must be -5"),
     "infinite": (
         edit(assign(3, "prediction", np.inf), "stsb"),
         r"row 3: prediction = inf: must be",
@@ -427,8 +444,7 @@ BAD_FILES = {
     "link": (link("rte/seed-0.parquet", "/etc/passwd"), r"'seed-0\.parquet': .* no links"),
     "record alone": (put("rte/seed-9.json", b"{}"), r"rte/seed-9\.json: has no predictions"),
     "hash": (record(predictions="0" * 64), r"rte/seed-0\.json: predictions = 0{12}…: not the SHA"),
-    "record of another task": (record(task="rte", **{"note": 1}), r"rte/seed-0\.json: note = 1"),
-    "record's seed": (record(seed=0, **{"profile": 3}), r"rte/seed-0\.json: profile = 3"),
+    "record's field": (record(profile=3), r"rte/seed-0\.json: profile = 3: input should be"),
     "embedded": (record(source="embedded"), r"source = 'embedded': the embedded world is not GLUE"),
     "reduced": (
         record(complete=False, reduced=["train"]),

@@ -33,6 +33,10 @@ FILE_LIMIT = 4 * 2**20
 """Bytes of one file. The largest real one, QQP's 40,430 rows, takes far less than half a MiB."""
 
 
+LINE_LIMIT = 1000
+"""Characters of an error line."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """What the check found of one entry.
@@ -196,8 +200,11 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
         The entry; `error` is set where it does not hold.
     """
     try:
-        if not _mode(folder, stat.S_ISDIR):
-            raise UserError(f"{folder.parent}: {folder.name!r}: an entry is a folder, not a link")
+        if not _mode(folder, stat.S_ISDIR) or not re.fullmatch(r"[A-Za-z0-9._-]+", folder.name):
+            raise UserError(
+                f"{folder.parent}: {folder.name!r}: an entry is a folder, no link, named with "
+                "letters, digits, '.', '_' and '-'"
+            )
         stated = submission.read(folder)
         where = folder / FILE
         found = _files(folder)
@@ -215,8 +222,8 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
         scores = _recompute(arrays, kept, labels, where)
         _check_scores(where, stated, scores)
     except (UserError, OSError) as error:
-        line = error if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
-        return Entry(folder.name, str(line))
+        text = str(error) if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
+        return Entry(folder.name, _line(text))
     seeds = stated.protocol.seeds
     level, undone = _grade(scores, len(kept), len(found), labels)
     return Entry(
@@ -229,6 +236,12 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
         {task: np.stack([arrays[task, seed] for seed in seeds]) for task in glue.TASKS},
         {task: median(values) for task, values in scores.items()},
     )
+
+
+def _line(text: str) -> str:
+    """Text that may quote a stranger's file, as one printable line of bounded length."""
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    return line if len(line) <= LINE_LIMIT else f"{line[:LINE_LIMIT]}…"
 
 
 def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from helpers import files, glue
@@ -101,19 +102,18 @@ def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarra
     task = glue.get(name)
     table = _open(path, task)
     splits = task.splits[1:]
-    given = np.array(table["split"].to_pylist())
-    other = sorted(set(given) - set(splits))
+    other = sorted(set(table["split"].unique().to_pylist()) - set(splits))
     if other:
         raise UserError(f"{path}: split = {other[0][:40]!r}: must be {' or '.join(splits)}")
     idx, values = (table[column].to_numpy() for column in ("idx", "prediction"))
     _check_values(path, task, values)
-    for split in splits:
-        rows, official = int((given == split).sum()), task.official_rows[split]
+    places = {split: pc.equal(table["split"], split).to_numpy() for split in splits}
+    for split, place in places.items():
+        rows, official = int(place.sum()), task.official_rows[split]
         if rows != official and (rows or split == task.validation):
             raise UserError(f"{path}: {split} has {rows} rows: GLUE's has {official}")
-    for split in set(given):
-        _check_idx(path, name, split, idx[given == split], dev)
-    return values[given == task.validation]
+        _check_idx(path, name, split, idx[place], dev)
+    return values[places[task.validation]]
 
 
 def _open(path: Path, task: glue.Task) -> pa.Table:
@@ -131,7 +131,7 @@ def _open(path: Path, task: glue.Task) -> pa.Table:
                 raise UserError(f"{path}: columns = {names!r}: must be {', '.join(kinds)}")
             for column, allowed in kinds.items():
                 if (kind := schema.field(column).type) not in allowed:
-                    raise UserError(f"{path}: {column} is {kind}: must be {allowed[0]}")
+                    raise UserError(f"{path}: {column} is {str(kind)[:80]}: must be {allowed[0]}")
             most = sum(task.official_rows[split] for split in task.splits[1:])
             if about.num_rows > most:
                 raise UserError(f"{path}: {about.num_rows} rows: GLUE's dev set has {most}")

@@ -242,8 +242,8 @@ def read(folder: Path) -> Submission:
         UserError: One line that names file, field, value and rule.
     """
     path = folder / FILE
-    if path.is_symlink():
-        raise UserError(f"{path}: is a link; an entry holds plain files")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: is no plain file")
     entry = validate(Submission, read_yaml(path), str(path))
     if entry.name != folder.name:
         raise UserError(f"{path}: name = {entry.name!r}: must be the folder's, {folder.name!r}")

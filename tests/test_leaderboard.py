@@ -1,6 +1,7 @@
 """Entries of the leaderboard: what holds, what is refused, and with which line."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -317,6 +318,18 @@ def test_a_statement_that_is_not_there_or_not_text_is_one_line(tmp_path):
     assert one_error(folder) == f"{folder}/submission.yaml: no such file or directory"
     (folder / "submission.yaml").write_bytes(b"\xff\xfe\x00")
     assert "not YAML as read here" in one_error(folder)
+
+
+def test_an_entry_is_a_folder_with_plain_files_and_a_plain_name(tmp_path, made):
+    for name in ("a\nb", "{x}", "a b"):
+        folder = tmp_path / name
+        write_statement(folder, stated(made))
+        assert one_error(folder).startswith(f"{tmp_path}: {name!r}: an entry is a folder, no link")
+    (tmp_path / "linked").symlink_to(made)
+    assert "'linked': an entry is a folder, no link" in one_error(tmp_path / "linked")
+    (tmp_path / "mine").mkdir()
+    os.mkfifo(tmp_path / "mine" / "submission.yaml")
+    assert one_error(tmp_path / "mine").endswith("submission.yaml: is no plain file")
 
 
 def test_half_counts_are_possible_for_the_median_of_an_even_number(tmp_path, made):
@@ -707,19 +720,23 @@ def test_ranks_are_within_a_level_and_ties_are_shown(labels):
 
 
 @pytest.mark.parametrize(
-    ("lower", "selection", "why"),
+    ("lower", "upper_is", "why"),
     [
         (79.0, "median", ""),
         (79.2, "median", "less than 0.89 = 1.96 × √2 × 0.32, from the noise of one seed's average"),
-        (79.0, "best", "one is a best, the other a median: not the same measure"),
+        (79.0, "best", "a best ahead of a median is not the same measure"),
     ],
 )
-def test_neighbours_without_predictions_are_compared_by_published_noise(lower, selection, why):
-    pair = claimed("a", 80.0), claimed("b", lower, selection)
+def test_neighbours_without_predictions_are_compared_by_published_noise(lower, upper_is, why):
+    pair = claimed("a", 80.0, upper_is), claimed("b", lower)
     found = leaderboard_page.gap(*pair, FIGURES, Labels())
     assert found.difference == pytest.approx(80 - lower)
     assert found.why.startswith(why)
     assert bool(found.why) == bool(why)
+    swapped = leaderboard_page.gap(
+        claimed("a", 80.0), claimed("b", 79.0, "best"), FIGURES, Labels()
+    )
+    assert swapped.why == ""
 
 
 @pytest.mark.parametrize(("low", "apart"), [(0.1, True), (-0.1, False)])
@@ -757,10 +774,16 @@ def test_the_page_of_the_repository_shows_every_row_and_dash(labels):
         "BERT",
         "RoBERTa",
     ]
-    assert [row[1] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
-    assert {row[2] for row in rows[1:]} == {"claimed"}
-    assert rows[4][4] == "0.04, not told apart"
-    assert rows[2][5] == "median of at least 10"
+    assert [row[3] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
+    assert {row[1] for row in rows[1:]} == {"claimed"}
+    assert [row[5] for row in rows[1:]] == [
+        "1.17, not told apart",
+        "1.33",
+        "0.66, not told apart",
+        "0.04, not told apart",
+        "–",
+    ]
+    assert rows[2][2] == "median of at least 10"
     facts = {
         row[0]: dict(zip(table_rows(page, 1)[0], row, strict=True)) for row in table_rows(page, 1)
     }

@@ -30,7 +30,7 @@ LEVELS: dict[Level, str] = {
 }
 
 FILE_LIMIT = 4 * 2**20
-"""Bytes of one file. The largest real one, QQP's 40,430 rows, takes far less than half a MiB."""
+"""Bytes of one file. The largest real one, QQP's 40,430 rows, takes about a quarter of a MiB."""
 
 
 LINE_LIMIT = 1000

@@ -487,6 +487,25 @@ def test_a_file_that_unpacks_to_much_is_not_read(entry):
     assert "unpacked size = " in one_error(entry)
 
 
+def test_a_long_text_repeated_in_every_row_takes_its_memory_once(entry):
+    path = entry / "qqp" / "seed-0.parquet"
+    table = pq.read_table(path)
+    long = pa.DictionaryArray.from_arrays(np.zeros(len(table), "int32"), ["x" * 1_000_000])
+    pq.write_table(table.set_column(0, "split", long), path, compression="zstd")
+    path.with_suffix(".json").unlink()
+    assert path.stat().st_size < leaderboard.FILE_LIMIT
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    try:
+        assert f"split = '{'x' * 40}': must be validation" in one_error(entry)
+    finally:
+        pa.set_memory_pool(usual)
+    assert 2**20 < pool.max_memory() < 2**28
+    pq.write_table(table, path, use_dictionary=False, column_encoding={"split": "DELTA_BYTE_ARRAY"})
+    assert "encoding = DELTA_BYTE_ARRAY: is not read" in one_error(entry)
+
+
 def test_a_record_in_anothers_place_is_refused(entry):
     for name, value, path in (
         ("task", "rte", entry / "sst2" / "seed-0.json"),

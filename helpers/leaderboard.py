@@ -166,6 +166,11 @@ def check_source(record: Mapping[str, Any], where: Path) -> None:
             f"{where}: complete = false: {', '.join(record['reduced']) or 'a split'} reduced; "
             "the leaderboard takes scores on GLUE's own splits, whole"
         )
+    task = glue.get(record["task"])
+    for split in task.splits[:2]:
+        rows, official = record["rows"].get(split), task.official_rows[split]
+        if rows != official:
+            raise UserError(f"{where}: rows.{split} = {rows}: GLUE's has {official}")
 
 
 def _check_same(
@@ -220,7 +225,8 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
             for key, path in sorted(found.items())
         }
         scores = _recompute(arrays, kept, labels, where)
-        _check_scores(where, stated, scores)
+        _check_scores(where, stated, scores, "predictions")
+        _check_scores(where, stated, _recorded(kept, stated, set(scores)), "records")
     except (UserError, OSError) as error:
         text = str(error) if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
         return Entry(folder.name, _line(text))
@@ -324,14 +330,28 @@ def _recompute(
     return scores
 
 
-def _check_scores(where: Path, stated: Submission, scores: Mapping[str, list[float]]) -> None:
-    """Each stated score follows from the predictions, to its last decimal."""
+def _recorded(
+    kept: Mapping[tuple[str, int], dict[str, Any]], stated: Submission, done: set[str]
+) -> dict[str, list[float]]:
+    """Scores by the records, of the tasks that have one for every seed and no labels at hand."""
+    seeds = stated.protocol.seeds
+    return {
+        task: [kept[task, seed]["score"] for seed in seeds]
+        for task in glue.TASKS
+        if task not in done and all((task, seed) in kept for seed in seeds)
+    }
+
+
+def _check_scores(
+    where: Path, stated: Submission, scores: Mapping[str, list[float]], origin: str
+) -> None:
+    """Each stated score follows from those of the seeds, to its last decimal."""
     choose = median if stated.protocol.selection == "median" else max
     half, wrong = 0.5 * 10**-stated.decimals + 1e-9, []
     for task, values in scores.items():
         if abs(choose(values) - stated.scores[task]) > half:
             wrong.append(
-                f"scores.{task} = {stated.scores[task]}: the predictions give "
+                f"scores.{task} = {stated.scores[task]}: the {origin} give "
                 f"{choose(values):.4f}, {stated.protocol.selection} of {len(values)}"
             )
     if wrong:

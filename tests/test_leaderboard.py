@@ -463,6 +463,10 @@ BAD_FILES = {
         record(complete=False, reduced=["train"]),
         r"complete = false: train reduced; the leaderboard takes scores on GLUE's own",
     ),
+    "reduced rows": (
+        record(rows={"train": 2490, "validation": 100}),
+        r"rte/seed-0\.json: rows\.validation = 100: GLUE's has 277",
+    ),
     "two models": (record(model="bert"), r"records of 'bert' and 'electra': an entry is one model"),
     "deep record": (put("rte/seed-0.json", b"[" * 100_000), r"rte/seed-0\.json: "),
 }
@@ -567,6 +571,8 @@ def test_a_score_that_does_not_follow_is_refused(entry, labels):
     values["scores"]["cola"] = round(values["scores"]["cola"] + 0.02, 2)
     values["average"] = mean_with(values)
     write_statement(entry, values)
+    assert f"the records give {np.median(runs):.4f}, median of 3" in one_error(entry)
+    (entry / "cola" / "seed-0.json").unlink()
     assert one_error(entry) == ""
     assert f"the predictions give {np.median(runs):.4f}, median of 3" in one_error(entry, labels)
 

@@ -6,6 +6,8 @@ TASKS   ?=
 SEEDS   ?=
 RUN     ?= runs/$(PROFILE)
 MODEL   ?=
+ABOUT   ?=
+NAME    ?= $(MODEL)
 PORT    ?= 8000
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
@@ -15,11 +17,11 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile "$(PROFILE)" --data "$(DATA)" --models "$(MODELS)" --tasks "$(TASKS)" --seeds "$(SEEDS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test plan serve verify export check bench clean
+.PHONY: help book test plan serve verify export submission check-leaderboard check bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 PORT=8000'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 PORT=8000 RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -54,6 +56,12 @@ export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the
 
 check: book ## build the book, then check every internal link of its pages
 	$(BIN)/python scripts/check_links.py runs/$(PROFILE)/book/html
+
+submission: .venv/ready ## make leaderboard/NAME from the finished records of MODEL in RUN; facts in ABOUT
+	@$(BIN)/python scripts/leaderboard.py submit --run "$(RUN)" --model "$(MODEL)" --about "$(ABOUT)" --out "leaderboard/$(NAME)"
+
+check-leaderboard: .venv/ready ## check every entry of the leaderboard; with DATA, recompute its scores
+	@$(BIN)/python scripts/leaderboard.py check --data "$(DATA)"
 
 clean: ## delete the run of PROFILE
 	rm -rf "runs/$(PROFILE)"

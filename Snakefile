@@ -151,6 +151,11 @@ rule analyse:
             f"{UP}/results/{name}.json"
             for name in ("published", "bench", "curves", "stream", "gpus")
         ],
+        leaderboard=[
+            f"{UP}/{p.relative_to(ROOT)}"
+            for p in sorted((ROOT / "leaderboard").rglob("*"))
+            if p.is_file()
+        ],
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",

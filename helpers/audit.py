@@ -17,6 +17,7 @@ from scipy import stats
 
 from helpers import config, costs, glue, models, pretrain
 from helpers.markup import NONE, escape, markdown
+from helpers.statistics import impossible, reach
 from helpers.training import numpy_generator
 
 FINE_TUNINGS = 10  # behind a best, in the published band and in the recipe of the medians
@@ -201,62 +202,6 @@ def identity_verdict(published: Published) -> Verdict:
 
 
 # --- accuracies as counts ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Where a printed percentage lies among those that counts can give.
-
-    Attributes:
-        below: The largest count whose percentage is not above the printed one.
-        below_percent: Its percentage; that of the next count is `above_percent`.
-        above_percent: Percentage of `below` + 1.
-        rounded: Whether some count prints as the percentage when rounded.
-        cut: Whether some count does when further decimals are dropped.
-    """
-
-    below: int
-    below_percent: float
-    above_percent: float
-    rounded: bool
-    cut: bool
-
-
-def reach(value: float, rows: int) -> Reach:
-    """The test of reachability (GRIM: Brown and Heathers 2017) for a percentage of two decimals.
-
-    Args:
-        value: Percentage, 0 to 100, printed with two decimals.
-        rows: What is counted: rows of the dev set, times the runs where it may be a mean of runs.
-
-    Returns:
-        The neighbours and whether one of them prints as `value`.
-    """
-    hundredths = round(value * 100)
-    below = hundredths * rows // 10_000
-    near = [k for k in (below - 1, below, below + 1) if 0 <= k <= rows]
-    return Reach(
-        below,
-        below * 100 / rows,
-        (below + 1) * 100 / rows,
-        # Half up, in whole numbers: floor(10^4 k / rows + 1/2).
-        any((20_000 * k + rows) // (2 * rows) == hundredths for k in near),
-        any(10_000 * k // rows == hundredths for k in near),
-    )
-
-
-def impossible(value: float, rows: int) -> bool:
-    """Whether no count of right answers prints as this percentage.
-
-    Args:
-        value: A percentage with two decimals.
-        rows: Rows of the dev set.
-
-    Returns:
-        True where neither rounding nor cutting k / rows x 100 to two decimals gives `value`.
-    """
-    found = reach(value, rows)
-    return not (found.rounded or found.cut)
 
 
 def fewest_runs(value: float, rows: int, most: int = MOST_RUNS) -> int:

@@ -11,7 +11,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -264,13 +264,16 @@ def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
 
 def _explain(cls: type[BaseModel], fault: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in fault["loc"])
-    field = cls.model_fields.get(name)
+    owner = _owner(cls, fault["loc"])
+    field = owner.model_fields.get(str(fault["loc"][-1])) if fault["loc"] else None
     about = field.description if field else ""
     value, message = fault["input"], fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{name} is missing" + (f" ({about})" if about else "")
     if fault["type"] == "extra_forbidden":
-        return f"{name} is not a parameter: {did_you_mean(name, cls.model_fields)}"
+        return (
+            f"{name} is not a parameter: {did_you_mean(str(fault['loc'][-1]), owner.model_fields)}"
+        )
     if not name:
         return message
     hint = ""
@@ -278,6 +281,19 @@ def _explain(cls: type[BaseModel], fault: Mapping[str, Any]) -> str:
         hint = " (this is text; YAML reads 1e-4 as text, write 1.0e-4)"
     line = f"{name} = {value!r}: {message[0].lower()}{message[1:]}{hint}"
     return f"{line}: {about}" if about else line
+
+
+def _owner(cls: type[BaseModel], place: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model, perhaps inside `cls`, that the last part of a place belongs to."""
+    for part in place[:-1]:
+        field = cls.model_fields.get(str(part))
+        inner = (field.annotation, *get_args(field.annotation)) if field else ()
+        cls = next((kind for kind in inner if _is_model(kind)), cls)
+    return cls
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def read(cls: type[S], namespace: Mapping[str, object]) -> S:

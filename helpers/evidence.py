@@ -13,66 +13,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from helpers import config, files, glue, records
+from helpers import config, files, glue, predictions, records
 from helpers.config import UserError
 
-COLUMNS = ("split", "idx", "prediction")
 
-
-def read_predictions(path: Path, task: str) -> dict[str, pd.DataFrame]:
-    """The kept predictions of one fine-tuning.
+def aligned(found: tuple[np.ndarray, np.ndarray], labels: pd.DataFrame, where: str) -> np.ndarray:
+    """Predictions of one split, in the order of its labels.
 
     Args:
-        path: A ``seed-<n>.parquet``.
-        task: Its task.
-
-    Returns:
-        Split to a table with idx (int64) and prediction (int64 class, float64 for STS-B), in the
-        order of the file.
-
-    Raises:
-        UserError: When the file is unreadable or its columns, splits or values are wrong.
-    """
-    try:
-        table = pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable as Parquet ({line})") from None
-    if tuple(table.columns) != COLUMNS:
-        names = ", ".join(map(str, table.columns))
-        raise UserError(f"{path}: columns are {names}; they must be {', '.join(COLUMNS)}")
-    wanted, found = glue.get(task).splits[1:], table["split"].unique()
-    if set(found) != set(wanted):
-        raise UserError(f"{path}: splits are {', '.join(map(str, found))}; {task} has {wanted}")
-    labels = glue.get(task).labels
-    kind, values = ("iu" if labels else "f"), table["prediction"].to_numpy()
-    if values.dtype.kind not in kind or table["idx"].dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: prediction is {values.dtype}, idx {table['idx'].dtype}; {task} has "
-            f"{'classes, int64' if labels else 'numbers, float64'}"
-        )
-    low, high = (0, len(labels) - 1) if labels else (-np.inf, np.inf)
-    wrong = ~((values >= low) & (values <= high) & np.isfinite(values))
-    if wrong.any():
-        raise UserError(f"{path}: prediction {values[wrong][0]} is not one of {task}'s")
-    return {str(name): part.drop(columns="split") for name, part in table.groupby("split")}
-
-
-def aligned(predictions: pd.DataFrame, labels: pd.DataFrame, where: str) -> np.ndarray:
-    """Predictions in the order of the labels.
-
-    Args:
-        predictions: Columns idx and prediction.
+        found: idx and prediction, [n] each (`predictions.read_splits`).
         labels: Column idx.
         where: What an error begins with: file and split.
 
     Raises:
         UserError: When an example is missing, doubled, unknown, or out of order.
     """
-    have, want = predictions["idx"].to_numpy(), labels["idx"].to_numpy()
+    (have, values), want = found, labels["idx"].to_numpy()
     if len(have) != len(want):
         raise UserError(f"{where}: {len(have)} predictions for {len(want)} examples")
     if not np.array_equal(have, want):
@@ -81,7 +38,7 @@ def aligned(predictions: pd.DataFrame, labels: pd.DataFrame, where: str) -> np.n
             f"{where}: row {place} is example {have[place]}, it must be {want[place]}: "
             "examples are missing, doubled or shuffled"
         )
-    return predictions["prediction"].to_numpy()
+    return values
 
 
 def recompute(
@@ -99,7 +56,7 @@ def recompute(
     """
     from helpers import metrics  # importing evaluate costs seconds
 
-    found = read_predictions(path, task)
+    found = predictions.read_splits(path, task)
     first, *others = glue.get(task).splits[1:]
 
     def scored(split: str) -> tuple[float, dict[str, float], str]:
@@ -139,7 +96,7 @@ def stacked(
             runs = []
             for seed in mine.loc[mine["task"] == task, "seed"]:
                 path = records.folder(run, str(model), task) / f"seed-{seed}.parquet"
-                part = read_predictions(path, task)[split[task]]
+                part = predictions.read_splits(path, task)[split[task]]
                 runs.append(aligned(part, truth[task], f"{path}, {split[task]}"))
             models[str(model)][task] = np.stack(runs)
     return models, {task: table["label"].to_numpy() for task, table in truth.items()}

@@ -217,6 +217,26 @@ def _read_folder(folder: Path, name: str, split: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
+    """One split of a folder in the schema of ``nyu-mll/glue``.
+
+    Args:
+        folder: Holds ``glue/<task>/<split>.parquet``.
+        name: The task.
+        split: The split.
+
+    Returns:
+        Its rows as :func:`check` gives them; None where the folder has no such file.
+
+    Raises:
+        UserError: When the file is damaged or breaks the schema.
+    """
+    if not _split_files(folder, name, split):
+        return None
+    where = f"{folder}/glue/{name}/{split}.parquet"
+    return check(_read_folder(folder, name, split), get(name), where)
+
+
 def _read_hub(name: str, split: str, revision: str) -> pd.DataFrame:
     from datasets import load_dataset
 

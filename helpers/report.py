@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import costs, files, plots, seeds, speeds, tables
+from helpers import (
+    costs,
+    files,
+    leaderboard,
+    leaderboard_page,
+    plots,
+    predictions,
+    seeds,
+    speeds,
+    tables,
+)
 
 FRAGMENTS = (
     "claim.md",
@@ -32,6 +42,7 @@ FRAGMENTS = (
     "equal.md",
     "stream.md",
     "cost.md",
+    "leaderboard.md",
     "sources.md",
     "summary.txt",
 )
@@ -43,9 +54,11 @@ def write(
     """Write every fragment and figure the book includes.
 
     Args:
-        records_folder: ``runs/<profile>/records``.
+        records_folder: ``runs/<profile>/records``; entries of the leaderboard are checked with the
+            dev labels in ``runs/<profile>/data`` where they are GLUE's own.
         published: ``results/published.json``; beside it stand what ``make bench`` measured
-            (``bench.json``, ``curves.json``, ``stream.json``) and ``gpus.json``.
+            (``bench.json``, ``curves.json``, ``stream.json``) and ``gpus.json``; ``leaderboard/``
+            stands beside its folder.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -62,6 +75,9 @@ def write(
     everything = tables.load_records(records_folder)
     records = tables.select(everything, models, tasks)
     asked, complete = (models, tasks), tables.complete_tasks(records, tasks)
+    data = Path(records_folder).parent / "data"
+    labels = predictions.read_labels(data if (data / "glue").is_dir() else None)
+    entries = leaderboard.check(beside.parent / "leaderboard", figures, labels)
     texts = {
         "claim.md": tables.claim(figures),
         "table1_published.md": tables.table1_published(figures, complete),
@@ -86,6 +102,7 @@ def write(
         "equal.md": speeds.equal(curves),
         "stream.md": speeds.streamed(stream),
         "cost.md": tables.cost(figures, gpus, costs.table(gpus, figures)),
+        "leaderboard.md": leaderboard_page.page(entries, figures, labels),
         "sources.md": tables.source_list(figures),
         "summary.txt": tables.summary(records, figures, *asked),
     }

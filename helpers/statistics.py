@@ -121,6 +121,66 @@ def expected_best(values: Sequence[float], n: int) -> float:
     return sum(value * math.comb(place, n - 1) / subsets for place, value in enumerate(ordered))
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Where a printed percentage lies among those that counts can give.
+
+    Attributes:
+        below: The largest count whose percentage is not above the printed one.
+        below_percent: Its percentage; that of the next count is `above_percent`.
+        above_percent: Percentage of `below` + 1.
+        rounded: Whether some count prints as the percentage when rounded.
+        cut: Whether some count does when further decimals are dropped.
+    """
+
+    below: int
+    below_percent: float
+    above_percent: float
+    rounded: bool
+    cut: bool
+
+
+def reach(value: float, rows: int, decimals: int = 2) -> Reach:
+    """The test of reachability for a printed percentage (GRIM: Brown and Heathers 2017).
+
+    Args:
+        value: Percentage, 0 to 100, as printed.
+        rows: What is counted: rows of the dev set, times the runs where it may be a mean of runs.
+        decimals: Decimals it was printed with.
+
+    Returns:
+        The neighbours and whether one of them prints as `value`.
+    """
+    scale = 10**decimals
+    units = round(value * scale)
+    below = units * rows // (100 * scale)
+    near = [k for k in (below - 1, below, below + 1) if 0 <= k <= rows]
+    return Reach(
+        below,
+        below * 100 / rows,
+        (below + 1) * 100 / rows,
+        # Half up, in whole numbers: floor(100 scale k / rows + 1/2).
+        any((200 * scale * k + rows) // (2 * rows) == units for k in near),
+        any(100 * scale * k // rows == units for k in near),
+    )
+
+
+def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False) -> bool:
+    """Whether no count of right answers prints as this percentage.
+
+    Args:
+        value: A percentage.
+        rows: Rows of the dev set.
+        decimals: Decimals it was printed with.
+        halves: Whether half counts are possible: the median of an even number of runs.
+
+    Returns:
+        True where neither rounding nor cutting k / rows x 100 to that many decimals gives `value`.
+    """
+    found = reach(value, rows * (1 + halves), decimals)
+    return not (found.rounded or found.cut)
+
+
 def cell(records: pd.DataFrame, model: str, task: str) -> Summary:
     """Summarise one model on one task over its seeds.
 

@@ -909,10 +909,10 @@ def finding_rounding(published: dict[str, Any]) -> str:
             continue
         for task, count in published["dev_rows"].items():
             figure = entry["scores"][task]
-            if not audit.impossible(figure["value"], count["value"]):
+            if not statistics.impossible(figure["value"], count["value"]):
                 continue
             used |= {figure["source"], count["source"]}
-            found = audit.reach(figure["value"], count["value"])
+            found = statistics.reach(figure["value"], count["value"])
             near = (
                 f"{found.below} right: {found.below_percent:.3f} and "
                 f"{found.below + 1} right: {found.above_percent:.3f}"

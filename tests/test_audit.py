@@ -11,7 +11,7 @@ from conftest import ROOT
 from scipy import integrate, stats
 from test_tables import PUBLISHED, table_rows
 
-from helpers import audit, glue, models, plots, tables
+from helpers import audit, glue, models, plots, statistics, tables
 
 RESAMPLES = 20_000
 
@@ -98,12 +98,12 @@ def test_reach_against_every_count(rows):
     rounded, cut = printed(rows, ROUND_HALF_UP), printed(rows, ROUND_DOWN)
     for hundredths in range(10_001):
         value = hundredths / 100
-        found = audit.reach(value, rows)
+        found = statistics.reach(value, rows)
         assert found.rounded == (hundredths in rounded), value
         assert found.cut == (hundredths in cut), value
         assert found.below_percent <= value + 1e-9
         assert value < found.above_percent + 1e-9
-        assert audit.impossible(value, rows) != (hundredths in rounded | cut)
+        assert statistics.impossible(value, rows) != (hundredths in rounded | cut)
 
 
 def test_fewest_runs_is_the_smallest_that_fits():

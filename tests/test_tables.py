@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import audit, files, glue, plots, report, tables
+from helpers import audit, files, glue, plots, report, statistics, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -66,13 +66,14 @@ def make_record(model, task, seed, source="embedded", **changes):
 
 
 def make_labels(run, task):
-    """A dev split of the task's shape in the run's data: idx and label of twenty examples."""
+    """A dev split of the task's shape in the run's data, with twenty examples."""
     folder, kind = run / "data" / "glue" / task, glue.TASKS[task]
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for split in kind.splits[1:]:
         labels = rng.integers(0, len(kind.labels), 20) if kind.labels else rng.uniform(0, 5, 20)
-        table = pd.DataFrame({"label": labels, "idx": np.arange(20)})
+        texts = {column: [f"{column} {n}" for n in range(20)] for column in kind.columns}
+        table = pd.DataFrame(texts | {"label": labels, "idx": np.arange(20)})
         table.to_parquet(folder / f"{split}.parquet")
     files.seal(folder, {"spec": ""}, [f"{split}.parquet" for split in kind.splits[1:]])
 
@@ -227,7 +228,7 @@ def test_findings_are_computed(published):
     [(50.0, 2, False), (33.33, 3, False), (66.66, 3, False), (66.67, 3, False), (66.7, 3, True)],
 )
 def test_impossible_accuracies(value, rows, expected):
-    assert audit.impossible(value, rows) is expected
+    assert statistics.impossible(value, rows) is expected
 
 
 def test_reference_points_show_every_published_figure(published):

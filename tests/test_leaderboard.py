@@ -1,0 +1,912 @@
+"""Entries of the leaderboard: what holds, what is refused, and with which line."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.numpy import save_file
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+from test_tables import PUBLISHED, make_record, parse, table_rows
+
+from helpers import (
+    files,
+    glue,
+    leaderboard,
+    leaderboard_page,
+    leaderboard_submit,
+    predictions,
+    statistics,
+    tables,
+)
+from helpers.config import UserError
+from helpers.predictions import Labels
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = list(glue.TASKS)
+SEEDS = [0, 1, 2]
+FIGURES = tables.load_published(PUBLISHED)
+SIZE = make_record("electra", "cola", 0)["pretrain"]["parameters"]
+TOKENS = make_record("electra", "cola", 0)["pretrain"]["tokens"]
+
+
+def reference(task, predicted, labels):
+    """The headline score x 100 by scikit-learn and SciPy alone."""
+    if task == "stsb":
+        return 100 * spearmanr(predicted, labels).statistic
+    if task == "cola":
+        return 100 * matthews_corrcoef(labels, predicted)
+    return 100 * accuracy_score(labels, predicted)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Dev sets of GLUE's row counts, with labels of this test's own; MRPC has its own numbers."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for name, task in glue.TASKS.items():
+        rows = task.official_rows[task.validation]
+        values = {column: ["text"] * rows for column in task.columns}
+        values["label"] = (
+            rng.integers(0, len(task.labels), rows)
+            if task.labels
+            else rng.uniform(0, 5, rows).astype("float32")
+        )
+        values["idx"] = np.arange(rows) * (10 if name == "mrpc" else 1)
+        path = folder / "glue" / name / f"{task.validation}.parquet"
+        path.parent.mkdir(parents=True)
+        pd.DataFrame(values).to_parquet(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(data):
+    return predictions.read_labels(data)
+
+
+def predict(task, dev, seed, quality=0.8):
+    rng = np.random.default_rng([seed, TASKS.index(task), int(100 * quality)])
+    if not glue.TASKS[task].labels:
+        return np.clip(dev.label + rng.normal(0, 1.5 - quality, len(dev.label)), 0, 5)
+    wrong = rng.random(len(dev.label)) > quality
+    return np.where(wrong, (dev.label + 1) % len(glue.TASKS[task].labels), dev.label)
+
+
+def frame(task, dev, values):
+    split = glue.TASKS[task].validation
+    return pd.DataFrame({"split": split, "idx": dev.idx, "prediction": values})
+
+
+def statement(name, scores, selection="median", seeds=SEEDS, **changes):
+    return {
+        "name": name,
+        "title": f"Model {name}",
+        "link": "https://example.org/model",
+        "authors": ["A. Author"],
+        "licence": "Apache-2.0",
+        "corpus": "mixed prose",
+        "tokens": TOKENS,
+        "parameters": {"encoder": SIZE - 12345, "embeddings": 12345},
+        "hardware": {"device": "V100, 16 GB", "gpus": 1, "hours": 96.5},
+        "protocol": {"selection": selection, "seeds": seeds, "n": len(seeds), "rule": 1},
+        "decimals": 2,
+        "scores": scores,
+        "average": round(float(np.mean(list(scores.values()))), 2),
+    } | changes
+
+
+def write_statement(folder, values):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False)
+    (folder / "submission.yaml").write_text(text, encoding="utf-8")
+
+
+def make_entry(folder, labels, with_records=True, selection="median", quality=0.8):
+    """An entry as other code would write it, its scores by the reference."""
+    scores = {}
+    for task in TASKS:
+        found = []
+        for seed in SEEDS:
+            values = predict(task, labels.dev[task], seed, quality)
+            path = folder / task / f"seed-{seed}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frame(task, labels.dev[task], values).to_parquet(path, index=False)
+            found.append(reference(task, values, labels.dev[task].label))
+            if with_records:
+                record = whole_record("electra", task, seed, path, found[-1])
+                path.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
+        best = {"median": np.median, "best": np.max}[selection](found)
+        scores[task] = round(float(best), 2)
+    write_statement(folder, statement(folder.name, scores, selection))
+    return scores
+
+
+def whole_record(model, task, seed, path, score, **changes):
+    rows = glue.TASKS[task].official_rows
+    facts = {"complete": True, "reduced": [], "rows": rows, "predictions": files.sha256(path)}
+    return make_record(model, task, seed, "hub", **({"score": score} | facts)) | changes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, labels):
+    folder = tmp_path_factory.mktemp("leaderboard") / "mine"
+    make_entry(folder, labels)
+    return folder
+
+
+@pytest.fixture
+def entry(tmp_path, made):
+    return shutil.copytree(made, tmp_path / "leaderboard" / "mine")
+
+
+def stated(folder):
+    return yaml.safe_load((folder / "submission.yaml").read_text(encoding="utf-8"))
+
+
+def one_error(folder, labels=None):
+    found = leaderboard.check_entry(folder, FIGURES, labels or Labels())
+    assert "\n" not in found.error
+    return found.error
+
+
+# --- the published rows
+
+
+def test_the_published_rows_are_entries_with_every_figure_as_published():
+    rows = FIGURES["table1"]["models"]
+    found = {e.stated.published.row: e for e in checked_repository()}
+    assert set(found) == set(rows)
+    for key, row in rows.items():
+        file = stated(ROOT / "leaderboard" / found[key].name)
+        assert file["title"] == row["name"]
+        assert file["scores"] == {t: figure["value"] for t, figure in row["scores"].items()}
+        assert file["average"] == row["average"]["value"]
+        total, millions = file["parameters"]["total"], row["parameters_millions"]["value"]
+        assert (total and total / 1e6) == millions
+        assert row["statistic"]["value"].startswith(file["protocol"]["selection"])
+        assert file["published"]["source"] == row["average"]["source"]
+        assert file["link"] in {source["url"] for source in FIGURES["sources"].values()}
+        assert found[key].level == "claimed"
+    tokens = {k: e.stated.tokens for k, e in found.items() if e.stated.tokens}
+    owt = next(p for p in FIGURES["quality_per_compute"] if p["method"] == "ELECTRA-Small-OWT")
+    assert tokens == {"electra": round(owt["tokens_billions"] * 1e9)}
+
+
+def checked_repository():
+    return leaderboard.check(ROOT / "leaderboard", FIGURES, Labels())
+
+
+def test_impossible_published_accuracies_are_remarks():
+    odd = {
+        (e.stated.title, line.split()[0].removeprefix("scores."))
+        for e in checked_repository()
+        for line in e.remarks
+        if "no count of right answers" in line
+    }
+    names = {entry["name"]: task for task, entry in FIGURES["tasks"].items()}
+    shown = table_rows(tables.finding_rounding(FIGURES))[1:]
+    assert odd == {(row[0], names[row[1]]) for row in shown}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"average": 78.375}, r"average = 78.375: must have at most 2 decimals"),
+        (
+            {"protocol": {"selection": "median", "seeds": None, "n": None, "rule": 1}},
+            r"protocol\.selection = 'median': results/published\.json has 'best'",
+        ),
+        ({"title": "Better"}, r"title = 'Better': results/published.json has 'BERT'"),
+        ({"published": {"source": "leaderboard", "row": "bart"}}, r"row = 'bart': did you mean"),
+    ],
+)
+def test_a_published_row_is_what_was_published(tmp_path, change, line):
+    folder = tmp_path / "paper-bert"
+    write_statement(folder, stated(ROOT / "leaderboard" / "paper-bert") | change)
+    assert re.search(line, one_error(folder))
+
+
+# --- what is stated
+
+
+def nested(field, **changes):
+    return lambda values: values | {field: {**values[field], **changes}}
+
+
+def without(field):
+    return lambda values: {key: value for key, value in values.items() if key != field}
+
+
+def text(old, new):
+    return lambda values: yaml.safe_dump(values, sort_keys=False).replace(old, new, 1)
+
+
+BAD_STATEMENTS = {
+    "unknown task": (
+        nested("scores", wnli=50.0),
+        r"scores\.wnli = 50\.0: did you mean",
+    ),
+    "task missing": (
+        lambda v: v | {"scores": {t: s for t, s in v["scores"].items() if t != "rte"}},
+        r"scores: rte missing; an entry has all eight",
+    ),
+    "score out of range": (
+        nested("scores", rte=100.36),
+        r"scores\.rte = 100\.36: must be 0 to 100",
+    ),
+    "score below range": (nested("scores", qqp=-1.0), r"scores\.qqp = -1\.0: must be 0 to 100"),
+    "score as text": (nested("scores", rte="70"), r"scores\.rte = '70': input should be a valid"),
+    "score NaN": (nested("scores", rte=float("nan")), r"scores\.rte = nan: input should be a fin"),
+    "average infinite": (lambda v: v | {"average": float("inf")}, r"average = inf: .*finite"),
+    "decimals": (nested("scores", cola=45.123), r"scores\.cola = 45\.123: must have at most 2"),
+    "average": (
+        lambda v: v | {"average": 99.0},
+        r"average = 99\.0: the plain mean .* is \d\d\.\d\d",
+    ),
+    "protocol missing": (without("protocol"), r"protocol is missing \(selection, seeds, n, rule\)"),
+    "selection": (nested("protocol", selection="mean"), r"protocol\.selection = 'mean'.*'median'"),
+    "seed twice": (
+        nested("protocol", seeds=[0, 1, 1]),
+        r"protocol\.seeds = \[0, 1, 1\]: each seed may stand there once",
+    ),
+    "number of seeds": (nested("protocol", n=4), r"protocol\.n = 4: 3 seeds are listed"),
+    "rule": (nested("protocol", rule=99), r"protocol\.rule = 99: .*less than or equal to 1"),
+    "two GPUs": (nested("hardware", gpus=2), r"hardware\.gpus = 2: .* the limit of the benchmark"),
+    "too large": (
+        nested("parameters", encoder=24_990_000),
+        r"parameters = 25002345: the class has at most 25000000",
+    ),
+    "total": (nested("parameters", total=5), r"parameters\.total = 5: encoder and embeddings make"),
+    "fact left open": (lambda v: v | {"licence": None}, r"licence = null: only a published row"),
+    "unknown field": (lambda v: v | {"autors": []}, r"autors is not a parameter: .* authors\?"),
+    "inner field": (nested("protocol", seed=1), r"protocol\.seed is not a parameter: .* seeds\?"),
+    "HTML": (lambda v: v | {"title": "<b>x</b>"}, r"title = '<b>x</b>': must be plain text"),
+    "HTML in authors": (lambda v: v | {"authors": ["<script>"]}, r"authors\.0 = '<script>': must"),
+    "line break": (lambda v: v | {"corpus": "a\nb"}, r"corpus = 'a\\nb': must be plain text"),
+    "script link": (
+        lambda v: v | {"link": "javascript:alert(1)"},
+        r"link = 'javascript.* https://",
+    ),
+    "link that ends": (
+        lambda v: v | {"link": "https://a.org/) <img>"},
+        r"link = .* without spaces",
+    ),
+    "path traversal": (lambda v: v | {"name": "../mine"}, r"name = '\.\./mine': string should"),
+    "another folder": (lambda v: v | {"name": "other"}, r"name = 'other': must be .*'mine'"),
+    "impossible": (
+        lambda v: v | {"scores": {**v["scores"], "rte": 70.0}, "average": mean_with(v, rte=70.0)},
+        r"scores\.rte = 70\.0: no count of right answers out of 277 gives it",
+    ),
+    "not YAML": (text("name:", "name: ["), r"not YAML as read here: line \d+: "),
+    "field twice": (text("name:", "title: x\nname:"), r"line \d+: field title stands there twice"),
+    "aliases": (text("decimals: 2", "decimals: &a 2\nx: *a"), r"line \d+: aliases are not read"),
+    "tag": (text("decimals: 2", "decimals: !!python/object:os.x 2"), r"not YAML as read here"),
+    "wrong tag": (text("decimals: 2", "decimals: !!bool maybe"), r"not YAML as read here"),
+    "nested deeply": (lambda v: "[" * 20_000, r"not YAML as read here: nested too deeply"),
+    "no mapping": (lambda v: "- 1\n", r"must map field names to values"),
+    "huge": (lambda v: "# " + "x" * 70_000, r"size = 70002 bytes: at most 65536 are read"),
+}
+
+
+def mean_with(values, **scores):
+    return round(float(np.mean(list((values["scores"] | scores).values()))), 2)
+
+
+@pytest.mark.parametrize("case", BAD_STATEMENTS)
+def test_a_bad_statement_is_one_line(tmp_path, made, case):
+    change, line = BAD_STATEMENTS[case]
+    folder = tmp_path / "mine"
+    write_statement(folder, change(stated(made)))
+    error = one_error(folder)
+    assert error.startswith(f"{folder}/submission.yaml: ")
+    assert re.search(line, error), error
+
+
+def test_a_statement_that_is_not_there_or_not_text_is_one_line(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert one_error(folder) == f"{folder}/submission.yaml: no such file or directory"
+    (folder / "submission.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "not YAML as read here" in one_error(folder)
+
+
+def test_an_entry_is_a_folder_with_plain_files_and_a_plain_name(tmp_path, made):
+    for name in ("a\nb", "{x}", "a b"):
+        folder = tmp_path / name
+        write_statement(folder, stated(made))
+        assert one_error(folder).startswith(f"{tmp_path}: {name!r}: an entry is a folder, no link")
+    (tmp_path / "linked").symlink_to(made)
+    assert "'linked': an entry is a folder, no link" in one_error(tmp_path / "linked")
+    (tmp_path / "mine").mkdir()
+    os.mkfifo(tmp_path / "mine" / "submission.yaml")
+    assert one_error(tmp_path / "mine").endswith("submission.yaml: is no plain file")
+
+
+def test_half_counts_are_possible_for_the_median_of_an_even_number(tmp_path, made):
+    values = stated(made)
+    half = round(100 * 200.5 / 277, 2)
+    values["scores"]["rte"] = half
+    values["average"] = mean_with(values)
+    for seeds, fine in (([0, 1, 2], False), ([0, 1], True)):
+        values["protocol"] |= {"seeds": seeds, "n": len(seeds)}
+        write_statement(tmp_path / "mine", values)
+        assert (one_error(tmp_path / "mine") == "") is fine
+
+
+def test_a_name_or_title_belongs_to_one_entry(entry):
+    other = shutil.copytree(entry, entry.with_name("other"))
+    write_statement(other, stated(entry) | {"name": "other"})
+    big = shutil.copytree(entry, entry.with_name("MINE"))
+    write_statement(big, stated(entry) | {"name": "MINE", "title": "Third"})
+    found = {e.name: e.error for e in leaderboard.check(entry.parent, FIGURES, Labels())}
+    assert found["MINE"] == ""
+    assert found["mine"].endswith("name = 'mine': is MINE's; each entry has its own")
+    assert "title = 'Model mine': is mine's" in found["other"]
+
+
+# --- predictions and records
+
+
+def edit(change, task="rte", seed=0):
+    """Changes one file of predictions; the record beside it goes, for its hash is another's."""
+
+    def apply(folder):
+        path = folder / task / f"seed-{seed}.parquet"
+        change(pd.read_parquet(path)).to_parquet(path, index=False)
+        path.with_suffix(".json").unlink()
+
+    return apply
+
+
+def assign(row, column, value):
+    def change(table):
+        table.loc[row, column] = value
+        return table
+
+    return change
+
+
+def record(task="rte", seed=0, **changes):
+    def apply(folder):
+        path = folder / task / f"seed-{seed}.json"
+        values = json.loads(path.read_text(encoding="utf-8")) | changes
+        path.write_text(json.dumps(values), encoding="utf-8")
+
+    return apply
+
+
+def not_a_number(folder):
+    """A NaN that is one: pandas would write a null."""
+    path = folder / "stsb" / "seed-0.parquet"
+    table = pq.read_table(path)
+    values = table["prediction"].to_numpy().copy()
+    values[3] = np.nan
+    pq.write_table(table.set_column(2, "prediction", pa.array(values, from_pandas=False)), path)
+    path.with_suffix(".json").unlink()
+
+
+def put(name, content=b""):
+    def apply(folder):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+    return apply
+
+
+def link(name, target):
+    def apply(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return apply
+
+
+BAD_FILES = {
+    "row missing": (edit(lambda t: t[:-1]), r"rte/seed-0\.parquet: validation has 276 rows: .*277"),
+    "row added": (
+        edit(lambda t: t.iloc[[0, *range(277)]]),
+        r"seed-0\.parquet: 278 rows: GLUE's dev",
+    ),
+    "shuffled": (
+        edit(lambda t: t.sample(frac=1, random_state=0)),
+        r"seed-0\.parquet: validation, row 0: idx = \d+: row numbers are GLUE's, all, in ascending",
+    ),
+    "id twice": (edit(assign(5, "idx", 4)), r"validation, row 5: idx = 4: row numbers are GLUE's"),
+    "id unknown": (edit(assign(276, "idx", 999)), r"validation, row 276: idx = 999: row numbers"),
+    "own numbers shuffled": (
+        edit(assign(7, "idx", 0), "mrpc"),
+        r"mrpc/seed-0\.parquet: validation, row 7: idx = 0: .* each once, in ascending order",
+    ),
+    "unknown class": (edit(assign(3, "prediction", 2)), r"row 3: prediction = 2: must be 0 to 1"),
+    "NaN": (edit(assign(3, "prediction", np.nan), "stsb"), r"prediction = null: every row needs"),
+    "not a number": (not_a_number, r"stsb/seed-0\.parquet: row 3: prediction = nan: must be -5"),
+    "infinite": (
+        edit(assign(3, "prediction", np.inf), "stsb"),
+        r"row 3: prediction = inf: must be",
+    ),
+    "classes as numbers": (
+        edit(lambda t: t.astype({"prediction": "float64"})),
+        r"seed-0\.parquet: prediction is double: must be int64",
+    ),
+    "labels among them": (
+        edit(lambda t: t.assign(label=1)),
+        r"columns = 'split, idx, prediction, label': must be split, idx, prediction",
+    ),
+    "another split": (edit(assign(0, "split", "test")), r"split = 'test': must be validation"),
+    "not Parquet": (put("rte/seed-0.parquet", b"PAR1 no"), r"rte/seed-0\.json: predictions = "),
+    "huge file": (put("rte/seed-0.parquet", bytes(5_000_000)), r"size = 5000000 bytes: at most 41"),
+    "seed not stated": (put("rte/seed-9.parquet"), r"rte/seed-9\.parquet: seed 9 is not in"),
+    "seed missing": (
+        lambda folder: [path.unlink() for path in (folder / "rte").glob("seed-1.*")],
+        r"rte/seed-1\.parquet: missing, of protocol\.seeds",
+    ),
+    "unknown task": (put("wnli/seed-0.parquet"), r"'wnli': not part of an entry: .*did you mean"),
+    "another file": (put("rte/model.bin"), r"rte: 'model\.bin': not part of an entry"),
+    "hidden file": (put(".gitmodules"), r"'\.gitmodules': not part of an entry"),
+    "link": (link("rte/seed-0.parquet", "/etc/passwd"), r"'seed-0\.parquet': .* no links"),
+    "record alone": (put("rte/seed-9.json", b"{}"), r"rte/seed-9\.json: has no predictions"),
+    "hash": (record(predictions="0" * 64), r"rte/seed-0\.json: predictions = 0{12}…: not the SHA"),
+    "record's field": (record(profile=3), r"rte/seed-0\.json: profile = 3: input should be"),
+    "embedded": (record(source="embedded"), r"source = 'embedded': the embedded world is not GLUE"),
+    "reduced": (
+        record(complete=False, reduced=["train"]),
+        r"complete = false: train reduced; the leaderboard takes scores on GLUE's own",
+    ),
+    "reduced rows": (
+        record(rows={"train": 2490, "validation": 100}),
+        r"rte/seed-0\.json: rows\.validation = 100: GLUE's has 277",
+    ),
+    "two models": (record(model="bert"), r"records of 'bert' and 'electra': an entry is one model"),
+    "deep record": (put("rte/seed-0.json", b"[" * 100_000), r"rte/seed-0\.json: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_one_line(entry, case):
+    change, line = BAD_FILES[case]
+    change(entry)
+    error = one_error(entry)
+    assert error.startswith(str(entry))
+    assert re.search(line, error), error
+
+
+def test_a_file_that_unpacks_to_much_is_not_read(entry):
+    path = entry / "rte" / "seed-0.parquet"
+    table = pd.read_parquet(path)
+    table["split"] = [f"{i:09d}" * 20_000 for i in range(len(table))]
+    table.to_parquet(path, index=False, compression="zstd")
+    path.with_suffix(".json").unlink()
+    assert path.stat().st_size < leaderboard.FILE_LIMIT
+    assert "unpacked size = " in one_error(entry)
+
+
+def test_a_long_text_repeated_in_every_row_takes_its_memory_once(entry):
+    path = entry / "qqp" / "seed-0.parquet"
+    table = pq.read_table(path)
+    long = pa.DictionaryArray.from_arrays(np.zeros(len(table), "int32"), ["x" * 1_000_000])
+    pq.write_table(table.set_column(0, "split", long), path, compression="zstd")
+    path.with_suffix(".json").unlink()
+    assert path.stat().st_size < leaderboard.FILE_LIMIT
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    try:
+        assert f"split = '{'x' * 40}': must be validation" in one_error(entry)
+    finally:
+        pa.set_memory_pool(usual)
+    assert 2**20 < pool.max_memory() < 2**28
+    pq.write_table(table, path, use_dictionary=False, column_encoding={"split": "DELTA_BYTE_ARRAY"})
+    assert "encoding = DELTA_BYTE_ARRAY: is not read" in one_error(entry)
+
+
+def test_a_record_in_anothers_place_is_refused(entry):
+    for name, value, path in (
+        ("task", "rte", entry / "sst2" / "seed-0.json"),
+        ("seed", 1, entry / "rte" / "seed-0.json"),
+    ):
+        before = path.read_text(encoding="utf-8")
+        path.write_text(json.dumps(json.loads(before) | {name: value}), encoding="utf-8")
+        assert f"{path}: {name} = {value!r}: its place says" in one_error(entry)
+        path.write_text(before, encoding="utf-8")
+
+
+def test_size_and_tokens_are_those_of_the_records(entry):
+    write_statement(entry, stated(entry) | {"tokens": 1})
+    assert f"tokens = 1: the records say {TOKENS}" in one_error(entry)
+
+
+# --- levels
+
+
+def test_levels_are_granted_by_what_was_verified(entry, labels):
+    found = leaderboard.check_entry(entry, FIGURES, labels)
+    assert (found.error, found.level, found.undone) == ("", "reproduced", ())
+    assert found.average == pytest.approx(stated(entry)["average"], abs=0.01)
+    for task in TASKS:
+        dev = labels.dev[task]
+        runs = [reference(task, predict(task, dev, seed), dev.label) for seed in SEEDS]
+        assert found.medians[task] == pytest.approx(np.median(runs), abs=1e-9)
+        assert found.predictions[task].shape == (len(SEEDS), len(dev.idx))
+
+    (entry / "rte" / "seed-2.json").unlink()
+    found = leaderboard.check_entry(entry, FIGURES, labels)
+    assert found.level == "recomputed"
+    assert found.undone == ("not reproduced: 1 of 24 records missing",)
+
+    found = leaderboard.check_entry(entry, FIGURES, Labels())
+    assert (found.error, found.level) == ("", "claimed")
+    assert found.undone == ("scores not recomputed: no dev labels at hand (DATA=folder)",)
+
+    for path in entry.glob("*/*"):
+        path.unlink()
+    found = leaderboard.check_entry(entry, FIGURES, labels)
+    assert (found.error, found.level) == ("", "claimed")
+    assert found.undone == ("scores not recomputed: no predictions",)
+
+
+def test_a_level_needs_the_labels_of_all_eight(entry, labels):
+    some = {task: dev for task, dev in labels.dev.items() if task != "qqp"}
+    short = Labels(some, {"qqp": "5,000 rows, GLUE's dev set has 40,430"})
+    found = leaderboard.check_entry(entry, FIGURES, short)
+    assert (found.error, found.level) == ("", "claimed")
+    assert found.undone == ("scores not recomputed on qqp: 5,000 rows, GLUE's dev set has 40,430",)
+    assert found.average == stated(entry)["average"]
+
+
+def test_a_score_that_does_not_follow_is_refused(entry, labels):
+    values = stated(entry)
+    task, dev = "cola", labels.dev["cola"]
+    runs = [reference(task, predict(task, dev, seed), dev.label) for seed in SEEDS]
+    values["scores"]["cola"] = round(values["scores"]["cola"] + 0.02, 2)
+    values["average"] = mean_with(values)
+    write_statement(entry, values)
+    assert f"the records give {np.median(runs):.4f}, median of 3" in one_error(entry)
+    (entry / "cola" / "seed-0.json").unlink()
+    assert one_error(entry) == ""
+    assert f"the predictions give {np.median(runs):.4f}, median of 3" in one_error(entry, labels)
+
+
+def test_a_records_score_must_be_the_predictions(entry, labels):
+    record(score=12.5)(entry)
+    assert "rte/seed-0.json: score = 12.5: the predictions give" in one_error(entry, labels)
+
+
+def test_rows_of_another_dev_set_are_refused(entry, labels):
+    dev = labels.dev["mrpc"]
+    other = predictions.Dev(dev.idx + 1, dev.label)
+    shifted = Labels(labels.dev | {"mrpc": other})
+    assert "mrpc/seed-0.parquet: validation, row 0: idx = 0" in one_error(entry, shifted)
+
+
+def test_the_best_of_several_is_ranked_by_its_median(tmp_path, labels, made):
+    folder = tmp_path / "best"
+    make_entry(folder, labels, with_records=False, selection="best")
+    found = leaderboard.check_entry(folder, FIGURES, labels)
+    assert (found.error, found.level) == ("", "recomputed")
+    assert found.stated.average > found.average
+    assert found.average == leaderboard.check_entry(made, FIGURES, labels).average
+    assert "median of 3 (best claimed)" in leaderboard_page.page([found], FIGURES, labels)
+
+
+def test_labels_that_are_not_glues_are_not_used(tmp_path, data):
+    folder = shutil.copytree(data, tmp_path / "data")
+    path = folder / "glue" / "rte" / "validation.parquet"
+    pd.read_parquet(path)[:100].to_parquet(path)
+    shutil.rmtree(folder / "glue" / "cola")
+    files.write_json(folder / "glue" / "sst2" / "manifest.json", {"source": "embedded"})
+    found = predictions.read_labels(folder)
+    assert found.absent == {
+        "cola": "no labels",
+        "sst2": "embedded world",
+        "rte": "100 rows, GLUE's dev set has 277",
+    }
+    assert set(found.dev) == set(TASKS) - set(found.absent)
+    with pytest.raises(UserError, match="has no folder glue/"):
+        predictions.read_labels(tmp_path / "none")
+
+
+def test_mnli_may_hold_its_mismatched_rows(entry, labels):
+    def longer(table):
+        rows = glue.TASKS["mnli"].official_rows["validation_mismatched"]
+        more = {"split": "validation_mismatched", "idx": np.arange(rows), "prediction": 0}
+        return pd.concat([table, pd.DataFrame(more)])
+
+    edit(longer, "mnli")(entry)
+    found = leaderboard.check_entry(entry, FIGURES, labels)
+    assert (found.error, found.level) == ("", "recomputed")
+    path = entry / "mnli" / "seed-0.parquet"
+    pd.read_parquet(path)[:-1].to_parquet(path, index=False)
+    assert "validation_mismatched has 9831 rows: GLUE's has 9832" in one_error(entry)
+
+
+# --- an entry from a run
+
+
+def make_run(folder, labels, model="electra", **changes):
+    cuda = {"device": "cuda", "name": "NVIDIA V100", "threads": 1}
+    for task in TASKS:
+        here = folder / "records" / model / task
+        here.mkdir(parents=True)
+        for seed in SEEDS:
+            path = here / f"seed-{seed}.parquet"
+            values = predict(task, labels.dev[task], seed)
+            frame(task, labels.dev[task], values).to_parquet(path, index=False)
+            score = reference(task, values, labels.dev[task].label)
+            one = whole_record(model, task, seed, path, score, pretrain_hardware=cuda, **changes)
+            path.with_suffix(".json").write_text(json.dumps(one), encoding="utf-8")
+        files.seal(here, {"spec": ""}, sorted(path.name for path in here.glob("seed-*")))
+    encoder = folder / "models" / model / "encoder"
+    encoder.mkdir(parents=True)
+    tensors = {
+        "electra.embeddings.word_embeddings.weight": np.zeros((100, 8), "float32"),
+        "electra.embeddings.LayerNorm.bias": np.zeros(8, "float32"),
+        "electra.embeddings_project.weight": np.zeros((8, 8), "float32"),
+    }
+    save_file(tensors, encoder / "model.safetensors")
+    return folder
+
+
+ABOUT = {"link": "https://example.org/m", "authors": ["A. Author"], "licence": "MIT"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, labels):
+    return make_run(tmp_path_factory.mktemp("runs") / "paper", labels)
+
+
+def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
+    out = tmp_path / "leaderboard" / "mine"
+    leaderboard_submit.submit(finished, "electra", out, ABOUT, FIGURES)
+    (found,) = leaderboard.check(out.parent, FIGURES, labels)
+    assert (found.error, found.level) == ("", "reproduced")
+    assert found.stated.parameters.embeddings == 808
+    assert found.stated.parameters.both == SIZE
+    assert found.stated.hardware.model_dump() == {
+        "device": "NVIDIA V100",
+        "gpus": 1,
+        "hours": 0.017,
+    }
+    assert found.stated.protocol.seeds == SEEDS
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
+    with pytest.raises(UserError, match="is there already"):
+        leaderboard_submit.submit(finished, "electra", out, ABOUT, FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("model", "about", "line"),
+    [
+        (
+            "electra",
+            {},
+            r"about .*: link is missing \(.*\); authors is missing; licence is missing",
+        ),
+        ("electra", ABOUT | {"average": 99.0}, r"about: average is not one of its fields"),
+        ("electra", ABOUT | {"hardware": {"gpus": 8}}, r"hardware\.gpus = 8: input should be 1"),
+        ("electra", ABOUT | {"title": "<i>"}, r"title = '<i>': must be plain text"),
+        ("bert", ABOUT, r"records/bert: no finished records"),
+    ],
+)
+def test_what_is_missing_for_an_entry_is_one_line(tmp_path, finished, model, about, line):
+    out = tmp_path / "leaderboard" / "mine"
+    with pytest.raises(UserError, match=line) as caught:
+        leaderboard_submit.submit(finished, model, out, about, FIGURES)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.rglob("*")) in ([], [out.parent])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"source": "embedded"}, "the embedded world is not GLUE"),
+        ({"complete": False, "reduced": ["train"]}, "train reduced"),
+    ],
+)
+def test_other_scores_than_glues_do_not_become_an_entry(tmp_path, labels, changes, line):
+    run = make_run(tmp_path / "run", labels, **changes)
+    with pytest.raises(UserError, match=line):
+        leaderboard_submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
+
+
+def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
+    run = shutil.copytree(finished, tmp_path / "run")
+    here = run / "records" / "electra" / "rte"
+    files.seal(here, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
+    with pytest.raises(UserError, match="seeds of rte: 0, of cola: 0 1 2"):
+        leaderboard_submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
+
+
+# --- the page
+
+
+def claimed(name, average, selection="median", **changes):
+    values = statement(name, dict.fromkeys(TASKS, average), selection, **changes)
+    return leaderboard.Entry(name, stated=leaderboard.Submission(**values))
+
+
+def test_ranks_are_within_a_level_and_ties_are_shown(labels):
+    recomputed = leaderboard.Entry(
+        "r", "", claimed("r", 60.0).stated, "recomputed", medians=dict.fromkeys(TASKS, 60.0)
+    )
+    entries = [claimed("a", 80.0), claimed("b", 85.0), claimed("c", 80.0), recomputed]
+    order = leaderboard_page.ranked(entries)
+    assert [entry.name for entry in order] == ["r", "b", "a", "c"]
+    assert leaderboard_page.ranks(order) == ["1", "1", "=2", "=2"]
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper_is", "why"),
+    [
+        (79.0, "median", ""),
+        (79.2, "median", "less than 0.89 = 1.96 × √2 × 0.32, from the noise of one seed's average"),
+        (79.0, "best", "a best ahead of a median is not the same measure"),
+    ],
+)
+def test_neighbours_without_predictions_are_compared_by_published_noise(lower, upper_is, why):
+    pair = claimed("a", 80.0, upper_is), claimed("b", lower)
+    found = leaderboard_page.gap(*pair, FIGURES, Labels())
+    assert found.difference == pytest.approx(80 - lower)
+    assert found.why.startswith(why)
+    assert bool(found.why) == bool(why)
+    swapped = leaderboard_page.gap(
+        claimed("a", 80.0), claimed("b", 79.0, "best"), FIGURES, Labels()
+    )
+    assert swapped.why == ""
+
+
+@pytest.mark.parametrize(("low", "apart"), [(0.1, True), (-0.1, False)])
+def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
+    monkeypatch, tmp_path, labels, low, apart
+):
+    calls = []
+
+    def bootstrap(first, second, truth, resamples, seed):
+        calls.append((first, second, truth, resamples, seed))
+        return SimpleNamespace(difference=0.4, low=low, high=0.9)
+
+    monkeypatch.setattr(statistics, "paired_bootstrap", bootstrap, raising=False)
+    for name, quality in (("a", 0.8), ("b", 0.79)):
+        make_entry(tmp_path / name, labels, with_records=False, quality=quality)
+    page = leaderboard_page.page(leaderboard.check(tmp_path, FIGURES, labels), FIGURES, labels)
+    ((first, second, truth, resamples, seed),) = calls
+    assert (resamples, seed) == (1000, 0)
+    for task in TASKS:
+        dev = labels.dev[task]
+        assert (truth[task] == dev.label).all()
+        assert (first[task][1] == predict(task, dev, 1, 0.8)).all()
+        assert (second[task][1] == predict(task, dev, 1, 0.79)).all()
+    assert ("95 % interval -0.10 to +0.90" in page) is not apart
+    assert ("not told apart" in page) is not apart
+
+
+def test_the_page_of_the_repository_shows_every_row_and_dash(labels):
+    page = leaderboard_page.page(checked_repository(), FIGURES, Labels())
+    rows = table_rows(page)
+    assert [row[0] for row in rows[1:]] == [
+        "ELECTRA-DeBERTa",
+        "ELECTRA",
+        "DeBERTa",
+        "BERT",
+        "RoBERTa",
+    ]
+    assert [row[3] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
+    assert {row[1] for row in rows[1:]} == {"claimed"}
+    assert [row[5] for row in rows[1:]] == [
+        "1.17, not told apart",
+        "1.33",
+        "0.66, not told apart",
+        "0.04, not told apart",
+        "–",
+    ]
+    assert rows[2][2] == "median of at least 10"
+    facts = {
+        row[0]: dict(zip(table_rows(page, 1)[0], row, strict=True)) for row in table_rows(page, 1)
+    }
+    assert facts["DeBERTa"]["Both, M"] == "–"
+    assert facts["RoBERTa"]["Both, M"] == "22.38"
+    assert facts["ELECTRA"]["Tokens, G"] == "16.4"
+    assert facts["BERT"]["Hours"] == facts["BERT"]["Seeds"] == "–"
+    boxes = parse(page).select("div.sortable")
+    assert len(boxes) == 2
+
+
+def test_text_of_an_entry_is_inert_and_a_refused_one_is_named():
+    nasty = "a](x) `b` *c* | d & &lt;e&gt; ${x}"
+    entries = [
+        claimed("a", 80.0, title=nasty, corpus=nasty, authors=[nasty]),
+        leaderboard.Entry("<script>alert(1)</script>", "line"),
+    ]
+    page = leaderboard_page.page(entries, FIGURES, Labels())
+    shown = parse(page)
+    assert not shown.select("script, code, em")
+    assert len({len(row.find_all(["th", "td"])) for row in shown.table.find_all("tr")}) == 1
+    assert nasty in shown.table.get_text()
+    assert "Left out, because the check refuses them" in shown.get_text()
+
+
+# --- command line, browser
+
+
+def test_the_command_line_checks_and_names_what_is_wrong(entry):
+    bad = shutil.copytree(entry, entry.with_name("worse"))
+    (bad / "notes.txt").write_text("x", encoding="utf-8")
+    command = [sys.executable, "scripts/leaderboard.py", "check", "--folder", str(entry.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    first, second, last = done.stdout.splitlines()
+    assert first == ("mine: claimed; scores not recomputed: no dev labels at hand (DATA=folder)")
+    assert second.startswith(f"error: {bad}/submission.yaml: name = 'mine'")
+    assert last == "2 entries, 1 refused"
+
+
+NODE = shutil.which("node")
+DOM = """
+class Element {
+  constructor(tag, text) { this.tag = tag; this.own = text || ""; this.kids = []; this.marks = {};
+    this.handlers = {}; this.hidden = false; this.value = ""; }
+  get textContent() { return this.own + this.kids.map((k) => k.textContent).join(""); }
+  set textContent(text) { this.own = text; this.kids = []; }
+  get firstChild() { return this.kids[0] || null; }
+  appendChild(kid) { if (kid.parent) kid.parent.kids.splice(kid.parent.kids.indexOf(kid), 1);
+    kid.parent = this; this.kids.push(kid); return kid; }
+  insertBefore(kid, other) { kid.parent = this;
+    this.kids.splice(other ? this.kids.indexOf(other) : this.kids.length, 0, kid); }
+  setAttribute(name, value) { this.marks[name] = value; }
+  getAttribute(name) { return this.marks[name]; }
+  hasAttribute(name) { return name in this.marks; }
+  addEventListener(name, handler) { this.handlers[name] = handler; }
+  fire(name) { this.handlers[name](); }
+  all(tag) { return this.kids.flatMap((k) => (k.tag === tag ? [k] : []).concat(k.all(tag))); }
+  querySelectorAll(tag) { return this.all(tag); }
+  querySelector(tag) { return this.all(tag)[0] || null; }
+  get cells() { return this.kids; }
+  get rows() { return this.kids; }
+  get tHead() { return this.kids[0]; }
+  get tBodies() { return [this.kids[1]]; }
+}
+const make = (tag, ...kids) => {
+  const made = new Element(tag);
+  kids.forEach((kid) => made.appendChild(typeof kid === "string" ? new Element("#", kid) : kid));
+  return made;
+};
+const row = (...cells) => make("tr", ...cells.map((cell) => make("td", cell)));
+const heads = ["Name", "Score"].map((name) => make("th", make("p", name)));
+const body = make("tbody", row("b", "9.5"), row("a", "–"), row("c", "10.25"), row("d", "-1"));
+const box = make("div", make("table", make("thead", make("tr", ...heads)), body));
+globalThis.document = { readyState: "complete", querySelectorAll: () => [box],
+  createElement: (tag) => new Element(tag), createTextNode: (text) => new Element("#", text) };
+"""
+ACTIONS = """
+const shown = () => body.rows.filter((r) => !r.hidden).map((r) => r.cells[0].textContent).join("");
+const out = [shown()];
+const buttons = box.all("button");
+buttons[1].fire("click"); out.push(shown(), heads[1].getAttribute("aria-sort"));
+buttons[1].fire("click"); out.push(shown(), heads[1].getAttribute("aria-sort"));
+buttons[0].fire("click"); out.push(shown(), heads[1].getAttribute("aria-sort"));
+const field = box.all("input")[0];
+field.value = "C 10"; field.fire("input"); out.push(shown(), box.all("span")[0].textContent);
+out.push(box.all("label")[0].textContent, buttons.map((b) => b.textContent).join());
+console.log(JSON.stringify(out));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="no node")
+def test_tables_sort_and_search_in_the_browser():
+    script = (ROOT / "book" / "_static" / "tables.js").read_text(encoding="utf-8")
+    program = DOM + script.replace('"use strict";', "", 1) + ACTIONS
+    done = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        *("bacd", "dbca", "ascending", "cbda", "descending", "abcd", "none"),
+        *("c", " 1 of 4 rows", "Search this table ", "Name,Score"),
+    ]

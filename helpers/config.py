@@ -121,10 +121,10 @@ class Pretrain(Stage):
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
     pretrain_tokens_per_pass: int = Field(
-        ge=0, description="tokens in one forward pass at most, the rest accumulates; 0: no limit"
+        ge=0, description="tokens in one forward pass at most; 0: no limit"
     )
     torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
-        description="mode of torch.compile for the passes of pre-training"
+        description="none, default or reduce-overhead"
     )
     clip: float = Field(gt=0, description="largest gradient norm")
     checkpoint_steps: Count = Field(description="steps between checkpoints")

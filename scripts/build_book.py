@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")

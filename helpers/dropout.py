@@ -31,8 +31,8 @@ def drop(values: torch.Tensor, rate: float) -> torch.Tensor:
     count = values.numel()
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[:count].view(values.shape)
-    scale = (bits >= level - LEVELS // 2).to(values.dtype).mul_(LEVELS / (LEVELS - level))
-    return values * scale
+    torch.ge(bits, level - LEVELS // 2, out=bits)  # 0 or 1; into bool it takes ten times as long
+    return values * bits.to(values.dtype).mul_(LEVELS / (LEVELS - level))
 
 
 class Dropout(nn.Dropout):

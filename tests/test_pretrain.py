@@ -123,6 +123,29 @@ def test_the_mlm_loss_is_the_mean_over_chosen_tokens():
     assert found == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)]
+)
+def test_the_mlm_loss_and_its_gradient_are_torchs_own(dtype, near):
+    logits = 3 * torch.randn(4, 5, 300, generator=seeded())
+    targets = torch.randint(0, 300, (4, 5), generator=seeded())
+    weights = (torch.rand(4, 5, generator=seeded()) > 0.3).float()
+    masked = pretrain.Masked(targets, targets, targets, weights)
+    ours, theirs = (logits.to(dtype).requires_grad_() for _ in range(2))
+    found = pretrain.masked_loss(ours, masked, weights.sum())
+    (1e4 * found).backward()  # as a loss is scaled for float16
+    wanted = torch.nn.functional.cross_entropy(
+        theirs.float().flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    wanted = (wanted * weights.flatten()).sum() / weights.sum()
+    (1e4 * wanted).backward()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=near, atol=near)
+    broken = logits.clone()
+    broken[0, 0, 0] = math.nan
+    assert not math.isfinite(pretrain.masked_loss(broken, masked, weights.sum()).item())
+
+
 def test_the_rtd_loss_adds_fifty_discriminators(vocabulary):
     torch.manual_seed(0)
     task = pretrain.build(models.get("electra"), models.get_size("tiny"), SIZE, 64)

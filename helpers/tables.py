@@ -31,8 +31,9 @@ from helpers.markup import (
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 CAPTION = (
     "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
-    "than its row. MNLI is matched / mismatched, and the matched one counts. A mean is taken over "
-    "the tasks for each seed first, then over the seeds that have every task, ± its standard error."
+    "than its row. MNLI is matched / mismatched, and the matched one counts. The mean of the tasks "
+    "is taken for each seed that has every task; the median over these seeds stands with its 95 % "
+    "bootstrap interval, and beside it the best of them."
 )
 PARTS = ("pretrain_hardware", "hardware")
 NEEDED = (
@@ -417,24 +418,32 @@ def table1_measured(
         task_name(published, t) + (_mark(records, t) if t in shown else " (missing)") for t in tasks
     ]
     header += [f"Mean of {len(shown)}", *([f"Mean of {len(whole)} complete"] * some)]
-    header += ["Tokens seen", "Seeds"]
+    header += ["Best of n", "Tokens seen", "Seeds"]
     rows = []
     for model in models:
         if model not in scores.index:
             rows.append([escape(model), *[NONE] * (len(header) - 1)])
             continue
-        row = scores.loc[model]
         mine = records[records["model"] == model]
         seeds = int(mine.groupby("task").size().max())
         cells = [_cell(records, model, task, seeds) for task in tasks]
-        fewer = f" (n = {row['seeds']:.0f})" if 0 < row["seeds"] < seeds else ""
-        cells += [plus_minus(row["mean"], row["mean_se"]) + fewer]
-        cells += [plus_minus(row["mean_complete"], row["mean_complete_se"])] * some
+        every = statistics.mean_of_tasks(records, model, shown)
+        fewer = f" (n = {every.n})" if 0 < every.n < seeds else ""
+        cells += [record_link(typical(every), model) + fewer if every.n else NONE]
+        cells += [typical(statistics.mean_of_tasks(records, model, whole))] * some
+        cells += [f"{every.best:.2f} (n = {every.n})" if every.n else NONE]
         cells += [span(mine["pretrain.tokens"]), str(seeds)]
         rows.append([escape(model_name(published, model)), *cells])
     text = f"**Measured. {heading(records)}**\n\n"
     text += _notes(warnings(records, published, models, tasks)) + "\n" + markdown(header, rows)
     return f"{text}\n{CAPTION}\n"
+
+
+def typical(found: statistics.Summary) -> str:
+    """A median over seeds with its 95 % interval; the interval is left out where there is none."""
+    if math.isnan(found.low):
+        return score(found.median)
+    return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _cell(records: pd.DataFrame, model: str, task: str, seeds: int) -> str:
@@ -534,12 +543,12 @@ def _beside_means(
     for name, group in groups:
         found = statistics.mean_of_tasks(records, model, group)
         theirs = _some_mean(scores.loc[model], group) if model in scores.index else math.nan
-        gap = found.mean - theirs if set(group) <= set(whole) else math.nan
+        gap = found.median - theirs if set(group) <= set(whole) else math.nan
         rows.append(
             [
                 name,
                 NONE if math.isnan(theirs) else derived(theirs),
-                plus_minus(found.mean, found.se),
+                typical(found),
                 NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
                 str(found.n),
             ]
@@ -592,9 +601,9 @@ def table2(
         found = statistics.mean_of_tasks(records, model, shown)
         own = statistics.mean_of_tasks(records, model, whole)
         size = span(records.loc[records["model"] == model, "pretrain.parameters"])
-        row = [escape(model_name(published, model)), size, plus_minus(found.mean, found.se)]
-        row += [plus_minus(own.mean, own.se)] * few
-        row += [derived(base["value"] - found.mean) if comparable and found.n else NONE]
+        row = [escape(model_name(published, model)), size, typical(found)]
+        row += [typical(own)] * few
+        row += [derived(base["value"] - found.median) if comparable and found.n else NONE]
         rows.append([*row, str(found.n)])
     header = ["Model", "Parameters", f"Mean of {len(shown)}", *ours, f"Below {name}", "Seeds"]
     text += f"\n**As measured. {heading(records)}**\n\n" + markdown(header, rows) + "\n"

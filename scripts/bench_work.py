@@ -116,7 +116,7 @@ def timed(step: Callable[[], object], device: torch.device) -> Timed:
 
 
 class Corpus:
-    """Segments and the collator both sides read them with.
+    """Segments that both sides read.
 
     Args:
         place: Gives the least number of segments.
@@ -130,7 +130,6 @@ class Corpus:
         if place.batch > len(packed):
             raise config.UserError(f"--batch {place.batch}: the corpus has {len(packed)} segments")
         self.rows = packed.astype(np.uint16)
-        self.collator = DataCollatorForLanguageModeling(tok)
 
 
 def embedded(place: Place) -> Corpus:
@@ -212,13 +211,17 @@ class StockLoop:
     """Steps of a masked language model or of ELECTRA as stock classes compute them."""
 
     def __init__(self, place: Place, data: Corpus, task: nn.Module, dtype: str) -> None:
-        self.place, self.data, self.task = place, data, task
+        self.place, self.task = place, task
         self.dtype = getattr(torch, dtype)
         self.optimiser = torch.optim.AdamW(task.parameters(), eps=1e-6, weight_decay=0.01)
+        mask, swap = task.spec.masking  # the model's own, so that losses compare
+        self.collator = DataCollatorForLanguageModeling(
+            data.tok, mask_replace_prob=mask, random_replace_prob=swap
+        )
 
     def __call__(self, rows: list[torch.Tensor], rate: float) -> torch.Tensor:
         """One step; its loss, a scalar tensor."""
-        made = self.data.collator([{"input_ids": row} for row in rows])
+        made = self.collator([{"input_ids": row} for row in rows])
         inputs, labels = (made[k].to(self.place.device) for k in ("input_ids", "labels"))
         with training.autocast(self.place.device, self.dtype):
             mlm = isinstance(self.task, pretrain.MaskedLanguageModel)
@@ -326,8 +329,9 @@ def pretraining(place: Place) -> Iterator[Work]:
                 theirs, kind = stock_step(place, data, stock, other), "stock classes"
             else:
                 half = other == "bfloat16"
+                collator = DataCollatorForLanguageModeling(data.tok)
                 theirs = with_trainer(
-                    stock.model, examples, place.batch, data.collator, place.folder, half
+                    stock.model, examples, place.batch, collator, place.folder, half
                 )
                 kind = "Trainer"
             for mode in modes:

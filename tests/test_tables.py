@@ -268,7 +268,7 @@ def test_measured_cells_are_medians_and_means_have_errors(published, tmp_path):
     rows = table_rows(tables.table1_measured(records, published, MODELS, TASKS))
     bert = dict(zip(rows[0], rows[1], strict=True))
     assert bert["CoLA"] == "46.00"
-    assert bert["Mean of 8"] == "56.50 ± 0.58"
+    assert bert["Mean of 8"] == "56.50 (55.50 to 57.50)"
     assert bert["Seeds"] == "3"
 
 
@@ -314,7 +314,7 @@ def test_the_gap_to_bert_base_needs_all_eight_tasks_whole(published, folder_data
     assert "reduced or missing: QQP, MNLI, QNLI" in reduced
     rows = table_rows(reduced, 1)
     assert {row[rows[0].index("Below BERT-Base")] for row in rows[1:]} == {"–"}
-    assert rows[1][rows[0].index("Mean of 5 complete")] == "53.30 ± 0.50"
+    assert rows[1][rows[0].index("Mean of 5 complete")] == "53.30 (52.80 to 53.80)"
     published_rows = table_rows(reduced)
     column = published_rows[0].index("Mean of 5 complete")
     assert [row[column] for row in published_rows[2:]] == [
@@ -385,7 +385,7 @@ def test_a_cell_with_fewer_seeds_says_so(published, tmp_path):
     make_run(folder, models=["bert"], tasks=["rte"], seeds=(0, 1))
     records = tables.load_records(folder)
     rows = table_rows(tables.table1_measured(records, published, ["bert"], ["cola", "rte"]))
-    assert rows[1][1:4] == ["46.00", "66.50 (n = 2)", "56.00 ± 0.50 (n = 2)"]
+    assert rows[1][1:4] == ["46.00", "66.50 (n = 2)", "56.00 (55.50 to 56.50) (n = 2)"]
 
 
 def test_difference_to_scratch_has_an_error_and_seeds(published, embedded):

@@ -30,7 +30,8 @@ class Timing(_Strict):
     ratio: float = Field(gt=0, description="median over pairs of timings")
     ratio_low: float = Field(gt=0)
     ratio_high: float = Field(gt=0)
-    goal: float | None
+    goal: float | None = Field(description="ratio aimed at")
+    rate_goal: float | None = Field(None, description="units per second aimed at, on an H200")
     unit: str
     n: int = Field(ge=1, description="pairs of timings")
     warmup_ours: float = Field(ge=0, description="seconds before the first timing")
@@ -127,7 +128,7 @@ def speed(bench: Speeds) -> str:
             escape(row.unit),
             f"{row.ratio:.2f}",
             f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
-            f"{row.goal:.2f}" if row.goal else NONE,
+            _goal(row),
             f"{100 * row.mfu:.0f}" if row.mfu else NONE,
             _pair(row.memory_ours, row.memory_theirs),
         ]
@@ -139,6 +140,12 @@ def speed(bench: Speeds) -> str:
         f"{bench.batch} · pairs of timings: {span(row.n for row in bench.rows)} · products of "
         f"large matrices: {peaks}**\n\n" + markdown(header, lines, left=2) + _warmups(bench)
     )
+
+
+def _goal(row: Timing) -> str:
+    if row.rate_goal:
+        return f"{row.rate_goal:,.0f} {escape(row.unit)}"
+    return f"{row.goal:.2f}" if row.goal else NONE
 
 
 def _machine(found: Speeds | Curves) -> str:

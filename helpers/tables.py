@@ -548,7 +548,7 @@ def _beside_means(
             [
                 name,
                 NONE if math.isnan(theirs) else derived(theirs),
-                typical(found),
+                record_link(typical(found), model) if found.n else NONE,
                 NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
                 str(found.n),
             ]
@@ -601,7 +601,8 @@ def table2(
         found = statistics.mean_of_tasks(records, model, shown)
         own = statistics.mean_of_tasks(records, model, whole)
         size = span(records.loc[records["model"] == model, "pretrain.parameters"])
-        row = [escape(model_name(published, model)), size, typical(found)]
+        average = record_link(typical(found), model) if found.n else NONE
+        row = [escape(model_name(published, model)), size, average]
         row += [typical(own)] * few
         row += [derived(base["value"] - found.median) if comparable and found.n else NONE]
         rows.append([*row, str(found.n)])
@@ -689,7 +690,8 @@ def scratch(
             gain, error = statistics.difference(found, control)
             own = model == "scratch"
             ratio = NONE if own or not error > 0 else f"{gain / error:.1f}"
-            cells = [plus_minus(found.mean, found.se), NONE if own else _signed(gain, error), ratio]
+            mean = record_link(plus_minus(found.mean, found.se), model)
+            cells = [mean, NONE if own else _signed(gain, error), ratio]
             name = escape(model_name(published, model))
             lines.append([name, str(len(group)), *cells, f"{found.n} / {control.n}"])
     header = ["Model", "Tasks", "Mean", "Difference", "In standard errors", "Seeds / scratch"]

@@ -45,9 +45,9 @@ def compare(work: Work, pairs: int) -> dict[str, object]:
 
     Returns:
         work, reference, ours and theirs (units per second, medians), ratio (median over pairs),
-        ratio_low, ratio_high, goal, unit, n (pairs), warmup_ours and warmup_theirs (seconds that
-        the timing thrown away took beyond the median: compiling, first allocations), flops (of our
-        model, per second, or None).
+        ratio_low, ratio_high, goal, rate_goal, unit, n (pairs), warmup_ours and warmup_theirs
+        (seconds that the timing thrown away took beyond the median: compiling, first allocations),
+        flops (of our model, per second, or None).
     """
     timings = [(work.theirs(work.steps), work.ours(work.steps)) for _ in range(pairs + 1)]
     first, found = timings[0], timings[1:]
@@ -63,6 +63,7 @@ def compare(work: Work, pairs: int) -> dict[str, object]:
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
         "goal": work.goal,
+        "rate_goal": work.rate,
         "unit": work.unit,
         "n": pairs,
         "warmup_ours": max(0.0, first[1] - our_time),
@@ -125,6 +126,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 def show(row: dict[str, object]) -> str:
     """One row of the table, aligned."""
     goal = f"goal {row['goal']:.2f}" if row["goal"] else ""
+    goal += f"goal {row['rate_goal']:,.0f}/s" if row["rate_goal"] else ""
     use = f"MFU {row['mfu']:.0%}" if row["mfu"] else ""
     sizes = [row["memory_ours"], row["memory_theirs"]]
     held = " / ".join(f"{size / 2**20:,.0f}" for size in sizes) + " MiB" if all(sizes) else ""
@@ -153,6 +155,7 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder with glue/ and corpus/; else embedded")
     parser.add_argument("--size", default="paper", help="row of models.SIZES")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--plan", default="", choices=("", "cpu", "gpu"), help="else the device's")
     parser.add_argument("--parts", default=",".join(PARTS), help="which comparisons")
     parser.add_argument("--pairs", type=int, default=5, help="timings of either side")
     parser.add_argument("--batch", type=int, default=16, help="segments per pre-training step")
@@ -185,7 +188,8 @@ def main() -> int:
     }
     out = config.resolve(options.out)
     with tempfile.TemporaryDirectory() as name:
-        place = Place(device, options.size, options.batch, options.steps, Path(name))
+        plan = options.plan or ("gpu" if options.device == "cuda" else "cpu")
+        place = Place(device, options.size, options.batch, options.steps, Path(name), plan=plan)
         for work in works(options, place):
             row = compare(work, options.pairs) | memory(work, device)
             flops = row.pop("flops")

@@ -173,6 +173,17 @@ def test_batches_are_epochs_end_to_end(dtype):
     assert torch.equal(again.batch(3).flatten(), stream[12:16])
 
 
+def test_a_corpus_on_the_device_gives_the_same_batches(monkeypatch):
+    packed = np.random.default_rng(0).integers(0, 2**16, (30, 8)).astype("uint16")
+    mapped = pretrain.Segments(packed, 7, 3, torch.device("cpu"))
+    monkeypatch.setattr(training, "choose_place", lambda size, device: (True, "as asked"))
+    resident = pretrain.Segments(packed, 7, 3, torch.device("cpu"))
+    assert resident.resident is not None
+    for step in (0, 4, 9):
+        assert torch.equal(resident.batch(step), mapped.batch(step))
+        assert resident.batch(step).max() <= 65535
+
+
 def take_step(model, mode="none", rows=0, dtype=torch.float32, steps=1):
     torch.manual_seed(0)
     task = pretrain.build(models.get(model), models.get_size("tiny"), SIZE, 64, dropout=0.0)

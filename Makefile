@@ -17,7 +17,7 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile "$(PROFILE)" --data "$(DATA)" --models "$(MODELS)" --tasks "$(TASKS)" --seeds "$(SEEDS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test plan serve verify export submission check-leaderboard check bench clean
+.PHONY: help book test plan serve verify chaos export submission check-leaderboard check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ bench: .venv/ready ## time ours against stock transformers, side by side; DATA a
 
 verify: .venv/ready ## recompute every score and table of PROFILE from its records
 	@$(BIN)/python scripts/verify.py $(GIVEN)
+
+chaos: .venv/ready ## kill training at random moments; the results must be the same bytes
+	$(BIN)/python scripts/chaos.py
 
 export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
 	@$(BIN)/python scripts/export.py --run "$(RUN)" --model "$(MODEL)"

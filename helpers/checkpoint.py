@@ -1,6 +1,17 @@
-"""Training state on disk: tensors in safetensors, the rest as JSON inside the same file."""
+"""Training state on disk: the last two checkpoints of a run, each one file that proves itself.
 
+A file holds tensors in safetensors, the rest as JSON beside them, and a SHA-256 over both. What was
+damaged is noticed when it is read, and the checkpoint before is taken.
+"""
+
+import hashlib
 import json
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,67 +20,181 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from helpers.config import UserError
+from helpers import config
+from helpers.config import Preempted, UserError
 from helpers.files import replacing
 
+KEPT = 2
+PARAMETERS = ("checkpoint_steps", "checkpoint_minutes", "checkpoints")
+"""Parameters that say when and where; nothing that is computed follows from them."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
-def save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> None:
-    """Writes one file that holds weights, optimiser moments and `state`, atomically.
+
+def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> Path:
+    """Writes ``checkpoint-<step>.safetensors`` atomically, and removes all but the last two.
 
     Args:
-        path: File to write.
+        folder: Where the run keeps its checkpoints.
         model: Shared parameters are written once.
         optimiser: A fused Adam; its moments are written by parameter name.
-        state: JSON values: step, specification, log.
+        state: JSON values, among them ``step`` and ``spec``.
+
+    Returns:
+        The file.
 
     Raises:
-        UserError: When the disk is full or read-only; the file before stays.
+        UserError: When the disk is full or read-only; the files before stay.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.detach()
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    path, text = folder / f"checkpoint-{state['step']:09d}.safetensors", json.dumps(state)
+    about = {"state": text, "digest": _digest(text, tensors)}
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+            save_file(tensors, temporary, metadata=about)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+    for old in _all(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, the newest first."""
+    return sorted(folder.glob("checkpoint-*.safetensors"), reverse=True)
+
+
+def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load(
-    path: Path, spec: str, model: nn.Module, optimiser: torch.optim.Optimizer
+    folder: Path, spec: str, model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Restores what :func:`save` wrote.
+    """Restores the newest checkpoint that is whole.
 
     Args:
-        path: Checkpoint file; may be missing.
+        folder: Where the run keeps its checkpoints.
         spec: Digest the checkpoint must have been written under.
         model: Takes the weights.
         optimiser: Takes the moments.
 
     Returns:
-        The state, or None when there is no checkpoint or it belongs to another specification.
+        The state, or None when there is no checkpoint or they belong to another specification.
 
     Raises:
-        UserError: When the file is damaged.
+        UserError: When every checkpoint is damaged. Of a damaged one with an older behind it, a
+            warning tells.
     """
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
+    broken = ""
+    for path in _all(folder):
+        try:
+            state, tensors = _read(path)
             if state["spec"] != spec:
-                return None
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(file.get_tensor(f"model.{name}"))
-                    moments = {}
-                    for key in ("step", "exp_avg", "exp_avg_sq"):
-                        if f"{key}.{name}" in file.keys():  # noqa: SIM118 (no mapping)
-                            moments[key] = file.get_tensor(f"{key}.{name}").to(parameter.device)
-                    if moments:
-                        optimiser.state[parameter] = moments
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged checkpoint; delete it to begin again ({error})") from None
-    return state
+                continue
+            _restore(tensors, model, optimiser)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            broken = f"{path}: damaged checkpoint ({' '.join(str(error).split())[:120]})"
+            warnings.warn(f"{broken}; the one before is taken", stacklevel=2)
+            continue
+        return state
+    if broken:
+        raise UserError(f"{broken}; none before it is whole: delete it to begin again")
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if about.get("digest") != _digest(about["state"], tensors):
+        raise ValueError("its checksum does not hold")
+    return json.loads(about["state"]), tensors
+
+
+def _restore(
+    tensors: Mapping[str, torch.Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            moments = {
+                key: tensors[f"{key}.{name}"].to(parameter.device)
+                for key in MOMENTS
+                if f"{key}.{name}" in tensors
+            }
+            if moments:
+                optimiser.state[parameter] = moments
+
+
+def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:
+    """Where a run keeps its checkpoints.
+
+    Args:
+        parameters: Of a stage, with ``checkpoints``: a folder, Google Drive's for example, or
+            empty.
+        stage: What is trained, for the name below that folder.
+        name: Of the run in this stage.
+        folder: Where they lie without one: beside what the run writes.
+    """
+    if not parameters.checkpoints:
+        return folder
+    return config.resolve(parameters.checkpoints) / parameters.profile / stage / name
+
+
+def clear(folder: Path) -> None:
+    """Removes the checkpoints of a finished run."""
+    for path in _all(folder):
+        path.unlink(missing_ok=True)
+
+
+class Timer:
+    """Says when a checkpoint is due, by steps and by time.
+
+    Args:
+        steps: Steps between checkpoints.
+        minutes: Minutes between them; 0 for steps alone.
+    """
+
+    def __init__(self, steps: int, minutes: float) -> None:
+        self.steps, self.seconds, self.last = steps, 60 * minutes, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether one is due after `step` steps; starts the time anew when it is."""
+        now = time.monotonic()
+        found = step % self.steps == 0 or (0 < self.seconds <= now - self.last)
+        self.last = now if found else self.last
+        return found
+
+
+@contextmanager
+def preemption() -> Iterator[threading.Event]:
+    """Inside, SIGTERM sets the event instead of ending the process; a loop looks at it each step.
+
+    Outside the main thread signals cannot be caught, and the event is never set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(what: str, step: int) -> None:
+    """Ends a run that was asked to.
+
+    Raises:
+        Preempted: Always.
+    """
+    raise Preempted(f"{what}: stopped by SIGTERM, saved at step {step}; run it again to go on")

@@ -24,6 +24,13 @@ class UserError(ValueError):
         return [f"error: {self}"]
 
 
+class Preempted(UserError):
+    """A run that was told to end, and saved what it had; scripts exit with status 75."""
+
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
 def _words(value: object) -> object:
     """Lets a list be written on a command line: ``"bert, deberta"`` or ``"0 1"`` or ``3``."""
     if isinstance(value, str):
@@ -128,6 +135,8 @@ class Pretrain(Stage):
     )
     clip: float = Field(gt=0, description="largest gradient norm")
     checkpoint_steps: Count = Field(description="steps between checkpoints")
+    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
+    checkpoints: str = Field(description="folder for them; empty: beside the model")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto: by the device"
     )
@@ -167,6 +176,9 @@ class Finetune(Stage):
     finetune_layer_decay: float = Field(gt=0, le=1, description="learning rate factor per layer")
     finetune_dropout: Fraction = Field(description="dropout, hidden, attention and head")
     finetune_swap_pairs: bool = Field(description="double MRPC and STS-B by swapped pairs")
+    checkpoint_steps: Count = Field(description="steps between checkpoints")
+    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
+    checkpoints: str = Field(description="folder for them; empty: beside the model")
     clip: float = Field(gt=0, description="largest gradient norm")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto: by the device"
@@ -362,4 +374,4 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)

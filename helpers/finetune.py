@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from helpers import (
+    checkpoint,
     config,
     disentangled,
     files,
@@ -239,14 +240,33 @@ def train(
     epochs: int,
     seed: int,
     dtype: torch.dtype,
+    kept: Path | None = None,
+    spec: str = "",
 ) -> dict[str, float]:
     """Fine-tunes `model` in place.
 
+    A step is a function of the parameters, its number and the state before it, so a run that was
+    killed goes on from a checkpoint and ends with the same bytes.
+
+    Args:
+        parameters: Of the stage.
+        model: With a fresh head.
+        data: The train split.
+        tok: Tokenizer.
+        epochs: Passes over the split.
+        seed: Of order and dropout.
+        dtype: Number format of the forward pass.
+        kept: Folder for checkpoints; None for none.
+        spec: Digest a checkpoint must have been written under.
+
     Returns:
         steps, tokens (padding included), flops (forward and backward) and the last loss.
+
+    Raises:
+        Preempted: After SIGTERM, when the state was saved.
     """
-    device = next(model.parameters()).device
-    per_epoch = -(-len(data.lengths) // parameters.finetune_batch_size)
+    device, size = next(model.parameters()).device, parameters.finetune_batch_size
+    per_epoch = -(-len(data.lengths) // size)
     total = epochs * per_epoch
     warmup = round(parameters.finetune_warmup * total)
     groups = layer_rates(model, parameters.finetune_learning_rate, parameters.finetune_layer_decay)
@@ -254,12 +274,22 @@ def train(
     scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
     scale = LARGEST_LABEL if model.config.num_labels == 1 else 1
     labels = torch.tensor(data.labels / scale if scale > 1 else data.labels, device=device)
-    rng = training.numpy_generator("finetune", seed)
+    state: dict[str, Any] = {"spec": spec, "step": 0, "tokens": 0, "flops": 0.0, "scaler": {}}
+    if kept is not None:
+        state = checkpoint.load(kept, spec, model, optimiser) or state
+    if state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
     model.train()
-    step, tokens, flops = 0, 0, 0.0
-    value = torch.zeros(())
-    for _ in range(epochs):
-        for index in batches(data.lengths, parameters.finetune_batch_size, rng):
+    value, order = torch.zeros(()), []
+    with checkpoint.preemption() as asked:
+        for step in range(state["step"], total):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0 or not order:
+                rng = training.numpy_generator("finetune", seed, epoch)
+                order = list(batches(data.lengths, size, rng))
+            index = order[place]
+            torch.manual_seed(training.derive_seed("finetune", seed, step))
             factor = training.schedule(step, warmup, total)
             for group in optimiser.param_groups:
                 group["lr"] = group["base"] * factor
@@ -272,11 +302,20 @@ def train(
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
-            size, length = batch["input_ids"].shape
-            tokens += size * length
-            flops += size * length * models.token_flops(model.config, length)
-            step += 1
-    return {"steps": step, "tokens": tokens, "flops": flops, "loss": value.item()}
+            rows, length = batch["input_ids"].shape
+            state["step"], state["tokens"] = step + 1, state["tokens"] + rows * length
+            state["flops"] += rows * length * models.token_flops(model.config, length)
+            if kept is not None and step + 1 < total and (timer.due(step + 1) or asked.is_set()):
+                state["scaler"] = scaler.state_dict()
+                checkpoint.save(kept, model, optimiser, state)
+                if asked.is_set():
+                    checkpoint.stop(f"fine-tune, seed {seed}", step + 1)
+    return {
+        "steps": total,
+        "tokens": state["tokens"],
+        "flops": state["flops"],
+        "loss": value.item(),
+    }
 
 
 def specification(
@@ -291,7 +330,15 @@ def specification(
         "stage": "finetune",
         "schema": records.SCHEMA,
         "parameters": parameters.model_dump(
-            exclude={"profile", "runs", "model", "tasks", "seeds", "threads"}
+            exclude={
+                "profile",
+                "runs",
+                "model",
+                "tasks",
+                "seeds",
+                "threads",
+                *checkpoint.PARAMETERS,
+            }
         ),
         "task": task,
         "seed": seed,
@@ -415,7 +462,10 @@ def _one(
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
     epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
-    spent = train(parameters, model, encoded["train"], tok, epochs, seed, dtype)
+    kept = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
+    kept = checkpoint.place(parameters, f"finetune/{parameters.model}/{name}", f"{seed}", kept)
+    spec = files.digest(wanted)
+    spent = train(parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec)
     if not np.isfinite(spent.pop("loss")):
         raise UserError(
             f"finetune_learning_rate = {parameters.finetune_learning_rate}: the loss of "
@@ -474,7 +524,8 @@ def _one(
         "versions": training.versions(),
         "parameters": wanted["parameters"],
         "predictions": files.sha256(kept),
-        "spec": files.digest(wanted),
+        "spec": spec,
     }
     records.write(target / f"seed-{seed}.json", record)
+    checkpoint.clear(kept)
     return record

@@ -405,7 +405,7 @@ def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[s
     """
     spec = models.get(parameters.model)
     values = parameters.model_dump(
-        exclude={"profile", "runs", "model", "checkpoint_steps", "threads"}
+        exclude={"profile", "runs", "model", "threads", *checkpoint.PARAMETERS}
     )
     if spec.objective == "none":
         values = {
@@ -500,7 +500,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         "versions": training.versions(),
     }
     manifest = files.seal(folder, manifest, written)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.clear(checkpoint.place(parameters, "pretrain", parameters.model, folder))
     return manifest
 
 
@@ -531,8 +531,8 @@ def _train(
         parameters.pretrain_tokens_per_pass // rows.shape[1],
         parameters.torch_compile,
     )
-    path = folder / "checkpoint.safetensors"
-    state = checkpoint.load(path, state["spec"], task, step.optimiser) or state
+    kept = checkpoint.place(parameters, "pretrain", parameters.model, folder)
+    state = checkpoint.load(kept, state["spec"], task, step.optimiser) or state
     if state.get("scaler"):
         step.scaler.load_state_dict(state["scaler"])
     segments = Segments(rows, batch, seed, device)
@@ -546,47 +546,58 @@ def _train(
     task.train()
     bar = progress.bar(total, f"pre-train {parameters.model}", "steps", state["step"])
     first = state["step"] if parameters.torch_compile != "none" else None
-    for number in range(state["step"], total):
-        tokens = segments.batch(number)
-        torch.manual_seed(training.derive_seed(seed, "step", number))
-        generator.manual_seed(training.derive_seed(seed, "mask", number))
-        rate = parameters.pretrain_learning_rate * training.schedule(
-            number, parameters.pretrain_warmup_steps, total
-        )
-        if number == first:
-            losses, spent = _compiling(step, tokens, generator, rate, parameters.torch_compile)
-            state["compile_seconds"] += spent
-            began += spent
-        else:
-            losses = step(tokens, generator, rate)
-        for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + value.double()
-        last = number + 1 == total
-        if (number + 1) % every == 0 or last:
-            count = (number % every) + 1
-            means = {key: value.item() / count for key, value in sums.items()}
-            if not math.isfinite(means["loss"]):
-                raise UserError(
-                    f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: the loss of "
-                    f"{parameters.model} is {means['loss']} by step {number + 1}; lower the rate "
-                    "or lengthen pretrain_warmup_steps; the last checkpoint is kept"
-                )
-            seen = (number + 1) * batch * rows.shape[1]
-            state["log"].append({"step": number + 1, "tokens": seen, "rate": rate} | means)
-            sums = {}
-            bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
-        if (number + 1) % parameters.checkpoint_steps == 0 and not last:
-            state["step"] = number + 1
-            state["seconds"] = time.perf_counter() - began
-            state["joules"] = training.spent(meter, training.joules(device), used)
-            state["sums"] = {key: value.item() for key, value in sums.items()}
-            state["scaler"] = step.scaler.state_dict()
-            checkpoint.save(path, task, step.optimiser, state)
-        bar.update()
+    timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
+
+    def note(done: int) -> None:
+        """Brings the state up to `done` steps."""
+        state["step"], state["seconds"] = done, time.perf_counter() - began
+        state["joules"] = training.spent(meter, training.joules(device), used)
+        state["sums"] = {key: value.item() for key, value in sums.items()}
+        state["scaler"] = step.scaler.state_dict()
+
+    with checkpoint.preemption() as asked:
+        for number in range(state["step"], total):
+            tokens = segments.batch(number)
+            torch.manual_seed(training.derive_seed(seed, "step", number))
+            generator.manual_seed(training.derive_seed(seed, "mask", number))
+            rate = parameters.pretrain_learning_rate * training.schedule(
+                number, parameters.pretrain_warmup_steps, total
+            )
+            if number == first:
+                losses, spent = _compiling(step, tokens, generator, rate, parameters.torch_compile)
+                state["compile_seconds"] += spent
+                began += spent
+            else:
+                losses = step(tokens, generator, rate)
+            for key, value in losses.items():
+                sums[key] = sums.get(key, 0.0) + value.double()
+            done = number + 1
+            if done % every == 0 or done == total:
+                means = {key: value.item() / (number % every + 1) for key, value in sums.items()}
+                _check_finite(means, parameters, done)
+                seen = done * batch * rows.shape[1]
+                state["log"].append({"step": done, "tokens": seen, "rate": rate} | means)
+                sums = {}
+                bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
+            if done < total and (timer.due(done) or asked.is_set()):
+                note(done)
+                _check_finite(state["sums"], parameters, done)
+                checkpoint.save(kept, task, step.optimiser, state)
+                if asked.is_set():
+                    checkpoint.stop(f"pre-train {parameters.model}", done)
+            bar.update()
     bar.close()
-    state["step"], state["seconds"] = total, time.perf_counter() - began
-    state["joules"] = training.spent(meter, training.joules(device), used)
+    note(total)
     return state
+
+
+def _check_finite(losses: dict[str, float], parameters: config.Pretrain, done: int) -> None:
+    if not all(math.isfinite(value) for value in losses.values()):
+        raise UserError(
+            f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: the loss of "
+            f"{parameters.model} is {losses['loss']} by step {done}; lower the rate or lengthen "
+            "pretrain_warmup_steps; the last checkpoint is kept"
+        )
 
 
 def _compiling(

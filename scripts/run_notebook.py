@@ -9,12 +9,15 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jupyter_client.manager import AsyncKernelManager
 
 from helpers import config, files
 
@@ -71,10 +74,14 @@ def failure(executed: Path) -> str:
 def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> None:
     """Runs the notebook in the checkout's root and writes what came out to `executed`.
 
+    SIGTERM is passed on to the kernel, where a training loop saves its state and ends.
+
     Raises:
+        Preempted: After SIGTERM.
         UserError: Naming notebook, cell and error when a cell fails.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     check(notebook, parameters)
@@ -85,6 +92,16 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
     lines = _Labelled(executed.stem)
     # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
     sockets = tempfile.mkdtemp(prefix="kernel-")
+    kernels: list[AsyncKernelManager] = []
+    asked = []
+
+    def preempt(*_: object) -> None:
+        asked.append(True)
+        for kernel in kernels:
+            if kernel.provisioner is not None and kernel.provisioner.pid:
+                os.kill(kernel.provisioner.pid, signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, preempt)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -93,25 +110,28 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
             cwd=str(config.root()),
             progress_bar=False,
             stdout_file=lines,
-            kernel_manager_class=_kernel_manager(sockets),
+            kernel_manager_class=_kernel_manager(sockets, kernels),
         )
-    except PapermillExecutionError:
-        raise config.UserError(f"{executed}: {failure(part)}") from None
+    except (PapermillExecutionError, DeadKernelError) as error:
+        line = f"{executed}: {failure(part) or type(error).__name__}"
+        raise (config.Preempted if asked else config.UserError)(line) from None
     finally:
+        signal.signal(signal.SIGTERM, before)
         shutil.rmtree(sockets, ignore_errors=True)
         if part.exists():
             files.write_text(executed, part.read_text(encoding="utf-8"))
             part.unlink()
 
 
-def _kernel_manager(folder: str) -> type:
-    from jupyter_client.manager import AsyncKernelManager
+def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
+    """A class of kernel managers with their sockets in `folder`; each that is made joins `made`."""
 
     class SocketKernelManager(AsyncKernelManager):
         def __init__(self, **options: object) -> None:
             super().__init__(
                 **options, transport="ipc", connection_file=str(Path(folder) / "kernel.json")
             )
+            made.append(self)
 
     return SocketKernelManager
 
@@ -130,7 +150,7 @@ def main() -> int:
         )
     except config.UserError as error:
         print(f"[{options.executed.stem}] failed: {error}", file=sys.stderr, flush=True)
-        return 1
+        return config.PREEMPTED if isinstance(error, config.Preempted) else 1
     seconds = time.perf_counter() - began
     print(f"[{options.executed.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
     return 0

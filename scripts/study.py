@@ -5,10 +5,13 @@ or widen the profile's own lists; DATA names a folder and makes it the source.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,8 +40,37 @@ def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str]]:
 def run(options: argparse.Namespace) -> int:
     """Runs what is not finished, then prints the table and the page to open."""
     profile, changes = load(options)
-    folder = profile.folder
+    with locked(profile.folder) as lock:
+        return _run(options, profile, changes, lock)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Holds a run's folder for this process and those that inherit the descriptor it gives.
+
+    The lock ends with the last of them, however it ends.
+
+    Raises:
+        UserError: When another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise config.UserError(
+                f"{os.path.relpath(folder)}: in use by process {file.read().strip()}; wait for it, "
+                "or give another PROFILE"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file.fileno()
+
+
+def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str], lock: int) -> int:
+    folder = profile.folder
     environment = os.environ | {
         "PROFILE": str(options.profile),
         "CHANGES": json.dumps(changes),
@@ -49,13 +81,14 @@ def run(options: argparse.Namespace) -> int:
     command = [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--directory", str(folder), "--cores", str(options.cores), "--keep-going"),
-        *("--quiet", "all", "--rerun-incomplete"),
+        *("--quiet", "all", "--rerun-incomplete", "--nolock"),  # the folder's lock is ours
     ]
     if Path("/dev/nvidia0").exists():
         command += ["--resources", "gpu=1"]
     # Data first: if it comes out the same, by checksum, what depends on it is not run again.
     for target in ("data", "all"):
-        status = subprocess.run([*command, target], env=environment, cwd=ROOT).returncode
+        done = subprocess.run([*command, target], env=environment, cwd=ROOT, pass_fds=(lock,))
+        status = done.returncode
         if status:
             print("error: the study is not finished; what failed is named above", file=sys.stderr)
             return status

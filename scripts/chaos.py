@@ -1,8 +1,8 @@
 """Kills training at random moments and compares what comes out with an undisturbed run.
 
-`make chaos` calls it. Each model is pre-trained and fine-tuned twice on a small embedded world: once
-in peace, once in processes that are killed (SIGKILL) again and again until one lives to the end.
-Weights, loss log, predictions and scores must be the same bytes.
+`make chaos` calls it. Each model is pre-trained and fine-tuned twice on a small embedded world:
+once in peace, once in processes that are killed (SIGKILL) again and again until one lives to the
+end. Weights, loss log, predictions and scores must be the same bytes.
 """
 
 import argparse

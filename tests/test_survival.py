@@ -1,0 +1,193 @@
+"""Kills, SIGTERM, damaged checkpoints, two runs at once: nothing is lost and nothing differs."""
+
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, small_profile
+from test_pretrain import stage
+from torch import nn
+
+from helpers import checkpoint, config, pretrain, progress
+from helpers.config import Preempted, UserError
+
+
+def trained(steps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(steps):
+        model(torch.randn(4, 5)).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model, optimiser
+
+
+def kept(folder, steps=(2, 4, 6)):
+    for step in steps:
+        checkpoint.save(folder, *trained(step), {"spec": "a", "step": step})
+    return sorted(folder.glob("checkpoint-*"))
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path):
+    paths = kept(tmp_path)
+    assert [path.name for path in paths] == [f"checkpoint-00000000{n}.safetensors" for n in (4, 6)]
+    model, optimiser = trained(0)
+    assert checkpoint.load(tmp_path, "a", model, optimiser)["step"] == 6
+    wanted, theirs = trained(6)
+    assert same(model, wanted)
+    for parameter, other in zip(model.parameters(), wanted.parameters(), strict=True):
+        for key in checkpoint.MOMENTS:
+            assert torch.equal(optimiser.state[parameter][key], theirs.state[other][key])
+    assert checkpoint.load(tmp_path, "another", *trained(0)) is None
+    checkpoint.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    older, newest = kept(tmp_path)
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 1  # one bit of one weight
+    newest.write_bytes(
+        {"cut": data[: len(data) // 2], "empty": b"", "text": b"{}"}.get(damage, data)
+    )
+    model, optimiser = trained(0)
+    with pytest.warns(UserWarning, match=r"checkpoint-000000006\.safetensors: damaged"):
+        assert checkpoint.load(tmp_path, "a", model, optimiser)["step"] == 4
+    assert same(model, trained(4)[0])
+    older.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(UserError, match=r"checkpoint-000000004\.safetensors: damaged.*delete it"),
+    ):
+        checkpoint.load(tmp_path, "a", *trained(0))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    before = kept(tmp_path)
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoint.save(tmp_path, *trained(8), {"spec": "a", "step": 8})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_checkpoint_is_due_by_steps_or_by_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    timer = checkpoint.Timer(10, 2.0)
+    assert [step for step in range(1, 21) if timer.due(step)] == [10, 20]
+    now[0] += 121
+    assert timer.due(21)
+    assert not timer.due(22)
+    assert not checkpoint.Timer(10, 0.0).due(22)
+
+
+@pytest.fixture
+def other(small_run, tmp_path):
+    """A run of its own over the small run's packed corpus."""
+    made = small_profile(tmp_path)
+    made.folder.mkdir()
+    (made.folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
+    return made
+
+
+def test_sigterm_saves_and_the_next_run_ends_with_the_same_bytes(
+    small_run, other, tmp_path, monkeypatch
+):
+    real = progress.bar
+
+    def bar(*arguments, **options):
+        made = real(*arguments, **options)
+        update = made.update
+
+        def counted(n=1):
+            if made.n == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return update(n)
+
+        made.update = counted
+        return made
+
+    monkeypatch.setattr(progress, "bar", bar)
+    drive = tmp_path / "drive"
+    with pytest.raises(Preempted, match="stopped by SIGTERM, saved at step 7; run it again"):
+        pretrain.run(stage(other, "bert", checkpoints=str(drive), checkpoint_steps=1000))
+    (found,) = drive.rglob("checkpoint-*")
+    assert found.parts[-4:-1] == (other.profile, "pretrain", "bert")
+    monkeypatch.setattr(progress, "bar", real)
+    pretrain.run(stage(other, "bert", checkpoints=str(drive)))
+    for name in ("encoder/model.safetensors", "log.csv"):
+        whole = small_run.folder / "models" / "bert" / name
+        assert filecmp.cmp(whole, other.folder / "models" / "bert" / name, shallow=False), name
+    assert not list(drive.rglob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_a_preempted_notebook_exits_with_its_own_status(other):
+    values = other.stage(config.Pretrain, model="bert") | {"pretrain_steps": 100_000}
+    values |= {"checkpoint_steps": 100_000}
+    out = other.folder / "notebooks" / "03_pretrain-bert.ipynb"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "scripts/run_notebook.py", "notebooks/03_pretrain.ipynb", str(out)),
+            *("--parameters", json.dumps(values)),
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:  # the first line of progress: training has begun
+        if "pre-train bert" in line:
+            break
+    time.sleep(2)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait(20) == config.PREEMPTED
+    assert time.monotonic() - began < 10
+    assert "stopped by SIGTERM, saved at step" in said
+    assert len(list((other.folder / "models" / "bert").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing():
+    done = subprocess.run(
+        [sys.executable, "scripts/chaos.py", "--models", "bert", "--kills", "10"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "same bytes" in done.stdout
+
+
+def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import study
+
+    folder = tmp_path / "tiny"
+    with (
+        study.locked(folder),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+        study.locked(folder),
+    ):
+        pass
+    with study.locked(folder):  # free again
+        pass

@@ -137,7 +137,7 @@ def corrupt(
         [batch, length]: 1 where the token differs from the original. A sample that happens to be
         the original counts as original (Clark et al. 2020, section 2).
     """
-    cumulative = logits.detach().float().softmax(-1).cumsum(-1)
+    cumulative = logits.detach().softmax(-1, dtype=torch.float32).cumsum(-1)
     last = cumulative[..., -1:]
     level = torch.rand(last.shape, device=logits.device) * last
     sampled = torch.searchsorted(cumulative, level, right=True).squeeze(-1)

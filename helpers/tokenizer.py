@@ -231,7 +231,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         tok = load(folder)
     else:
         (folder / PACKING).unlink(missing_ok=True)
-        step = max(1, made["documents"] // TRAINING_DOCUMENTS)
+        step = -(-made["documents"] // TRAINING_DOCUMENTS)
         tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> Path:
-    """Writes ``checkpoint-<step>.safetensors`` atomically, and removes all but the last two.
+    """Writes ``checkpoint-<spec>-<step>.safetensors`` atomically; removes all but the last two.
 
     Args:
         folder: Where the run keeps its checkpoints.
@@ -50,21 +50,28 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.detach()
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    path, text = folder / f"checkpoint-{state['step']:09d}.safetensors", json.dumps(state)
+    path = folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors"
+    text = json.dumps(state)
     about = {"state": text, "digest": _digest(text, tensors)}
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=about)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-    for old in _all(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+    own = _all(folder, state["spec"])
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old not in own[:KEPT]:  # older ones, and what another specification left
+            old.unlink(missing_ok=True)
     return path
 
 
-def _all(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, the newest first."""
-    return sorted(folder.glob("checkpoint-*.safetensors"), reverse=True)
+def _stem(spec: str) -> str:
+    return f"checkpoint-{spec[:12]}-"
+
+
+def _all(folder: Path, spec: str) -> list[Path]:
+    """Checkpoints of a specification, the newest first."""
+    return sorted(folder.glob(f"{_stem(spec)}*.safetensors"), reverse=True)
 
 
 def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -94,7 +101,7 @@ def load(
             warning tells.
     """
     broken = ""
-    for path in _all(folder):
+    for path in _all(folder, spec):
         try:
             state, tensors = _read(path)
             if state["spec"] != spec:
@@ -151,7 +158,7 @@ def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path
 
 def clear(folder: Path) -> None:
     """Removes the checkpoints of a finished run."""
-    for path in _all(folder):
+    for path in folder.glob("checkpoint-*.safetensors"):
         path.unlink(missing_ok=True)
 
 
@@ -189,6 +196,8 @@ def preemption() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+    if asked.is_set():  # the loop had come to its end: what was asked still holds
+        signal.raise_signal(signal.SIGTERM)
 
 
 def stop(what: str, step: int) -> None:

@@ -152,6 +152,15 @@ class Pretrain(Stage):
         return self
 
     @model_validator(mode="after")
+    def _check_graphs(self) -> "Pretrain":
+        if self.torch_compile == "reduce-overhead" and self.pretrain_tokens_per_pass:
+            raise ValueError(
+                "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate passes; use "
+                "default, or pretrain_tokens_per_pass = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_warmup(self) -> "Pretrain":
         if self.pretrain_warmup_steps > self.pretrain_steps:
             raise ValueError(

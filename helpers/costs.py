@@ -150,12 +150,15 @@ def table(
                 if (entry["model"], entry["gpu"]) == (name, key)
                 for rate in entry["tokens_per_second"]
             ]
-    return pd.DataFrame([_priced(row, gpus[row["gpu"]], tokens(study), assumed) for row in rows])
+    return pd.DataFrame(
+        [_priced(row, gpus[row["gpu"]], tokens(row["model"], study), assumed) for row in rows]
+    )
 
 
-def tokens(profile: config.Profile) -> int:
-    """Tokens of one pre-training: steps x segments x length."""
-    return profile.pretrain_steps * profile.pretrain_batch_size * profile.max_length
+def tokens(name: str, profile: config.Profile) -> int:
+    """Tokens of one pre-training: steps x segments x the length that the model reads."""
+    length = models.usable_length(models.get(name).tokenizer, profile.max_length)
+    return profile.pretrain_steps * profile.pretrain_batch_size * length
 
 
 def _priced(row: dict[str, Any], gpu: Gpu, count: int, assumed: Assumptions) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def recompute(
     """
     from helpers import metrics  # importing evaluate costs seconds
 
-    found = predictions.read_splits(path, task)
+    found = predictions.read_splits(path, task, own=True)
     first, *others = glue.get(task).splits[1:]
 
     def scored(split: str) -> tuple[float, dict[str, float], str]:
@@ -96,7 +96,7 @@ def stacked(
             runs = []
             for seed in mine.loc[mine["task"] == task, "seed"]:
                 path = records.folder(run, str(model), task) / f"seed-{seed}.parquet"
-                part = predictions.read_splits(path, task)[split[task]]
+                part = predictions.read_splits(path, task, own=True)[split[task]]
                 runs.append(aligned(part, truth[task], f"{path}, {split[task]}"))
             models[str(model)][task] = np.stack(runs)
     return models, {task: table["label"].to_numpy() for task, table in truth.items()}

@@ -37,6 +37,39 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[int]:
+    """Holds a folder against other processes while inside.
+
+    The lock is the kernel's: it ends with this process and those that inherit its descriptor,
+    however they end. Systems without ``fcntl`` (Windows) have none.
+
+    Gives:
+        The descriptor.
+
+    Raises:
+        UserError: When another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder}: in use by process {file.read().strip()}; wait for it, or use another "
+                "profile"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file.fileno()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with replacing(path) as temporary:

@@ -7,10 +7,12 @@ RTE and STS-B, MRPC and STS-B doubled by swapping the sentences. Batches are mad
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,11 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
     """
     last = model.config.num_hidden_layers + 2
     inside = f"{model.base_model_prefix}."
+    if decay < 1 and not any(".layer." in name for name, _ in model.named_parameters()):
+        raise UserError(
+            f"finetune_layer_decay = {decay}: the layers of a {model.config.model_type} are not "
+            "numbered .layer.<n>, so rates cannot follow them; use 1.0"
+        )
     groups: dict[int, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         depth = last
@@ -260,7 +267,8 @@ def train(
         spec: Digest a checkpoint must have been written under.
 
     Returns:
-        steps, tokens (padding included), flops (forward and backward) and the last loss.
+        steps, tokens (padding included), flops (forward and backward), seconds, joules (None where
+        no device reports them) and the last loss.
 
     Raises:
         Preempted: After SIGTERM, when the state was saved.
@@ -275,14 +283,24 @@ def train(
     scale = LARGEST_LABEL if model.config.num_labels == 1 else 1
     labels = torch.tensor(data.labels / scale if scale > 1 else data.labels, device=device)
     state: dict[str, Any] = {"spec": spec, "step": 0, "tokens": 0, "flops": 0.0, "scaler": {}}
+    state |= {"seconds": 0.0, "joules": 0.0}
     if kept is not None:
         state = checkpoint.load(kept, spec, model, optimiser) or state
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
+    began, used = time.perf_counter() - state["seconds"], state["joules"]
+    meter = training.joules(device)
+
+    def note() -> None:
+        """Brings what was spent up to now."""
+        state["seconds"] = time.perf_counter() - began
+        state["joules"] = training.spent(meter, training.joules(device), used)
+        state["scaler"] = scaler.state_dict()
+
     model.train()
     value, order = torch.zeros(()), []
-    with checkpoint.preemption() as asked:
+    with checkpoint.preemption() if kept is not None else nullcontext(Event()) as asked:
         for step in range(state["step"], total):
             epoch, place = divmod(step, per_epoch)
             if place == 0 or not order:
@@ -306,16 +324,14 @@ def train(
             state["step"], state["tokens"] = step + 1, state["tokens"] + rows * length
             state["flops"] += rows * length * models.token_flops(model.config, length)
             if kept is not None and step + 1 < total and (timer.due(step + 1) or asked.is_set()):
-                state["scaler"] = scaler.state_dict()
+                note()
                 checkpoint.save(kept, model, optimiser, state)
                 if asked.is_set():
                     checkpoint.stop(f"fine-tune, seed {seed}", step + 1)
-    return {
-        "steps": total,
-        "tokens": state["tokens"],
-        "flops": state["flops"],
-        "loss": value.item(),
-    }
+    last = value.item()
+    note()
+    spent = {name: state[name] for name in ("tokens", "flops", "seconds", "joules")}
+    return {"steps": total, "loss": last} | spent
 
 
 def specification(
@@ -390,7 +406,10 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
             if record is None:
                 files.unseal(target)
                 encoded = encoded or _encode_splits(parameters, name, tok, vocabulary, data[name])
-                record = _one(parameters, name, seed, wanted, pretrained, data[name], tok, encoded)
+                with files.holding(target):
+                    record = _one(
+                        parameters, name, seed, wanted, pretrained, data[name], tok, encoded
+                    )
             written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
             found.append(record)
             bar.update()
@@ -457,7 +476,6 @@ def _one(
     task = glue.get(name)
     device = models.device()
     dtype, reason = training.choose_precision(parameters.precision, device)
-    began, meter = time.perf_counter(), training.joules(device)
     torch.manual_seed(training.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
@@ -473,15 +491,13 @@ def _one(
         )
     splits = list(encoded)[1:]
     predicted = {split: predict(model, encoded[split], tok, dtype) for split in splits}
-    seconds = time.perf_counter() - began
-    joules = training.spent(meter, training.joules(device))
     score, found, note = metrics.score(name, predicted[splits[0]], encoded[splits[0]].labels)
     for split in splits[1:]:
         beside = metrics.score(name, predicted[split], encoded[split].labels)[1]
         found |= {f"mismatched_{key}": value for key, value in beside.items()}
 
     target = records.folder(parameters.folder, parameters.model, name)
-    kept = target / f"seed-{seed}.parquet"
+    predictions = target / f"seed-{seed}.parquet"
     table = pd.concat(
         pd.DataFrame(
             {
@@ -492,7 +508,7 @@ def _one(
         )
         for split in splits
     )
-    with files.replacing(kept) as temporary:
+    with files.replacing(predictions) as temporary:
         table.to_parquet(temporary, index=False, compression="zstd")
     record = {
         "schema": records.SCHEMA,
@@ -510,7 +526,7 @@ def _one(
         "reduced": data["reduced"],
         "complete": data["complete"],
         "pretrain": pretrained["pretrain"],
-        "finetune": spent | {"seconds": round(seconds, 2), "joules": joules},
+        "finetune": spent | {"seconds": round(spent["seconds"], 2)},
         "pretrain_hardware": pretrained["hardware"],
         "hardware": training.hardware(parameters.threads),
         "precision": reason,
@@ -523,7 +539,7 @@ def _one(
         },
         "versions": training.versions(),
         "parameters": wanted["parameters"],
-        "predictions": files.sha256(kept),
+        "predictions": files.sha256(predictions),
         "spec": spec,
     }
     records.write(target / f"seed-{seed}.json", record)

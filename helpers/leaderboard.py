@@ -24,7 +24,8 @@ from helpers.submission import FILE, Submission
 
 Level = Literal["claimed", "recomputed", "reproduced"]
 LEVELS: dict[Level, str] = {
-    "reproduced": "recomputed, and a record of this code stands beside every file of predictions",
+    "reproduced": "recomputed, and a record of this code at a commit stands beside every file of "
+    "predictions",
     "recomputed": "all eight scores follow from the dev predictions",
     "claimed": "figures only",
 }
@@ -188,6 +189,14 @@ def _check_same(
         ):
             if own != theirs:
                 raise UserError(f"{where}: {name} = {own}: the records say {theirs}")
+    for name, values in (
+        ("hashes.encoder", [record["hashes"]["encoder"] for record in kept.values()]),
+        ("pretrain_code", [record["pretrain_code"] for record in kept.values()]),
+    ):
+        if any(value != values[0] for value in values):
+            raise UserError(
+                f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
+            )
 
 
 # --- one entry ---------------------------------------------------------------------------------
@@ -231,7 +240,8 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
         text = str(error) if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
         return Entry(folder.name, _line(text))
     seeds = stated.protocol.seeds
-    level, undone = _grade(scores, len(kept), len(found), labels)
+    whole = [r for r in kept.values() if r["code"]["commit"] and r["pretrain_code"]["commit"]]
+    level, undone = _grade(scores, len(whole), len(found), labels)
     return Entry(
         folder.name,
         "",
@@ -371,7 +381,9 @@ def _grade(
         why = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
         return "claimed", (f"scores not recomputed on {why}",)
     if kept < found:
-        return "recomputed", (f"not reproduced: {found - kept} of {found} records missing",)
+        return "recomputed", (
+            f"not reproduced: {found - kept} of {found} records missing or without a commit",
+        )
     return "reproduced", ()
 
 

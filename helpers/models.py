@@ -232,7 +232,14 @@ def build_config(
 
 def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedConfig:
     made = _config_class(spec, "registry")
-    if hasattr(made(), "embedding_size"):
+    usual = made()
+    missing = [name for name in common if not hasattr(usual, name)]
+    if missing:
+        raise UserError(
+            f"model_type = {spec.model_type!r}: its configuration has no {missing[0]}, which the "
+            "study sets; only architectures with BERT's fields can be taken"
+        )
+    if hasattr(usual, "embedding_size"):
         common |= {"embedding_size": size.embedding}
     try:
         return made(**common | spec.config)

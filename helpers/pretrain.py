@@ -437,7 +437,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         UserError: When the packed corpus is missing or does not fit, or the loss is not finite.
     """
     spec = models.get(parameters.model)
-    size = models.get_size(parameters.size)
+    models.get_size(parameters.size)  # a wrong name is told before any work
     source = parameters.folder / "tokenizer" / spec.tokenizer
     packed = files.need(source, "02_tokenizer", f" with tokenizer_kind = {spec.tokenizer}")
     length = models.usable_length(spec.tokenizer, parameters.max_length)
@@ -453,6 +453,19 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     if done:
         return done
 
+    with files.holding(folder):
+        return _make(parameters, spec, packed, wanted, folder)
+
+
+def _make(
+    parameters: config.Pretrain,
+    spec: models.Spec,
+    packed: dict[str, Any],
+    wanted: dict[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains and writes what :func:`run` says."""
+    source, length = parameters.folder / "tokenizer" / spec.tokenizer, packed["length"]
     files.unseal(folder)
     training.begin(parameters.threads)
     device = models.device()
@@ -461,21 +474,21 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     torch.manual_seed(training.derive_seed(parameters.pretrain_seed, "weights"))
     task = build(
         spec,
-        size,
+        models.get_size(parameters.size),
         packed["vocabulary"],
         parameters.max_length,
         parameters.pretrain_dropout,
         parameters.generator_fraction,
     ).to(device)
     steps = 0 if spec.objective == "none" else parameters.pretrain_steps
-    state = {"spec": name, "step": 0, "log": [], "sums": {}}
+    state = {"spec": files.digest(wanted), "step": 0, "log": [], "sums": {}}
     state |= {"seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     if steps:
         state = _train(parameters, task, tok, tokenizer.rows(source), folder, state, dtype)
     written = _save(task, tok, folder, state["log"])
     tokens = steps * parameters.pretrain_batch_size * length
     manifest = {
-        "spec": name,
+        "spec": files.digest(wanted),
         "specification": wanted,
         "model": parameters.model,
         "size": parameters.size,
@@ -539,7 +552,10 @@ def _train(
     state["place"] = segments.place
 
     every = max(1, total // LOG_POINTS)
-    sums = {key: torch.tensor(value, device=device) for key, value in state["sums"].items()}
+    sums = {
+        key: torch.tensor(value, dtype=torch.float64, device=device)
+        for key, value in state["sums"].items()
+    }
     began, used = time.perf_counter() - state["seconds"], state["joules"]
     meter = training.joules(device)
     generator = torch.Generator(device)

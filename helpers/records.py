@@ -117,6 +117,15 @@ def write(path: Path, values: dict[str, Any]) -> None:
     files.write_json(path, values)
 
 
+def vouched(run: Path) -> dict[Path, list[str]]:
+    """Cell by cell, the names of the records that its manifest vouches for."""
+    found = {}
+    for path in sorted((run / "records").glob("*/*/manifest.json")):
+        names = files.read_json(path)["files"]
+        found[path.parent] = sorted(name for name in names if name.endswith(".json"))
+    return found
+
+
 def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
     """The records that the manifests of a run's cells vouch for.
 

@@ -10,6 +10,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
 from helpers import files, glue, models, statistics, tables
+from helpers import records as records_of
 from helpers.config import UserError
 from helpers.markup import escape, markdown, quantity, score
 
@@ -47,7 +48,8 @@ def export(run: Path, model: str, out: Path) -> Path:
     mine = records[records["model"] == model]
     if mine.empty:
         raise UserError(f"{run}: no record of {model}; run notebooks/04_finetune.ipynb first")
-    if out.exists() and not (out / "records").is_dir():
+    own = all((out / name).exists() for name in ("README.md", "config.json", "records"))
+    if out.exists() and not own:
         raise UserError(f"{out}: exists and is no export; name another folder")
     card = model_card(model, manifest, mine)
     made = out.with_name(f".{out.name}")
@@ -57,10 +59,11 @@ def export(run: Path, model: str, out: Path) -> Path:
         for name in manifest["files"]:
             if name.startswith("encoder/"):
                 shutil.copyfile(source / name, made / Path(name).name)
-        for path in sorted((run / "records" / model).glob("*/seed-*.json")):
-            there = made / "records" / path.parent.name / path.name
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, there)
+        for cell, names in records_of.vouched(run).items():
+            if cell.parent.name == model:
+                (made / "records" / cell.name).mkdir(parents=True)
+                for name in names:
+                    shutil.copyfile(cell / name, made / "records" / cell.name / name)
         files.write_text(made / "README.md", card)
         shutil.rmtree(out, ignore_errors=True)
         made.rename(out)
@@ -82,7 +85,6 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> s
     data = ModelCardData(
         model_name=f"small-bench-nlp-{model}",
         language="en",
-        license="apache-2.0",
         library_name="transformers",
         pipeline_tag="fill-mask" if models.get(model).objective == "mlm" else None,
         tags=["small-bench-nlp", manifest["size"]],

@@ -21,7 +21,7 @@ from helpers import config, corpus, files, finetune, glue, pretrain, records, to
 
 WORLD = {"documents": 200, "train_rows": 48, "dev_rows": 24, "world_words": 200}
 SHAPE = {"max_length": 64, "wordpiece_vocabulary": 400, "bpe_vocabulary": 400}
-STEPS = {"pretrain_steps": 60, "pretrain_batch_size": 8, "pretrain_warmup_steps": 6}
+STEPS = {"pretrain_steps": 410, "pretrain_batch_size": 8, "pretrain_warmup_steps": 6}
 KEEP = {"checkpoint_steps": 7, "finetune_epochs": 6, "finetune_epochs_small": 6, "threads": 1}
 TASKS, SEEDS = ["cola"], [0]
 
@@ -85,9 +85,13 @@ def outcome(study: config.Profile, model: str) -> dict[str, str | float]:
             record = records.read(cell / f"seed-{seed}.json")
             found[f"{task} {seed}"] = record["score"]
             found[f"{task} {seed} predictions"] = record["predictions"]
-    left = [*folder.rglob("checkpoint-*"), *(study.folder / "checkpoints").rglob("checkpoint-*")]
-    found["checkpoints left"] = len(left)
     return found
+
+
+def left(study: config.Profile, model: str) -> bool:
+    """Whether a finished run has left a checkpoint behind."""
+    places = (study.folder / "models" / model, study.folder / "checkpoints" / model)
+    return any(list(place.rglob("checkpoint-*")) for place in places)
 
 
 def main() -> int:
@@ -107,6 +111,7 @@ def main() -> int:
             kills = killed(lambda model=model: train(cut, model), options.kills, chance)
             wanted, found = outcome(whole, model), outcome(cut, model)
             differ = [key for key in wanted if wanted[key] != found[key]]
+            differ += ["checkpoints left"] if left(cut, model) else []
             wrong += len(differ)
             print(
                 f"{model}: {kills} kills, " + (f"differs in {differ}" if differ else "same bytes")

@@ -97,9 +97,11 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
 
     def preempt(*_: object) -> None:
         asked.append(True)
-        for kernel in kernels:
-            if kernel.provisioner is not None and kernel.provisioner.pid:
-                os.kill(kernel.provisioner.pid, signal.SIGTERM)
+        running = [k.provisioner.pid for k in kernels if k.provisioner and k.provisioner.pid]
+        for pid in running:
+            os.kill(pid, signal.SIGTERM)
+        if not running:
+            raise config.Preempted(f"{executed}: stopped by SIGTERM before it began")
 
     before = signal.signal(signal.SIGTERM, preempt)
     try:

@@ -5,18 +5,16 @@ or widen the profile's own lists; DATA names a folder and makes it the source.
 """
 
 import argparse
-import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, costs, glue, models, pretrain
+from helpers import config, costs, files, glue, models, pretrain
 from helpers.config import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,33 +38,8 @@ def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str]]:
 def run(options: argparse.Namespace) -> int:
     """Runs what is not finished, then prints the table and the page to open."""
     profile, changes = load(options)
-    with locked(profile.folder) as lock:
+    with files.holding(profile.folder) as lock:
         return _run(options, profile, changes, lock)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Holds a run's folder for this process and those that inherit the descriptor it gives.
-
-    The lock ends with the last of them, however it ends.
-
-    Raises:
-        UserError: When another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise config.UserError(
-                f"{os.path.relpath(folder)}: in use by process {file.read().strip()}; wait for it, "
-                "or give another PROFILE"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield file.fileno()
 
 
 def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str], lock: int) -> int:
@@ -87,8 +60,7 @@ def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str],
         command += ["--resources", "gpu=1"]
     # Data first: if it comes out the same, by checksum, what depends on it is not run again.
     for target in ("data", "all"):
-        done = subprocess.run([*command, target], env=environment, cwd=ROOT, pass_fds=(lock,))
-        status = done.returncode
+        status = _forwarding([*command, target], environment, lock)
         if status:
             print("error: the study is not finished; what failed is named above", file=sys.stderr)
             return status
@@ -96,6 +68,34 @@ def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str],
     page = folder / "book" / "html" / "index.html"
     print(f"open {os.path.relpath(page)}")
     return 0
+
+
+def _forwarding(command: list[str], environment: dict[str, str], lock: int) -> int:
+    """Runs Snakemake in a process group of its own; SIGINT and SIGTERM go to all of the group.
+
+    Every training loop then saves what it has and ends.
+
+    Raises:
+        Preempted: After SIGTERM, when the group has ended.
+    """
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, pass_fds=(lock,), process_group=0
+    )
+    asked = []
+
+    def forward(number: int, _: object) -> None:
+        asked.append(number)
+        os.killpg(process.pid, number)
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGTERM in asked:
+        raise config.Preempted("stopped by SIGTERM; run it again to go on")
+    return status
 
 
 def plan(options: argparse.Namespace) -> int:

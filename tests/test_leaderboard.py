@@ -542,7 +542,7 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
     (entry / "rte" / "seed-2.json").unlink()
     found = leaderboard.check_entry(entry, FIGURES, labels)
     assert found.level == "recomputed"
-    assert found.undone == ("not reproduced: 1 of 24 records missing",)
+    assert found.undone == ("not reproduced: 1 of 24 records missing or without a commit",)
 
     found = leaderboard.check_entry(entry, FIGURES, Labels())
     assert (found.error, found.level) == ("", "claimed")
@@ -553,6 +553,22 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
     found = leaderboard.check_entry(entry, FIGURES, labels)
     assert (found.error, found.level) == ("", "claimed")
     assert found.undone == ("scores not recomputed: no predictions",)
+
+
+def rewrite(path, **changes):
+    record = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_records_are_of_one_pretraining_at_a_commit(entry, labels):
+    path = entry / "rte" / "seed-2.json"
+    before = path.read_text(encoding="utf-8")
+    rewrite(path, code={"commit": None, "clean": None})
+    assert leaderboard.check_entry(entry, FIGURES, labels).level == "recomputed"
+    path.write_text(before, encoding="utf-8")
+    hashes = json.loads(before)["hashes"] | {"encoder": {"encoder/model.safetensors": "1" * 64}}
+    rewrite(path, hashes=hashes)
+    assert "hashes.encoder differs between records" in one_error(entry)
 
 
 def test_a_level_needs_the_labels_of_all_eight(entry, labels):

@@ -14,7 +14,7 @@ from conftest import ROOT, small_profile
 from test_pretrain import stage
 from torch import nn
 
-from helpers import checkpoint, config, pretrain, progress
+from helpers import checkpoint, config, files, pretrain, progress
 from helpers.config import Preempted, UserError
 
 
@@ -41,7 +41,8 @@ def same(one, two):
 
 def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path):
     paths = kept(tmp_path)
-    assert [path.name for path in paths] == [f"checkpoint-00000000{n}.safetensors" for n in (4, 6)]
+    names = [f"checkpoint-a-00000000{n}.safetensors" for n in (4, 6)]
+    assert [path.name for path in paths] == names
     model, optimiser = trained(0)
     assert checkpoint.load(tmp_path, "a", model, optimiser)["step"] == 6
     wanted, theirs = trained(6)
@@ -64,13 +65,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         {"cut": data[: len(data) // 2], "empty": b"", "text": b"{}"}.get(damage, data)
     )
     model, optimiser = trained(0)
-    with pytest.warns(UserWarning, match=r"checkpoint-000000006\.safetensors: damaged"):
+    with pytest.warns(UserWarning, match=r"checkpoint-a-000000006\.safetensors: damaged"):
         assert checkpoint.load(tmp_path, "a", model, optimiser)["step"] == 4
     assert same(model, trained(4)[0])
     older.write_bytes(b"")
     with (
         pytest.warns(UserWarning),
-        pytest.raises(UserError, match=r"checkpoint-000000004\.safetensors: damaged.*delete it"),
+        pytest.raises(UserError, match=r"checkpoint-a-000000004\.safetensors: damaged.*delete it"),
     ):
         checkpoint.load(tmp_path, "a", *trained(0))
 
@@ -179,15 +180,27 @@ def test_ten_kills_change_nothing():
 
 
 def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import study
-
     folder = tmp_path / "tiny"
     with (
-        study.locked(folder),
+        files.holding(folder),
         pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
-        study.locked(folder),
+        files.holding(folder),
     ):
         pass
-    with study.locked(folder):  # free again
+    with files.holding(folder):  # free again
         pass
+
+
+def test_a_model_that_another_process_trains_is_left_alone(other):
+    with (
+        files.holding(other.folder / "models" / "bert"),
+        pytest.raises(UserError, match="models/bert: in use by process"),
+    ):
+        pretrain.run(stage(other, "bert"))
+
+
+def test_checkpoints_of_other_parameters_do_not_take_the_place_of_new_ones(tmp_path):
+    kept(tmp_path, steps=(800, 900))
+    path = checkpoint.save(tmp_path, *trained(1), {"spec": "b", "step": 100})
+    assert list(tmp_path.iterdir()) == [path]
+    assert checkpoint.load(tmp_path, "b", *trained(0))["step"] == 100

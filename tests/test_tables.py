@@ -55,7 +55,7 @@ def make_record(model, task, seed, source="embedded", **changes):
         "pretrain_hardware": HARDWARE,
         "precision": "float32",
         "code": {"commit": "a" * 40, "clean": True},
-        "pretrain_code": {"commit": None, "clean": None},
+        "pretrain_code": {"commit": "b" * 40, "clean": True},
         "hashes": {"data": {"validation.parquet": "0" * 64}, "encoder": {}, "corpus": "0" * 64},
         "parameters": {"seeds": [0, 1]},
         "predictions": "0" * 64,

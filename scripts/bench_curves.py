@@ -62,11 +62,11 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder with glue/ and corpus/; else embedded")
     parser.add_argument("--size", default="mini", help="row of models.SIZES")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=8, help="segments per step")
+    parser.add_argument("--batch", type=int, default=4, help="segments per step")
     parser.add_argument("--vocabulary", type=int, default=4000, help="tokens, at most")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak of the learning rate")
     parser.add_argument("--seeds", type=int, default=3, help="runs of either side")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     training.begin(options.threads)

@@ -98,6 +98,13 @@ def tiny(**changes):
         ({"profile": "../up"}, "profile = '../up'"),
         ({"max_length": 4}, "max_length = 4"),
         ({"generator_fraction": 2.0}, "generator_fraction = 2.0"),
+        ({"pretrain_tokens_per_pass": 8}, "pretrain_tokens_per_pass = 8: 0 or at least"),
+        (
+            {"torch_compile": "reduce-overhead", "pretrain_tokens_per_pass": 64},
+            "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate",
+        ),
+        ({"torch_compile": "fast"}, "torch_compile = 'fast'"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes = -1.0"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_value(changes, says):

@@ -15,7 +15,7 @@ from transformers import (
     RoFormerConfig,
 )
 
-from helpers import models, pretrain
+from helpers import finetune, models, pretrain
 from helpers.config import UserError
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())["table1"]["models"]
@@ -100,6 +100,24 @@ def test_any_masked_language_model_of_transformers_is_one_entry(monkeypatch, mod
     wanted = torch.stack([dense[row, positions[row]] for row in range(3)])
     torch.testing.assert_close(pretrain.masked_logits(model, inputs, positions), wanted)
     assert pretrain.flops_per_token(task, 32) > 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "missing"),
+    [("distilbert", "intermediate_size"), ("modernbert", "hidden_dropout")],
+)
+def test_an_architecture_the_study_cannot_set_is_refused(model_type, missing):
+    spec = models.Spec("transformers", "mlm", model_type=model_type)
+    with pytest.raises(UserError, match=f"model_type = '{model_type}': its config.* no {missing}"):
+        pretrain.build(spec, models.get_size("tiny"), 100, 32)
+
+
+def test_layers_without_numbers_take_no_layer_decay():
+    entry = models.Spec("transformers", "mlm", model_type="albert")
+    model = pretrain.build(entry, models.get_size("tiny"), 100, 32).model
+    assert finetune.layer_rates(model, 1e-3, 1.0)
+    with pytest.raises(UserError, match=r"finetune_layer_decay = 0\.9: the layers of a albert"):
+        finetune.layer_rates(model, 1e-3, 0.9)
 
 
 def test_a_folder_with_a_configuration_is_a_model(monkeypatch, tmp_path):

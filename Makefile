@@ -46,6 +46,7 @@ test: .venv/ready ## lint, then run every test
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
 	$(BIN)/python scripts/bench.py --data "$(DATA)"
+	$(BIN)/python scripts/bench_profile.py
 	$(BIN)/python scripts/bench_curves.py --data "$(DATA)"
 
 verify: .venv/ready ## recompute every score and table of PROFILE from its records

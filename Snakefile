@@ -149,7 +149,7 @@ rule analyse:
         records=RECORDS,
         figures=[
             f"{UP}/results/{name}.json"
-            for name in ("published", "bench", "curves", "stream", "gpus")
+            for name in ("published", "bench", "curves", "stream", "profile", "gpus")
         ],
         leaderboard=[
             f"{UP}/{p.relative_to(ROOT)}"

@@ -1,5 +1,6 @@
 """Files that matter: written whole or not at all, hashed, and sealed by a manifest."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from helpers.config import UserError
 
@@ -42,32 +43,47 @@ def holding(folder: Path) -> Iterator[int]:
     """Holds a folder against other processes while inside.
 
     The lock is the kernel's: it ends with this process and those that inherit its descriptor,
-    however they end. Systems without ``fcntl`` (Windows) have none.
+    however they end. Where the system or the file system knows no locks (Windows, some network
+    folders), nothing is held.
 
     Gives:
         The descriptor.
 
     Raises:
-        UserError: When another process holds the folder.
+        UserError: When another process holds the folder, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # Windows
-        except BlockingIOError:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
+    with file:
+        if not _lock(file):
             file.seek(0)
             raise UserError(
                 f"{folder}: in use by process {file.read().strip()}; wait for it, or use another "
                 "profile"
-            ) from None
+            )
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield file.fileno()
+
+
+def _lock(file: TextIO) -> bool:
+    """Whether the lock was free or there are none here."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -41,6 +41,7 @@ FRAGMENTS = (
     "speed.md",
     "equal.md",
     "stream.md",
+    "profile.md",
     "cost.md",
     "leaderboard.md",
     "sources.md",
@@ -57,8 +58,8 @@ def write(
         records_folder: ``runs/<profile>/records``; entries of the leaderboard are checked with the
             dev labels in ``runs/<profile>/data`` where they are GLUE's own.
         published: ``results/published.json``; beside it stand what ``make bench`` measured
-            (``bench.json``, ``curves.json``, ``stream.json``) and ``gpus.json``; ``leaderboard/``
-            stands beside its folder.
+            (``bench.json``, ``curves.json``, ``stream.json``, ``profile.json``) and ``gpus.json``;
+            ``leaderboard/`` stands beside its folder.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -71,6 +72,7 @@ def write(
     bench = speeds.load(beside / "bench.json", speeds.Speeds)
     curves = speeds.load(beside / "curves.json", speeds.Curves)
     stream = speeds.load(beside / "stream.json", speeds.Stream)
+    profile = speeds.load(beside / "profile.json", speeds.Profile)
     gpus = costs.load(beside / "gpus.json")
     everything = tables.load_records(records_folder)
     records = tables.select(everything, models, tasks)
@@ -101,6 +103,7 @@ def write(
         "speed.md": speeds.speed(bench),
         "equal.md": speeds.equal(curves),
         "stream.md": speeds.streamed(stream),
+        "profile.md": speeds.profiled(profile),
         "cost.md": tables.cost(figures, gpus, costs.table(gpus, figures)),
         "leaderboard.md": leaderboard_page.page(entries, figures, labels),
         "sources.md": tables.source_list(figures),

@@ -41,14 +41,19 @@ class Timing(_Strict):
     mfu: float | None = Field(description="model FLOP utilisation, 1 = the machine's products")
 
 
-class Speeds(_Strict):
-    """``bench.json``: every row, and the machine it came from."""
+class _Measured(_Strict):
+    """Where a file of measurements came from, and the shapes that were timed."""
 
     hardware: dict[str, Any]
     versions: dict[str, str]
     size: str
     length: int
     batch: int
+
+
+class Speeds(_Measured):
+    """``bench.json``: every row, and the machine it came from."""
+
     peaks: dict[str, float] = Field(description="FLOP per second of large products, by format")
     rows: list[Timing] = Field(min_length=1)
 
@@ -63,14 +68,9 @@ class Run(_Strict):
     curve: list[float]
 
 
-class Curves(_Strict):
+class Curves(_Measured):
     """``curves.json``: losses of our steps and of stock classes."""
 
-    hardware: dict[str, Any]
-    versions: dict[str, str]
-    size: str
-    length: int
-    batch: int
     vocabulary: int
     steps: int
     rate: float
@@ -99,7 +99,15 @@ class Stream(_Strict):
     rows: list[Pass] = Field(min_length=1)
 
 
-F = TypeVar("F", Speeds, Curves, Stream)
+class Profile(_Measured):
+    """``profile.json``: the operations that take most of a step's CPU time."""
+
+    model: str
+    precision: str
+    shares: dict[str, float] = Field(min_length=1, description="of the step, by operation")
+
+
+F = TypeVar("F", Speeds, Curves, Stream, Profile)
 
 
 def load(path: Path, cls: type[F]) -> F:
@@ -107,7 +115,7 @@ def load(path: Path, cls: type[F]) -> F:
 
     Args:
         path: The JSON file.
-        cls: :class:`Speeds`, :class:`Curves` or :class:`Stream`.
+        cls: :class:`Speeds`, :class:`Curves`, :class:`Stream` or :class:`Profile`.
 
     Raises:
         UserError: When it is missing or not JSON, or a field is missing or wrong.
@@ -148,7 +156,7 @@ def _goal(row: Timing) -> str:
     return f"{row.goal:.2f}" if row.goal else NONE
 
 
-def _machine(found: Speeds | Curves) -> str:
+def _machine(found: _Measured) -> str:
     name, threads = escape(str(found.hardware["name"])), found.hardware["threads"]
     versions = f"torch {found.versions['torch']}, transformers {found.versions['transformers']}"
     return f"{name}, {threads} threads · {escape(versions)}"
@@ -222,4 +230,14 @@ def streamed(found: Stream) -> str:
     return (
         f"**{name}, {found.hardware['threads']} threads · at most {found.limit:g} GiB to "
         f"allocate**\n\n{markdown(header, lines)}"
+    )
+
+
+def profiled(found: Profile) -> str:
+    """The operations that take most of a step, as Markdown."""
+    lines = [[escape(name), f"{100 * share:.0f}"] for name, share in found.shares.items()]
+    return (
+        f"**{escape(found.model)}, {escape(found.precision)} · {_machine(found)} · "
+        f"{escape(found.size)} size · batch {found.batch} × {found.length}**\n\n"
+        + markdown(["Operation", "Share of the step, %"], lines)
     )

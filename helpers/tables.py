@@ -1006,6 +1006,6 @@ def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.Da
         [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in gpu.figures)]
         for gpu in gpus.values()
     ]
-    header = ["GPU", "As stated in", "Peak, TFLOP/s", "Board power, W", "Memory, GB"]
+    header = ["GPU", "Stated in, read second-hand", "Peak, TFLOP/s", "Board power, W", "Memory, GB"]
     text += "\n**The GPUs.**\n\n" + markdown(header, cards, left=2)
     return text + "\n" + source_list(published, used)

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from bench_work import (
-    LENGTH,
     PARTS,
     Place,
     Work,
     finetuning,
+    origin,
     packing,
     pretraining,
     switches,
@@ -177,19 +177,11 @@ def main() -> int:
     print(
         *(f"{name} products: {rate / 1e9:,.0f} GFLOP/s" for name, rate in peaks.items()), sep=", "
     )
-    found = {
-        "hardware": training.hardware(options.threads),
-        "versions": training.versions(),
-        "size": options.size,
-        "length": LENGTH,
-        "batch": options.batch,
-        "peaks": peaks,
-        "rows": [],
-    }
     out = config.resolve(options.out)
     with tempfile.TemporaryDirectory() as name:
         plan = options.plan or ("gpu" if options.device == "cuda" else "cpu")
         place = Place(device, options.size, options.batch, options.steps, Path(name), plan=plan)
+        found = origin(place, options.threads) | {"peaks": peaks, "rows": []}
         for work in works(options, place):
             row = compare(work, options.pairs) | memory(work, device)
             flops = row.pop("flops")

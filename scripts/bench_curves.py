@@ -17,7 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from bench_work import DROPOUT, LENGTH, Corpus, Place, StockLoop, build, build_stock, prepare
+from bench_work import (
+    DROPOUT,
+    Corpus,
+    Place,
+    StockLoop,
+    build,
+    build_stock,
+    origin,
+    prepare,
+)
 
 from helpers import config, corpus, files, pretrain, progress, training
 
@@ -92,12 +101,7 @@ def main() -> int:
                         }
                     )
                     print(f"{name:<18}{side:<18}{seed}  {runs[-1]['final']:.4f}", flush=True)
-    found = {
-        "hardware": training.hardware(options.threads),
-        "versions": training.versions(),
-        "size": options.size,
-        "length": LENGTH,
-        "batch": options.batch,
+    found = origin(place, options.threads) | {
         "vocabulary": options.vocabulary,
         "steps": options.steps,
         "rate": options.rate,

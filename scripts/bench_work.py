@@ -100,6 +100,17 @@ class Work:
     rate: float | None = None
 
 
+def origin(place: Place, threads: int) -> dict[str, object]:
+    """What a file of measurements says of the machine and the shapes."""
+    return {
+        "hardware": training.hardware(threads),
+        "versions": training.versions(),
+        "size": place.size,
+        "length": LENGTH,
+        "batch": place.batch,
+    }
+
+
 def timed(step: Callable[[], object], device: torch.device) -> Timed:
     """A timing of `step` repeated; it ends when the device has done it."""
 

@@ -74,6 +74,18 @@ def test_every_comparison_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_profile_names_the_operations_of_a_step(tmp_path):
+    out = tmp_path / "profile.json"
+    said = script("bench_profile.py", "--size", "tiny", "--batch", "2", "--threads", "1", out=out)
+    found = speeds.load(out, speeds.Profile)
+    assert {"aten::mm", "aten::bmm"} & set(found.shares)
+    assert 0.3 < sum(found.shares.values()) <= 1
+    assert all(
+        name in said and name.split("::")[1] in speeds.profiled(found) for name in found.shares
+    )
+
+
+@pytest.mark.slow
 def test_losses_of_both_sides_are_of_one_size(tmp_path):
     out = tmp_path / "curves.json"
     small = ("--size", "tiny", "--steps", "60", "--batch", "4", "--seeds", "1", "--threads", "1")

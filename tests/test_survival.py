@@ -1,5 +1,6 @@
 """Kills, SIGTERM, damaged checkpoints, two runs at once: nothing is lost and nothing differs."""
 
+import errno
 import filecmp
 import json
 import os
@@ -188,6 +189,26 @@ def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):
     ):
         pass
     with files.holding(folder):  # free again
+        pass
+
+
+def test_a_folder_that_cannot_be_held_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="file/run: cannot write"),
+        files.holding(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with files.holding(tmp_path), files.holding(tmp_path):
         pass
 
 

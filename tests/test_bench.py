@@ -80,9 +80,8 @@ def test_a_profile_names_the_operations_of_a_step(tmp_path):
     found = speeds.load(out, speeds.Profile)
     assert {"aten::mm", "aten::bmm"} & set(found.shares)
     assert 0.3 < sum(found.shares.values()) <= 1
-    assert all(
-        name in said and name.split("::")[1] in speeds.profiled(found) for name in found.shares
-    )
+    assert all(name in said for name in found.shares)
+    assert speeds.profiled(found).count("\n| ") == len(found.shares) + 2  # header and rule
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ verify: .venv/ready ## recompute every score and table of PROFILE from its recor
 	@$(BIN)/python scripts/verify.py $(GIVEN)
 
 chaos: .venv/ready ## kill training at random moments; the results must be the same bytes
-	$(BIN)/python scripts/chaos.py
+	$(BIN)/python scripts/chaos.py --grid 10
 
 export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
 	@$(BIN)/python scripts/export.py --run "$(RUN)" --model "$(MODEL)"

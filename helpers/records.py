@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from helpers import files
 from helpers.config import UserError, validate
 
-SCHEMA = 2
+SCHEMA = 3
+MEASURED = ("seconds", "compile_seconds", "joules")  # differ from run to run
 
 
 class _Strict(BaseModel):
@@ -60,12 +61,16 @@ class Hardware(_Strict):
     device: Literal["cpu", "cuda"]
     name: str
     threads: int = Field(ge=1)
+    repeatable: bool = Field(
+        description="the same parameters give the same bytes, however often the run was "
+        "interrupted; false: within the noise of kernels that add in no fixed order"
+    )
 
 
 class Record(_Strict):
     """A score with its circumstances; ``score`` is the task's headline metric x 100."""
 
-    schema_version: Literal[2] = Field(alias="schema")
+    schema_version: Literal[3] = Field(alias="schema")
     profile: str
     source: Literal["embedded", "folder", "hub"]
     corpus: str = Field(description="the pre-training corpus, as a reader would name it")
@@ -109,6 +114,16 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: must be a JSON object")
     validate(Record, values, str(path))
     return values
+
+
+def repeatable(values: dict[str, Any]) -> dict[str, Any]:
+    """A record without what was measured of its run: the same however often that was killed."""
+    parts = {
+        name: {key: value for key, value in part.items() if key not in MEASURED}
+        for name, part in values.items()
+        if name in ("pretrain", "finetune")
+    }
+    return values | parts
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

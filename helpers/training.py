@@ -130,11 +130,19 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:
     return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
-def hardware(threads: int) -> dict[str, str | int]:
-    """The device of this process: ``device``, ``name`` and, on a CPU, ``threads``."""
-    if torch.cuda.is_available():
-        return {"device": "cuda", "name": torch.cuda.get_device_name(), "threads": threads}
-    return {"device": "cpu", "name": _cpu_name(), "threads": threads}
+def hardware(threads: int) -> dict[str, str | int | bool]:
+    """The device of this process: ``device``, ``name``, ``threads``, and ``repeatable``.
+
+    A run on a CPU gives the same bytes each time; a GPU's atomic additions have no fixed order
+    (PyTorch's notes on reproducibility).
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "name": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "threads": threads,
+        "repeatable": not cuda,
+    }
 
 
 def _cpu_name() -> str:

@@ -15,7 +15,7 @@ from conftest import ROOT, small_profile
 from test_pretrain import stage
 from torch import nn
 
-from helpers import checkpoint, config, files, pretrain, progress
+from helpers import checkpoint, config, files, pretrain, progress, records
 from helpers.config import Preempted, UserError
 
 
@@ -169,15 +169,24 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing():
+@pytest.mark.parametrize(
+    "arguments",
+    [["--models", "bert", "--kills", "10"], ["--models", "--grid", "3"]],
+    ids=["training, ten kills", "the whole of make book, three kills"],
+)
+def test_kills_change_nothing(arguments):
     done = subprocess.run(
-        [sys.executable, "scripts/chaos.py", "--models", "bert", "--kills", "10"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+        [sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "same bytes" in done.stdout
+    assert f"{arguments[-1]} kills, same bytes" in done.stdout
+
+
+def test_only_what_a_run_measures_of_itself_is_left_out_of_the_comparison(tmp_path):
+    times = {"seconds": 3.0, "compile_seconds": 1.0, "joules": None}
+    record = {"score": 5.0, "seed": 1, "pretrain": {"steps": 2} | times, "finetune": {"flops": 1.0}}
+    wanted = {"score": 5.0, "seed": 1, "pretrain": {"steps": 2}, "finetune": {"flops": 1.0}}
+    assert records.repeatable(record) == wanted
 
 
 def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):

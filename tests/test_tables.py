@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
 TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
 MODELS = ["bert", "roberta", "deberta", "electra", "electra-deberta", "scratch"]
-HARDWARE = {"device": "cpu", "name": "AMD EPYC 7R13", "threads": 1}
+HARDWARE = {"device": "cpu", "name": "AMD EPYC 7R13", "threads": 1, "repeatable": True}
 REDUCED = ("qqp", "mnli", "qnli")
 
 
@@ -25,7 +25,7 @@ def make_record(model, task, seed, source="embedded", **changes):
     rows = {name: count if whole else count // 10 + 7 for name, count in official.items()}
     trained = model != "scratch"
     record = {
-        "schema": 2,
+        "schema": 3,
         "profile": "tiny" if source == "embedded" else "mini",
         "source": source,
         "corpus": "embedded world, seed 0" if source == "embedded" else "mixed prose, 0.58 GB",
@@ -406,7 +406,7 @@ def test_run_shows_budget_hardware_and_versions(published, embedded):
 def test_text_from_data_is_inert(published, tmp_path):
     nasty = "<script>alert(1)</script> | *x* `y` [z](http://a) $q$ {{ r }}"
     folder = make_run(tmp_path / "records", models=["bert"], tasks=["cola"])
-    hardware = {"device": "cpu", "name": nasty, "threads": 1}
+    hardware = HARDWARE | {"name": nasty}
     for seed in (0, 1):
         record = make_record("bert", "cola", seed, note=nasty, hardware=hardware, corpus=nasty)
         write_record(folder, record)

@@ -27,7 +27,6 @@ from helpers.files import replacing
 KEPT = 2
 PARAMETERS = ("checkpoint_steps", "checkpoint_minutes", "checkpoints")
 """Parameters that say when and where; nothing that is computed follows from them."""
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> Path:
@@ -49,8 +48,16 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.detach()
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     path = folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors"
+    _write(path, {name: t.contiguous().cpu() for name, t in tensors.items()}, state)
+    own = _all(folder, state["spec"])
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old not in own[:KEPT]:  # older ones, and what another specification left
+            old.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     text = json.dumps(state)
     about = {"state": text, "digest": _digest(text, tensors)}
     with replacing(path) as temporary:
@@ -58,11 +65,6 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
             save_file(tensors, temporary, metadata=about)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-    own = _all(folder, state["spec"])
-    for old in folder.glob("checkpoint-*.safetensors"):
-        if old not in own[:KEPT]:  # older ones, and what another specification left
-            old.unlink(missing_ok=True)
-    return path
 
 
 def _stem(spec: str) -> str:
@@ -132,13 +134,87 @@ def _restore(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
-            moments = {
-                key: tensors[f"{key}.{name}"].to(parameter.device)
-                for key in MOMENTS
-                if f"{key}.{name}" in tensors
-            }
-            if moments:
-                optimiser.state[parameter] = moments
+            if f"step.{name}" in tensors:
+                optimiser.state[parameter] = {
+                    key: value.to(parameter.device) for key, value in _moments(tensors, name)
+                }
+
+
+def _moments(tensors: Mapping[str, torch.Tensor], name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Adam's state of one parameter; of a light checkpoint, what is left of it."""
+    yield "step", tensors[f"step.{name}"]
+    if f"exp_avg.{name}" in tensors:
+        yield "exp_avg", tensors[f"exp_avg.{name}"]
+        yield "exp_avg_sq", tensors[f"exp_avg_sq.{name}"]
+    else:
+        square = _from_octaves(tensors[f"octaves.{name}"], tensors[f"largest.{name}"])
+        yield "exp_avg", torch.zeros_like(square)
+        yield "exp_avg_sq", square
+
+
+def lighten(folder: Path, out: Path, limit: int) -> str:
+    """Writes the newest checkpoint of a folder in a form small enough to travel.
+
+    :func:`load` reads it like any other; training goes on from it, though not with the same bytes.
+
+    Args:
+        folder: Where a run keeps its checkpoints.
+        out: Folder for the light one; it keeps its name.
+        limit: Bytes it may have.
+
+    Returns:
+        What is lost.
+
+    Raises:
+        UserError: Without a checkpoint, with a damaged one, or when not even the weights fit.
+    """
+    path = max(folder.glob("checkpoint-*.safetensors"), key=_step, default=None)
+    if path is None:
+        raise UserError(f"{folder}: no checkpoint to carry")
+    try:
+        state, tensors = _read(path)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({error}); delete it") from None
+    names = [name.removeprefix("model.") for name in tensors if name.startswith("model.")]
+    light = {f"model.{name}": tensors[f"model.{name}"].bfloat16() for name in names}
+    second = {}
+    for name in names:
+        if f"step.{name}" in tensors:
+            square = tensors[f"exp_avg_sq.{name}"]
+            second[f"step.{name}"] = tensors[f"step.{name}"]
+            second[f"octaves.{name}"], second[f"largest.{name}"] = _to_octaves(square)
+    lost = "weights rounded to bfloat16"
+    if _size(light | second) <= limit:
+        light |= second
+        lost += ", first moments dropped, second moments within 9 %"
+    else:
+        lost += ", both moments of the optimiser dropped"
+    if _size(light) > limit:
+        raise UserError(f"{path}: {_size(light)} bytes of weights do not fit in {limit}")
+    _write(out / path.name, light, state)
+    return lost
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rsplit("-", 1)[1])
+
+
+def _size(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of a file of tensors, its head included, generously."""
+    return sum(t.nbytes + 200 for t in tensors.values()) + 2**20
+
+
+def _to_octaves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values >= 0 as uint8 quarter octaves below the largest, 0 for zero; and the largest."""
+    largest = values.max().float().reshape(1)
+    quarters = 255 + (4 * torch.log2(values / largest)).round()
+    codes = torch.where(values > 0, quarters.clamp(1, 255), 0.0)
+    return codes.to(torch.uint8), largest
+
+
+def _from_octaves(codes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    values = largest * torch.exp2((codes.float() - 255) / 4)
+    return torch.where(codes > 0, values, 0.0)
 
 
 def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:

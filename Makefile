@@ -12,9 +12,16 @@ PORT    ?= 8000
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
 
+# Recipes read these from the environment, in quotes: what a user gives is text to make and to the
+# shell, never a command.
+OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES
+$(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
+    $(eval override $(name) := $$(value $(name)))))
+export $(OPTIONS)
+
 BIN   := .venv/bin
 STUDY  = $(BIN)/python scripts/study.py
-GIVEN  = --profile "$(PROFILE)" --data "$(DATA)" --models "$(MODELS)" --tasks "$(TASKS)" --seeds "$(SEEDS)"
+GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS"
 
 .DEFAULT_GOAL := help
 .PHONY: help book test plan serve verify chaos export submission check-leaderboard check bench clean
@@ -30,14 +37,14 @@ help: ## list the targets
 	@touch $@
 
 book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
-	@$(STUDY) run $(GIVEN) --cores $(CORES)
+	@$(STUDY) run $(GIVEN) --cores="$$CORES"
 
 plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
 	@$(STUDY) plan $(GIVEN)
 
 serve: .venv/ready ## serve the built book of PROFILE on localhost
-	@echo "http://localhost:$(PORT)/"
-	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory runs/$(PROFILE)/book/html
+	@echo "http://localhost:$$PORT/"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory "runs/$$PROFILE/book/html" -- "$$PORT"
 
 test: .venv/ready ## lint, then run every test
 	$(BIN)/ruff check .
@@ -45,9 +52,9 @@ test: .venv/ready ## lint, then run every test
 	$(BIN)/python -m pytest
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
-	$(BIN)/python scripts/bench.py --data "$(DATA)"
+	$(BIN)/python scripts/bench.py --data="$$DATA"
 	$(BIN)/python scripts/bench_profile.py
-	$(BIN)/python scripts/bench_curves.py --data "$(DATA)"
+	$(BIN)/python scripts/bench_curves.py --data="$$DATA"
 
 verify: .venv/ready ## recompute every score and table of PROFILE from its records
 	@$(BIN)/python scripts/verify.py $(GIVEN)
@@ -56,16 +63,18 @@ chaos: .venv/ready ## kill training at random moments; the results must be the s
 	$(BIN)/python scripts/chaos.py --grid 10
 
 export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
-	@$(BIN)/python scripts/export.py --run "$(RUN)" --model "$(MODEL)"
+	@$(BIN)/python scripts/export.py --run="$$RUN" --model="$$MODEL"
 
 check: book ## build the book, then check every internal link of its pages
-	$(BIN)/python scripts/check_links.py runs/$(PROFILE)/book/html
+	$(BIN)/python scripts/check_links.py "runs/$$PROFILE/book/html"
 
 submission: .venv/ready ## make leaderboard/NAME from the finished records of MODEL in RUN; facts in ABOUT
-	@$(BIN)/python scripts/leaderboard.py submit --run "$(RUN)" --model "$(MODEL)" --about "$(ABOUT)" --out "leaderboard/$(NAME)"
+	@$(BIN)/python scripts/leaderboard.py submit --run="$$RUN" --model="$$MODEL" --about="$$ABOUT" --out="leaderboard/$$NAME"
 
 check-leaderboard: .venv/ready ## check every entry of the leaderboard; with DATA, recompute its scores
-	@$(BIN)/python scripts/leaderboard.py check --data "$(DATA)"
+	@$(BIN)/python scripts/leaderboard.py check --data="$$DATA"
 
 clean: ## delete the run of PROFILE
-	rm -rf "runs/$(PROFILE)"
+	@case "$$PROFILE" in ''|.*|*/*) \
+	    echo "error: PROFILE = '$$PROFILE': must be the name of a folder in runs/" >&2; exit 2;; esac
+	rm -rf "runs/$$PROFILE"

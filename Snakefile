@@ -10,6 +10,7 @@ an input has changed. Edits in helpers/ do not count: `make clean PROFILE=...` b
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -34,8 +35,10 @@ except config.UserError as error:
     sys.exit(f"error: {error}")
 
 UP = os.path.relpath(ROOT)
-PYTHON = sys.executable
-RUN = f"{PYTHON} {UP}/scripts/run_notebook.py {{input.notebook}} {{log}} --parameters {{params.stage:q}}"
+# Every name and value in a shell command is quoted; these hold the folders of this machine.
+PYTHON = shlex.quote(sys.executable)
+SCRIPTS = shlex.quote(f"{UP}/scripts")
+RUN = f"{PYTHON} {SCRIPTS}/run_notebook.py {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
 KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
 # One job per model and task, or one per model with all its tasks.
 GROUPS = {task: [task] for task in TASKS} if PROFILE.finetune_job == "task" else {"all": TASKS}
@@ -202,4 +205,4 @@ rule book:
             "notebooks/06_audit.ipynb",
         ],
     shell:
-        f"{PYTHON} {UP}/scripts/build_book.py --run . {{params.notebooks}}"
+        f"{PYTHON} {SCRIPTS}/build_book.py --run . {{params.notebooks:q}}"

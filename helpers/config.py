@@ -17,8 +17,20 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 
+LINE_LIMIT = 4000  # characters of an error line; a value quoted in it may be a whole document
+
+
 class UserError(ValueError):
-    """A mistake in a parameter or a file, told in one line; notebooks show the line alone."""
+    """A mistake in a parameter or a file, told in one line; notebooks show the line alone.
+
+    Names and values come from outside: what is not printable in them, line breaks and terminal
+    codes and lone surrogates, is written as Python escapes, and the middle of a long line is cut.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LINE_LIMIT:
+            message = f"{message[: LINE_LIMIT // 2]} … {message[-LINE_LIMIT // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
     def _render_traceback_(self) -> list[str]:
         return [f"error: {self}"]

@@ -16,11 +16,14 @@ def escape(text: object) -> str:
         text: Anything; its `str` is taken, on one line.
 
     Returns:
-        The text with every character that could begin markup as a numeric HTML entity.
+        The text with every character that could begin markup as a numeric HTML entity: anywhere,
+        and those that do so at the start of a line only (lists, comments, targets) there.
     """
     line = " ".join(str(text).split())
     return re.sub(
-        r"[^\w .,:;()+/%=×·–'\-]|(?<!\w)_|_(?!\w)", lambda match: f"&#{ord(match[0])};", line
+        r"[^\w .,:;()+/%=×·–'\-]|(?<![^\W_])_|_(?![^\W_])|^\W|^\d(?=\d*[.)](?: |$))",
+        lambda match: f"&#{ord(match[0])};",
+        line,
     )
 
 

@@ -200,6 +200,8 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,  # left open, transformers asks at the terminal
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]

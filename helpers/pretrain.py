@@ -762,7 +762,9 @@ def fill_masks(run: Path, model: str, row: int = 0, seed: int = 0) -> pd.DataFra
     spec = models.get(model)
     source = run / "models" / model / ("generator" if spec.objective == "rtd" else "encoder")
     tok = tokenizer.load(source)
-    network = AutoModelForMaskedLM.from_pretrained(source, local_files_only=True).eval()
+    network = AutoModelForMaskedLM.from_pretrained(
+        source, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
     packed = tokenizer.rows(run / "tokenizer" / spec.tokenizer)
     tokens = torch.from_numpy(packed[row : row + 1].astype(np.int64))
     generator = torch.Generator().manual_seed(training.derive_seed(seed, "show"))

@@ -126,11 +126,15 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     """Opens a saved tokenizer with AutoTokenizer, offline.
 
     Raises:
-        UserError: When the folder holds none.
+        UserError: When the folder holds none, or one that cannot be read.
     """
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder}: holds no tokenizer.json; run notebooks/02_tokenizer.ipynb")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises Exception itself
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be opened as a tokenizer ({line})") from None
 
 
 def pack(

@@ -507,7 +507,9 @@ def finetuning(place: Place, data: str, count: int) -> Iterator[Work]:
             {key: padded[key][i] for key in padded} | {"label": int(label)}
             for i, label in enumerate(encoded.labels)
         ]
-        stock = AutoModelForSequenceClassification.from_pretrained(place.folder / "encoder")
+        stock = AutoModelForSequenceClassification.from_pretrained(
+            place.folder / "encoder", use_safetensors=True
+        )
         mine = finetune.open_encoder(place.folder / "encoder", task, DROPOUT)
 
         def epoch(mine: nn.Module = mine, encoded: finetune.Encoded = encoded) -> None:

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-
 LINE_LIMIT = 4000  # characters of an error line; a value quoted in it may be a whole document
 
 

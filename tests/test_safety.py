@@ -1,0 +1,354 @@
+"""Nothing from outside is run: no pickles, no foreign code, no shell, no markup in the book."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from bs4 import BeautifulSoup
+from conftest import ROOT, SMALL
+from docutils.core import publish_parts
+from myst_parser.parsers.docutils_ import Parser
+from test_leaderboard import FIGURES, claimed
+
+from helpers import config, finetune, glue, leaderboard, leaderboard_page, tokenizer
+from helpers.predictions import Labels
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import study
+
+HOSTILE = [
+    "$(touch {mark})",
+    "$$(touch {mark})",
+    "$(shell touch {mark})",
+    "`touch {mark}`",
+    '"; touch {mark}; "',
+    "'; touch {mark}; '",
+    "a\n\ttouch {mark}",
+    "x; rm -rf",
+    "--profile",
+    "two words & 'quotes' \"too\" \\ #",
+]
+
+# --- code: what must not stand in it -------------------------------------------------------------
+
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+NEVER = {
+    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("pd.read_pickle", "pandas.read_pickle", "yaml.unsafe_load", "yaml.full_load"),
+    *("yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all", "eval", "exec"),
+}
+
+
+def faults(source):
+    """What a text of Python does that could run what it reads."""
+    tree = ast.parse(source)
+    safe = {"yaml.SafeLoader"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(b) in safe for b in node.bases):
+            safe.add(node.name)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            names = [node.module or "", *names] if isinstance(node, ast.ImportFrom) else names
+            found += [f"imports {n}" for n in names if n.split(".")[0] in PICKLES]
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if name in NEVER:
+            found.append(name)
+        if given.get("shell", "False") != "False":
+            found.append(f"{name} in a shell")
+        if given.get("trust_remote_code", "False") != "False":
+            found.append(f"{name} trusts remote code")
+        if given.get("allow_pickle", "False") != "False":
+            found.append(f"{name} reads pickles")
+        if name.endswith("torch.load") and given.get("weights_only") != "True":
+            found.append("torch.load without weights_only")
+        if name == "yaml.load" and given.get("Loader") not in safe:
+            found.append("yaml.load without a safe loader")
+        loads = re.match(r"AutoModel.*\.from_pretrained$", name)
+        if loads and given.get("use_safetensors") != "True":
+            found.append(f"{name} may read a pickle")
+    return found
+
+
+def sources():
+    for folder in ("helpers", "scripts", "book/_ext"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            yield pytest.param(path.read_text(encoding="utf-8"), id=str(path.relative_to(ROOT)))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        text = "\n".join(line for c in cells for line in c.splitlines() if line[:1] not in "%!")
+        assert not any(line.startswith("!") for c in cells for line in c.splitlines())
+        yield pytest.param(text, id=path.stem)
+
+
+@pytest.mark.parametrize("source", list(sources()))
+def test_the_code_runs_nothing_that_it_reads(source):
+    assert faults(source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "class A(yaml.Loader): pass\nyaml.load(text, Loader=A)",
+        "subprocess.run(line, shell=True)",
+        "os.system(line)",
+        "AutoModel.from_pretrained(folder)",
+        "AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
+        "eval(text)",
+    ],
+)
+def test_the_search_finds_what_must_not_be(source):
+    assert faults(source)
+
+
+def test_a_checkpoint_in_pickles_is_refused(tmp_path, small_run):
+    source = small_run.folder / "models" / "roberta" / "encoder"
+    shutil.copytree(source, tmp_path / "encoder")
+    model = finetune.open_encoder(tmp_path / "encoder", glue.get("cola"), 0.0)
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "encoder" / "pytorch_model.bin")
+    with pytest.raises(config.UserError, match="cannot be opened as an encoder"):
+        finetune.open_encoder(tmp_path / "encoder", glue.get("cola"), 0.0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_beside_a_checkpoint_is_neither_run_nor_asked_for(
+    tmp_path, small_run, monkeypatch, name
+):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "n")
+    folder, mark = tmp_path / "encoder", tmp_path / "mark"
+    shutil.copytree(small_run.folder / "models" / "roberta" / "encoder", folder)
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')")
+    values = json.loads((folder / name).read_text())
+    classes = ("AutoConfig", "AutoModelForSequenceClassification")
+    own = {auto: f"own.{auto}" for auto in classes} | {"AutoTokenizer": ["own.T", "own.T"]}
+    values |= {"auto_map": own, "model_type": "own", "tokenizer_class": "Own"}
+    (folder / name).write_text(json.dumps(values))
+    with suppress(config.UserError):
+        tokenizer.load(folder)
+    with suppress(config.UserError):
+        finetune.open_encoder(folder, glue.get("cola"), 0.0)
+    assert not mark.exists()
+    assert not asked
+
+
+# --- make, the grid ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make with a `python` that only prints its arguments, one per line, NUL at the end."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    stub.chmod(0o755)
+
+    def run(target, *given, **environment):
+        line = ["make", "-s", "-o", ".venv/ready", target, f"BIN={stub.parent}", *given]
+        return subprocess.run(
+            line, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_given_to_make_is_never_a_command(make, tmp_path, text):
+    mark = tmp_path / "mark"
+    text = text.format(mark=mark)
+    names = ("PROFILE", "DATA", "MODELS", "TASKS", "SEEDS")
+    wanted = {f"--{name.lower()}={text}" for name in names}
+    done = make("plan", *(f"{name}={text}" for name in names))
+    assert done.returncode == 0, done.stderr
+    assert wanted <= set(done.stdout.split("\0"))
+    done = make("book", CORES=text, **dict.fromkeys(names, text))
+    assert {*wanted, f"--cores={text}"} <= set(done.stdout.split("\0"))
+    done = make("submission", f"RUN={text}", f"MODEL={text}", f"ABOUT={text}")
+    out = {f"--run={text}", f"--about={text}", f"--out=leaderboard/{text}"}
+    assert out <= set(done.stdout.split("\0"))
+    done = make("export", f"PROFILE={text}")
+    assert f"--run=runs/{text}" in done.stdout.split("\0")
+    done = make("serve", f"PROFILE={text}", f"PORT={text}")
+    assert {f"runs/{text}/book/html", text} <= set(done.stdout.split("\0"))
+    assert not mark.exists()
+
+
+def test_every_recipe_reads_what_is_given_from_the_environment():
+    text = (ROOT / "Makefile").read_text()
+    names = re.search(r"^OPTIONS := (.*)$", text, re.M)[1].split()
+    recipes = [line for line in text.splitlines() if line.startswith("\t")]
+    assert not [line for line in recipes if re.search(rf"\$[({{]({'|'.join(names)})[)}}]", line)]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../results", "a/b", "/"])
+def test_clean_deletes_a_run_and_nothing_else(make, name):
+    done = make("clean", f"PROFILE={name}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith(f"error: PROFILE = '{name}'")
+    assert (ROOT / "results" / "published.json").exists()
+
+
+def write_source(folder):
+    """A folder source of one task and a corpus."""
+    table = pd.DataFrame({"sentence": ["A b.", "C d."], "label": [0, 1]})
+    (folder / "glue" / "cola").mkdir(parents=True)
+    for split in ("train", "validation"):
+        table.to_parquet(folder / "glue" / "cola" / f"{split}.parquet")
+    (folder / "corpus").mkdir()
+    pq.write_table(pa.table({"text": ["One two.", "Three."]}), folder / "corpus" / "a.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_folder_of_any_name_works_and_a_profile_of_any_name_is_one_line(
+    tmp_path, monkeypatch, capsys, text
+):
+    text = text.format(mark="mark")
+    folder = write_source(tmp_path / text)
+    monkeypatch.setattr(sys, "argv", ["study.py", "plan", f"--data={folder}", "--models=bert"])
+    assert study.main() == 0
+    assert "04_finetune bert cola" in capsys.readouterr().out
+    for option in ("profile", "data", "models", "tasks", "seeds"):
+        monkeypatch.setattr(sys, "argv", ["study.py", "plan", f"--{option}={text}"])
+        with pytest.raises(config.UserError) as caught:
+            study.main()
+        assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.rglob("mark"))
+
+
+def test_every_name_in_a_shell_command_of_the_grid_is_quoted():
+    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if "{PYTHON}" in line and 'f"' in line]
+    assert len(commands) == 2
+    for line in commands:
+        assert all(name.endswith(":q") for name in re.findall(r"\{\{(.*?)\}\}", line)), line
+        assert set(re.findall(r"(?<!\{)\{([^{}]*)\}(?!\})", line)) == {"PYTHON", "SCRIPTS"}
+    assert (
+        text.count("shell:")
+        == text.count("shell:\n        RUN\n") + text.count("shell:\n            RUN\n") + 1
+    )
+
+
+@pytest.mark.slow
+def test_the_grid_runs_on_a_folder_of_any_name(tmp_path):
+    folder = write_source(tmp_path / "$(touch mark) 'a' \"b\" `touch mark`; touch mark\n&")
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
+    values |= {"runs": str(tmp_path / "a 'b' runs"), "profile": "odd"}
+    profile = tmp_path / "odd's.yaml"
+    profile.write_text(yaml.safe_dump(values))
+    run = tmp_path / "a 'b' runs" / "odd"
+    run.mkdir(parents=True)
+    changes = json.dumps({"data": str(folder), "tasks": "cola"})
+    line = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    line += ["--directory", str(run), "--cores", "1", "data"]
+    environment = {"PROFILE": str(profile), "CHANGES": changes, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        line, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "data/corpus/manifest.json").read_text())["documents"] == 2
+    assert not list(tmp_path.rglob("mark")) and not (ROOT / "mark").exists()
+
+
+# --- the book ------------------------------------------------------------------------------------
+
+SCRIPT = "<script>alert(1)</script>"
+MARKUP = [
+    SCRIPT,
+    "[me](javascript:alert(1))",
+    "{raw} html",
+    "```{raw} html",
+    "{eval-rst}`x`",
+    "$x$ and $$y$$",
+    "# heading",
+    "- item",
+    "1. item",
+    "% comment",
+    "(target)=",
+    ":::{raw} html",
+    "__bold__ *em* ~~gone~~",
+    "&lt;b&gt; &amp; <https://a.b>",
+    "a | b \\| c",
+    "<img src=x onerror=alert(1)>",
+    "+++",
+    "===",
+]
+
+
+def render(text):
+    """HTML of a page of the book: MyST with the extensions of ``_config.yml``."""
+    extensions = yaml.safe_load((ROOT / "_config.yml").read_text())["parse"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = publish_parts(
+            text,
+            parser=Parser(),
+            writer_name="html5",
+            settings_overrides={
+                "myst_enable_extensions": extensions["myst_enable_extensions"],
+                "report_level": 5,
+                "embed_stylesheet": False,
+            },
+        )
+    return BeautifulSoup(parts["html_body"], "html.parser")
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_what_a_submission_says_is_text_on_the_page(text):
+    entries = [claimed("a", 80.0), claimed("b", 79.9), leaderboard.Entry(text, "refused")]
+    said = {"title": text, "corpus": text, "authors": [text, text], "licence": text}
+    for place, entry in enumerate(entries[:2]):  # past the check, which refuses the worst of it
+        entries[place] = replace(entry, stated=entry.stated.model_copy(update=said))
+    page = render(leaderboard_page.page(entries, FIGURES, Labels()))
+    assert not page.select("script, img, em, code, h1, h2, a[href^=javascript], .math, li li")
+    assert not [tag for tag in page.find_all(True) if any(a.startswith("on") for a in tag.attrs)]
+    shown = page.select("td")
+    assert sum(text in cell.get_text() for cell in shown) == 10
+    assert any(text == item.get_text().strip() for item in page.select("li"))
+
+
+def test_a_corpus_of_markup_is_text_in_the_notebooks(tmp_path):
+    """Cells that show text of the data as a table, run on text that is markup."""
+    table = pd.DataFrame({"text": MARKUP, "number": 0.5})
+    stub = SimpleNamespace(fill_masks=lambda *_: table, examples=lambda *_: table, TASKS=glue.TASKS)
+    names = {"pretrain": stub, "glue": stub, "pd": pd, "tasks": ["cola"]}
+    names["p"] = SimpleNamespace(folder=tmp_path, model="bert")
+    shown = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            if re.search(r"fill_masks|examples\(", cell.source):
+                page = eval(
+                    cell.source.removeprefix("import pandas as pd\n\n"), names
+                )._repr_html_()
+                found = BeautifulSoup(page, "html.parser")
+                assert not found.select("script, img, a, em, code")
+                assert [c.get_text() for c in found.select("td")][::2] == MARKUP
+                shown += 1
+    assert shown == 2

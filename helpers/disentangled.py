@@ -130,25 +130,15 @@ class Attention(nn.Module):
         Returns:
             The context, float [batch, L, hidden], and the weights, float [batch, heads, L, L].
         """
-        query_bias, value_bias = (
-            bias.view(self.heads, self.width) for bias in (self.q_bias, self.v_bias)
-        )
-        # in_proj's rows are query, key, value of head 0, then of head 1...; the key has no bias.
-        bias = torch.stack((query_bias, torch.zeros_like(query_bias), value_bias), 1).flatten()
-        mixed = functional.linear(hidden, self.in_proj.weight, bias.to(self.in_proj.weight.dtype))
-        # Heads first: a head's positions are then one product over all tokens of the batch.
-        mixed = mixed.unflatten(-1, (self.heads, 3, self.width)).permute(3, 2, 0, 1, 4)
-        query, key, value = mixed.flatten(1, 2).unbind()  # [heads x batch, L, width]
+        query, key, value = self.project(hidden)
         batch, length = hidden.shape[:2]
         scores = query.new_zeros(())
         if table is not None:
             table = self.pos_dropout(table)
         if "c2p" in self.kinds:
-            scores = scores + shift(self._against(query, self.pos_proj(table)))
+            scores = scores + self.content_to_position(query, table)
         if "p2c" in self.kinds:
-            # Seen from the key, distances run the other way: the same shift over the table turned.
-            turned = self.pos_q_proj(table.flip(0).roll(-1, 0))
-            scores = scores + shift(self._against(key, turned)).transpose(-1, -2)
+            scores = scores + self.position_to_content(key, table)
         scores = torch.baddbmm(
             scores, query, key.transpose(-1, -2), beta=self.scale, alpha=self.scale
         )
@@ -160,6 +150,28 @@ class Attention(nn.Module):
         context = (weights @ value).unflatten(0, (self.heads, batch))
         weights = weights.unflatten(0, (self.heads, batch)).transpose(0, 1)
         return context.permute(1, 2, 0, 3).reshape(batch, length, -1), weights
+
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Query, key and value of every token, each float [heads x batch, L, width]."""
+        query_bias, value_bias = (
+            bias.view(self.heads, self.width) for bias in (self.q_bias, self.v_bias)
+        )
+        # in_proj's rows are query, key, value of head 0, then of head 1...; the key has no bias.
+        bias = torch.stack((query_bias, torch.zeros_like(query_bias), value_bias), 1).flatten()
+        mixed = functional.linear(hidden, self.in_proj.weight, bias.to(self.in_proj.weight.dtype))
+        # Heads first: a head's positions are then one product over all tokens of the batch.
+        mixed = mixed.unflatten(-1, (self.heads, 3, self.width)).permute(3, 2, 0, 1, 4)
+        return mixed.flatten(1, 2).unbind()
+
+    def content_to_position(self, query: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Scores of queries for relative positions, float [heads x batch, L, L], not scaled."""
+        return shift(self._against(query, self.pos_proj(table)))
+
+    def position_to_content(self, key: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Scores of relative positions for keys, float [heads x batch, L, L], not scaled."""
+        # Seen from the key, distances run the other way: the same shift over the table turned.
+        turned = self.pos_q_proj(table.flip(0).roll(-1, 0))
+        return shift(self._against(key, turned)).transpose(-1, -2)
 
     def _against(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Products of tokens, [heads x batch, L, width], and rows of positions, [2L, hidden].

@@ -13,14 +13,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from helpers import files, statistics
 
 if TYPE_CHECKING:
     from helpers.speeds import Curves
 
-FIGURES = ("scores.svg", "compute.svg", "curves.svg")
+FIGURES = ("scores.svg", "compute.svg", "curves.svg", "attention.svg", "noise.svg")
 MARKERS = "osD^vPX*<>hp"
 
 
@@ -424,10 +424,100 @@ def _log(axis: Axes, below: str, beside: str) -> None:
     axis.set(xlabel=below, ylabel=beside)
 
 
+def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
+    """Where disentangled attention reads its positions, and what a trained layer does with them.
+
+    Args:
+        index: int64 [L, L], row of the table that each pair of tokens reads
+            (`explain.index_matrix`).
+        scores: Columns model, term, head, distance, score (`explain.position_scores`).
+
+    Returns:
+        The figure. Above: the index matrix, and the scores by relative position with the part of
+        each row that the shift reads outlined. Below: a line per head and term, fresh weights
+        dashed.
+    """
+    length = len(index)
+    table = np.concatenate([index[-1], index[0, 1:], index[0, -1:]])  # distance L - 1 first
+    with _style():
+        figure, axes = _axes(9, 7, rows=2, columns=2)
+        _cells(axes[0, 0], index)
+        axes[0, 0].set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
+        _cells(axes[0, 1], np.tile(table, (length, 1)))
+        for row in range(length):
+            corner = (length - 1 - row - 0.5, row - 0.5)
+            outline = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2, "clip_on": False}
+            axes[0, 1].add_patch(Rectangle(corner, length, 1, **outline))
+        axes[0, 1].set(title="scores by row, and what the shift reads", ylabel="query i")
+        axes[0, 1].set_xlabel("column; numbers: row of the table")
+        colours = _palette(sorted(set(scores["head"])))
+        titles = {"c2p": "content to position", "p2c": "position to content"}
+        for axis, (term, title) in zip(axes[1], titles.items(), strict=True):
+            for (model, head), line in scores[scores["term"] == term].groupby(["model", "head"]):
+                look = {"color": colours[head], "linewidth": 1.6} if model else {}
+                fresh = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
+                named = "as initialised" if head == 0 else None
+                label = f"{model}, head {head}" if model else named
+                axis.plot(line["distance"], line["score"], label=label, **(look or fresh))
+            axis.set(title=title, xlabel="distance i − j, tokens", ylabel="added to the score")
+        axes[1, 1].sharey(axes[1, 0])
+        axes[1, 1].autoscale(axis="y")
+        handles, texts = axes[1, 0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def _cells(axis: Axes, values: np.ndarray) -> None:
+    """A matrix of small whole numbers, each written in its cell."""
+    axis.imshow(values, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        dark = value < (values.min() + values.max()) / 2
+        colour = "white" if dark else "black"
+        axis.text(column, row, value, color=colour, ha="center", va="center", fontsize=7)
+    axis.set_xticks(range(values.shape[1]))
+    axis.set_yticks(range(values.shape[0]))
+    axis.grid(visible=False)
+
+
+def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
+    """What chance does to a leaderboard.
+
+    Args:
+        boards: float64 [boards, models], points from the true average (`explain.equal_models`).
+        flips: Shares by true difference, one column per protocol (`explain.flips`).
+        shown: Leaderboards drawn.
+
+    Returns:
+        The figure. Left: leaderboards of equal models, the first of each filled. Right: how often
+        the worse of two models is ranked above the better one.
+    """
+    with _style():
+        figure, axes = _axes(9, 3.6, columns=2)
+        left, right = axes[0]
+        colour = sns.color_palette("colorblind")[0]
+        for place, board in enumerate(boards[:shown], 1):
+            look = {"linestyle": "none", "marker": "o", "color": colour, "markersize": 5}
+            left.plot(np.full(len(board), place), board, fillstyle="none", **look)
+            left.plot(place, board.max(), **look)
+        left.axhline(0, color="0.4", linewidth=0.8)
+        left.set(title=f"{boards.shape[1]} equal models, one seed each")
+        left.set(xlabel="leaderboard", ylabel="average from the true one, points")
+        left.set_xticks(range(1, min(shown, len(boards)) + 1))
+        colours = _palette(list(flips))
+        for name, style in zip(flips, ("-", "--", ":"), strict=True):
+            look = {"color": colours[name], "linestyle": style, "label": name}
+            right.plot(flips.index, 100 * flips[name], **look)
+        right.set(title="the worse model comes first", ylabel="of leaderboards, %")
+        right.set(xlabel="true difference of the averages, points", ylim=(0, 105))
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def write(
     records: pd.DataFrame,
     published: dict[str, Any],
     found: Curves,
+    drawn: Sequence[Figure],
     out: Path,
     models: Sequence[str],
     tasks: Sequence[str],
@@ -438,6 +528,7 @@ def write(
         records: Records of one profile and data source (`tables.select`).
         published: The published figures (`tables.load_published`).
         found: Losses of our steps and of stock classes (`speeds.load`).
+        drawn: The figures of the background pages: `attention`, `noise`.
         out: The folder.
         models: Models in order.
         tasks: Tasks in order.
@@ -446,6 +537,6 @@ def write(
         UserError: A file cannot be written.
     """
     asked = (records, published, models, tasks)
-    figures = (scores(*asked), compute(*asked), curves(found))
+    figures = (scores(*asked), compute(*asked), curves(found), *drawn)
     for name, figure in zip(FIGURES, figures, strict=True):
         save(figure, Path(out) / name)

@@ -8,6 +8,8 @@ import pandas as pd
 
 from helpers import (
     costs,
+    explain,
+    explain_page,
     files,
     leaderboard,
     leaderboard_page,
@@ -45,6 +47,18 @@ FRAGMENTS = (
     "cost.md",
     "leaderboard.md",
     "sources.md",
+    "example.md",
+    "signal.md",
+    "generators.md",
+    "small.md",
+    "gpu_day.md",
+    "tasks.md",
+    "majority.md",
+    "choices.md",
+    "noise.md",
+    "rank_shares.md",
+    "equal_models.md",
+    "stated.md",
     "summary.txt",
 )
 
@@ -76,8 +90,9 @@ def write(
     gpus = costs.load(beside / "gpus.json")
     everything = tables.load_records(records_folder)
     records = tables.select(everything, models, tasks)
+    run = Path(records_folder).parent
     asked, complete = (models, tasks), tables.complete_tasks(records, tasks)
-    data = Path(records_folder).parent / "data"
+    data = run / "data"
     labels = predictions.read_labels(data if (data / "glue").is_dir() else None)
     entries = leaderboard.check(beside.parent / "leaderboard", figures, labels)
     texts = {
@@ -98,7 +113,7 @@ def write(
         "finding_noise.md": tables.finding_noise(figures),
         "spread.md": seeds.spread(records, figures, *asked),
         "best_of.md": seeds.best_of(records, figures, *asked),
-        "comparisons.md": seeds.comparisons(Path(records_folder).parent, records, figures, *asked),
+        "comparisons.md": seeds.comparisons(run, records, figures, *asked),
         "records.md": seeds.record_list(records, figures, *asked),
         "speed.md": speeds.speed(bench),
         "equal.md": speeds.equal(curves),
@@ -107,11 +122,27 @@ def write(
         "cost.md": tables.cost(figures, gpus, costs.table(gpus, figures)),
         "leaderboard.md": leaderboard_page.page(entries, figures, labels),
         "sources.md": tables.source_list(figures),
+        "example.md": explain_page.example(explain.corruption()),
+        "signal.md": explain_page.signal(figures),
+        "generators.md": explain_page.generators(figures),
+        "small.md": explain_page.small(figures, gpus),
+        "gpu_day.md": explain_page.gpu_day(figures, gpus),
+        "tasks.md": explain_page.tasks(figures),
+        "majority.md": explain_page.majority(run, records, figures, tasks),
+        "choices.md": explain_page.choices(records, figures, models),
+        "noise.md": explain_page.sources_of_noise(figures),
+        "rank_shares.md": explain_page.rank_shares(figures),
+        "equal_models.md": explain_page.equal_models(figures),
+        "stated.md": explain_page.stated(figures),
         "summary.txt": tables.summary(records, figures, *asked),
     }
     for name in FRAGMENTS:
         files.write_text(Path(out) / name, texts[name])
-    plots.write(records, figures, curves, Path(out), models, tasks)
+    drawn = (
+        plots.attention(explain.index_matrix(8, 3), explain.position_scores(run, models)),
+        plots.noise(explain.equal_models(figures), explain.flips(figures)),
+    )
+    plots.write(records, figures, curves, drawn, Path(out), models, tasks)
 
 
 def _left_over(everything: pd.DataFrame, shown: pd.DataFrame) -> str:

@@ -39,6 +39,7 @@ PARTS = ("pretrain_hardware", "hardware")
 NEEDED = (
     *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
     *("electra_small_owt", "announcement", "rounding_exempt", "what_paid", "throughput"),
+    "stated",
 )
 
 

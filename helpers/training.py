@@ -92,6 +92,11 @@ def begin(threads: int) -> None:
     """Prepares this process: CPU threads, and no progress bars but our own."""
     torch.set_num_threads(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet()
+
+
+def quiet() -> None:
+    """Keeps transformers from reporting on the weights it loads."""
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # a fresh head is meant, and no news
 

@@ -74,7 +74,10 @@ def _telling(found: explain.Corruption) -> int:
 
 
 def signal(published: Published, profile: str = "paper") -> str:
-    """Where each objective's signal comes from, at a profile's length and vocabulary."""
+    """Where each objective's signal comes from, at a profile's length and vocabulary.
+
+    `generators`, on the same page, lists the source.
+    """
     study = config.load_profile(profile)
     length, words = study.max_length, study.wordpiece_vocabulary
     masked = max(1, round(models.MASK_FRACTION * length))
@@ -95,7 +98,7 @@ def signal(published: Published, profile: str = "paper") -> str:
         f"{most / least:.0f} times as much. The weight {models.DISCRIMINATOR_WEIGHT:.0f} turns "
         f"{least:.2f} into {models.DISCRIMINATOR_WEIGHT * least:.1f}: the discriminator, which is "
         f"what is kept, then leads the sum.\n\nReported effect: {escape(paid['change'])}, "
-        f"{effect}.\n\n" + source_list(published, [paid["source"]])
+        f"{effect}.\n"
     )
 
 
@@ -286,7 +289,10 @@ def sources_of_noise(published: Published) -> str:
 
 
 def rank_shares(published: Published) -> str:
-    """How often each row of Table 1 would take each rank."""
+    """How often each row of Table 1 would take each rank.
+
+    `sources_of_noise`, on the same page, lists the source.
+    """
     found = explain.rank_shares(published)
     entries = published["table1"]["models"]
     lines = [
@@ -297,9 +303,8 @@ def rank_shares(published: Published) -> str:
         ]
         for model, row in found.iterrows()
     ]
-    used = {entry["average"]["source"] for entry in entries.values()}
     header = ["Row", "Mean, printed", *(f"Rank {rank}, %" for rank in found.columns)]
-    return markdown(header, lines) + "\n" + source_list(published, used)
+    return markdown(header, lines)
 
 
 def equal_models(published: Published) -> str:

@@ -40,6 +40,7 @@ class Preempted(UserError):
 
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+SHIPPED = Path(__file__).resolve().parent / "shipped"  # of an installed package: see setup.py
 
 
 def _words(value: object) -> object:
@@ -270,6 +271,15 @@ def resolve(path: str | Path) -> Path:
     return root() / Path(path).expanduser()
 
 
+def find(path: str | Path) -> Path:
+    """A path to read from: as :func:`resolve`, else the file that was installed with the package.
+
+    Outside a checkout this finds what stands in ``profiles/``, ``results/`` and ``leaderboard/``.
+    """
+    own, shipped = resolve(path), SHIPPED / path
+    return shipped if shipped.exists() and not own.exists() else own
+
+
 def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
     """The end of an error line: the closest known name, or all of them."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -329,7 +339,7 @@ def _is_model(kind: object) -> bool:
 
 
 def read(cls: type[S], namespace: Mapping[str, object]) -> S:
-    """Reads a notebook's parameters from its globals; call it in the first code cell.
+    """Reads a notebook's parameters from its globals; call it after the cell that declares them.
 
     Parameters of other stages are passed over, so one profile serves every notebook; a name no
     stage knows is an error, because papermill injects misspelt parameters without a word.
@@ -371,10 +381,10 @@ def load_profile(name: str, **changes: object) -> Profile:
     Raises:
         UserError: When the file is missing or not YAML, or a field is wrong.
     """
-    folder = root() / "profiles"
-    path = resolve(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    written = name.endswith((".yaml", ".yml"))
+    path = resolve(name) if written else find(f"profiles/{name}.yaml")
     if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
         raise UserError(f"profile {name!r}: no file {path.name}; {did_you_mean(name, known)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

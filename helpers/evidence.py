@@ -193,5 +193,5 @@ def _first_difference(old: Path, new: Path) -> str:
 def verify_profile(profile: config.Profile) -> list[str]:
     """:func:`verify` for the run of a profile, with the tasks its source has."""
     tasks = glue.available(profile.source, profile.data, profile.tasks)
-    published = config.root() / "results" / "published.json"
+    published = config.find("results/published.json")
     return verify(profile.folder, published, profile.models, tasks)

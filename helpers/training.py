@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import numpy as np
@@ -163,12 +164,26 @@ def _cpu_name() -> str:
 
 @cache
 def code() -> dict[str, str | bool | None]:
-    """The git commit this process runs from, and whether the tree is clean; else both None."""
+    """The git commit this process runs from, and whether the tree is clean; else both None.
+
+    A copy that pip installed from git has the commit in its metadata (PEP 610).
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return {"commit": None, "clean": None}
+        commit = _installed_commit(root)
+        return {"commit": commit, "clean": None if commit is None else True}
     commit, status = (_git(root, *words) for words in (("rev-parse", "HEAD"), ("status", "-s")))
     return {"commit": commit or None, "clean": None if commit is None else status == ""}
+
+
+def _installed_commit(root: Path) -> str | None:
+    try:
+        package = distribution("small-bench-nlp")
+    except PackageNotFoundError:
+        return None
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    here = Path(package.locate_file("")).resolve() == root
+    return origin.get("vcs_info", {}).get("commit_id") if here else None
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -76,6 +76,11 @@ def _all(folder: Path, spec: str) -> list[Path]:
     return sorted(folder.glob(f"{_stem(spec)}*.safetensors"), reverse=True)
 
 
+def others(folder: Path, spec: str) -> bool:
+    """Whether a folder holds checkpoints, and none of them of this specification."""
+    return any(folder.glob("checkpoint-*.safetensors")) and not _all(folder, spec)
+
+
 def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):

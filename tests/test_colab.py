@@ -1,0 +1,394 @@
+"""Each notebook opened alone, as Colab opens it: no clone, its own torch, no stage before."""
+
+import filecmp
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import yaml
+from conftest import ROOT, SMALL
+
+from helpers import config, files, finetune, glue, pretrain, progress, stages, training
+from helpers.config import Preempted, UserError
+
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+BOOK = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+THERE = ("torch", "numpy", "pandas")
+
+
+def notebook(stage):
+    return nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
+
+
+def code_cells(stage):
+    return [cell for cell in notebook(stage).cells if cell.cell_type == "code"]
+
+
+# --- the setup cell
+
+SETUP = code_cells("01_data")[0].source
+
+
+@pytest.mark.parametrize("stage", config.NOTEBOOKS)
+def test_every_notebook_begins_with_the_same_cell_then_its_parameters(stage):
+    first, second, *_ = code_cells(stage)
+    assert first.source == SETUP
+    assert first.metadata.tags == ["remove-cell"]  # the book's pages leave it out
+    assert second.metadata.tags == ["parameters"]
+
+
+@pytest.mark.parametrize("stage", config.NOTEBOOKS)
+def test_every_notebook_says_how_long_it_takes_on_which(stage):
+    (line,) = [t for t in notebook(stage).cells[0].source.split("\n\n") if t.startswith("**Time**")]
+    assert "CPU: " in line
+    assert "measured in `make book`" in line
+    assert "T4" in line
+
+
+@pytest.fixture
+def installs(monkeypatch):
+    """The command lines of what is started."""
+    found = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: found.append(command))
+    return found
+
+
+def hide_helpers(monkeypatch):
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "helpers" else find_spec(name)
+    )
+
+
+def test_in_a_checkout_the_cell_does_nothing(installs, monkeypatch):
+    names: dict = {}
+    exec(SETUP, names)
+    hide_helpers(monkeypatch)
+    monkeypatch.chdir(ROOT / "notebooks")  # where Jupyter starts a kernel, here without our package
+    exec(SETUP, {})
+    assert installs == []
+    # What it leaves is not taken for a parameter.
+    profile = config.load_profile("tiny").stage(config.Data)
+    config.read(config.Data, names | profile)
+
+
+def test_in_an_empty_folder_it_installs_beside_the_torch_that_is_there(
+    installs, monkeypatch, tmp_path
+):
+    hide_helpers(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SMALL_BENCH_SOURCE", raising=False)
+    names: dict = {}
+    exec(SETUP, names)
+    monkeypatch.setenv("SMALL_BENCH_SOURCE", "elsewhere")
+    exec(SETUP, {})
+    kept = [f"{name}=={version(name)}" for name in THERE]
+    sources = [f"git+{ADDRESS}@{BOOK['branch']}", "elsewhere"]
+    for command, source in zip(installs, sources, strict=True):
+        assert command[:4] == [sys.executable, "-m", "pip", "install"]
+        assert command[-4:] == [*kept, source]
+    config.read(config.Data, names | config.load_profile("tiny").stage(config.Data))
+
+
+def test_the_repository_has_one_address():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert BOOK["url"] == citation["repository-code"] == ADDRESS
+    done = subprocess.run(
+        ["git", "grep", "-ohE", r"[a-z]+://[^/ ]*/[^/ ]+/small-bench-nlp"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert {line.removeprefix("git+") for line in done.stdout.split()} == {ADDRESS}
+
+
+# --- precision
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
+)
+def test_a_t4_trains_in_float16_though_torch_emulates_bfloat16(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    found, reason = training.choose_precision("auto", torch.device("cuda"))
+    assert found == dtype
+    assert f"{capability[0]}.{capability[1]}" in reason
+
+
+# --- the stages before
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Makes parameters of a stage in a new run of a profile that came with the package."""
+    monkeypatch.setattr(config, "SHIPPED", tmp_path / "shipped")
+    values = config.load_profile("tiny").model_dump(exclude={"model", "tokenizer_kind"})
+    values |= SMALL | {"profile": "small", "runs": str(tmp_path / "runs")}
+    files.write_text(tmp_path / "shipped" / "profiles" / "small.yaml", yaml.safe_dump(values))
+
+    def stage(cls, **changes):
+        return cls(**config.load_profile("small", **changes).stage(cls, **changes))
+
+    return stage
+
+
+def test_a_stage_alone_makes_the_ones_before(small, capsys):
+    alone = small(config.Finetune, model="roberta", tasks=["cola"], seeds=[0])
+    stages.prepare(alone)
+    told = [
+        line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "not there" in line
+    ]
+    assert told == ["data/glue/cola", "models/roberta", "tokenizer/bpe", "data/corpus"]
+    (record,) = finetune.run(alone)
+    assert record["pretrain"]["steps"] == SMALL["pretrain_steps"]
+    capsys.readouterr()
+    for cls in (config.Tokenizer, config.Pretrain, config.Finetune, config.Analysis):
+        job = {"model": "roberta", "tokenizer_kind": "bpe", "tasks": ["cola"]}
+        stages.prepare(small(cls).model_copy(update=job))
+    assert capsys.readouterr().out == ""  # nothing is lacking any more
+
+
+def test_segments_are_packed_to_the_length_that_is_asked_for(small):
+    longer = small(config.Pretrain, max_length=96)
+    stages.prepare(longer)
+    assert pretrain.run(longer)["specification"]["parameters"]["max_length"] == 96
+
+
+@pytest.mark.parametrize(("profile", "source"), [("paper", "hub"), ("mine", "embedded")])
+def test_nothing_is_made_of_another_source_or_an_unknown_profile(tmp_path, profile, source):
+    values = config.load_profile("tiny").stage(config.Pretrain)
+    stage = config.Pretrain(**values | {"profile": profile, "runs": str(tmp_path)})
+    stages.prepare(stage)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"run notebooks/02_tokenizer\.ipynb first"):
+        pretrain.run(stage)
+
+
+def test_a_misspelt_task_is_told_before_the_pre_training(small):
+    with pytest.raises(UserError, match="did you mean cola"):
+        stages.prepare(small(config.Finetune).model_copy(update={"tasks": ["colla"]}))
+
+
+# --- Google Drive
+
+
+@pytest.fixture
+def drive(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "DRIVE", tmp_path / "MyDrive")
+    stages.DRIVE.mkdir()
+    return stages.DRIVE / "small-bench-nlp" / "small"
+
+
+def cut(monkeypatch, at):
+    """SIGTERM after so many steps of the next training."""
+    real = progress.bar
+
+    def bar(*arguments, **options):
+        made = real(*arguments, **options)
+        update, seen = made.update, []
+
+        def counted(n=1):
+            update(n)
+            seen.append(n)
+            if len(seen) == at and made.desc.startswith("pre-train"):
+                signal.raise_signal(signal.SIGTERM)
+
+        made.update = counted
+        return made
+
+    monkeypatch.setattr(progress, "bar", bar)
+    return lambda: monkeypatch.setattr(progress, "bar", real)
+
+
+def test_a_new_machine_goes_on_from_drive_and_redoes_nothing_finished(
+    small, drive, tmp_path, monkeypatch, capsys
+):
+    runs = tmp_path / "runs"
+    job = small(config.Finetune, tasks=["rte"], seeds=[0])
+    uncut = cut(monkeypatch, at=6)
+    with pytest.raises(Preempted, match="saved at step 7"):
+        stages.prepare(job)
+    uncut()
+    (saved,) = [p.name for p in (drive / "models" / "bert").glob("*-000000007.safetensors")]
+    assert not (drive / "data").exists()
+
+    shutil.rmtree(runs)  # the machine is gone; removing a link leaves what it points to
+    capsys.readouterr()
+    stages.prepare(job)
+    assert "7/12" in capsys.readouterr().out, saved
+    (record,) = finetune.run(job)
+
+    shutil.rmtree(runs)
+    stages.prepare(job)
+    assert not list((drive / "models").rglob("checkpoint-*"))
+    assert finetune.run(job) == [record]
+
+    monkeypatch.setattr(stages, "DRIVE", tmp_path / "none")
+    whole = small(config.Finetune, runs=str(tmp_path / "other"), tasks=["rte"], seeds=[0])
+    stages.prepare(whole)
+    encoder = Path("models", "bert", "encoder", "model.safetensors")
+    assert filecmp.cmp(drive / encoder, whole.folder / encoder, shallow=False)
+
+
+def test_a_longer_pre_training_under_way_is_not_thrown_away(small, drive, monkeypatch):
+    longer = small(config.Pretrain, pretrain_steps=20)
+    stages.prepare(longer)
+    cut(monkeypatch, at=5)
+    with pytest.raises(Preempted):
+        pretrain.run(longer)
+    with pytest.raises(UserError, match=r"under way there; finish it with notebooks/03_pretrain"):
+        stages.prepare(small(config.Finetune, tasks=["rte"]))
+    assert list((drive / "models" / "bert").glob("checkpoint-*"))
+
+
+def test_what_was_made_before_drive_was_mounted_stays(small, drive, capsys):
+    stage = small(config.Pretrain)
+    (stage.folder / "models" / "bert").mkdir(parents=True)
+    stages.prepare(stage)
+    assert "made before Drive was mounted" in capsys.readouterr().out
+    assert not (stage.folder / "models").is_symlink()
+    assert (stage.folder / "records").resolve() == drive / "records"
+
+
+def test_a_drive_that_cannot_be_written_is_one_line(small, drive):
+    drive.parent.write_text("")
+    with pytest.raises(UserError, match="MyDrive/small-bench-nlp/small: cannot write"):
+        stages.prepare(small(config.Pretrain))
+
+
+# --- acted out
+
+
+class Colab:
+    """A virtual environment with what Colab has, and papermill to run notebooks in it."""
+
+    def __init__(self, folder):
+        self.folder, self.python = folder, folder / "venv" / "bin" / "python"
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PYTHON", "JUPYTER", "SMALL_BENCH", "VIRTUAL_ENV", "HF_"))
+        } | {"PIP_NO_COMPILE": "1", "OMP_NUM_THREADS": "1", "PYTHONNOUSERSITE": "1"}
+
+    def command(self, *arguments, cwd=None):
+        return subprocess.run(
+            [str(self.python), "-m", *map(str, arguments)],
+            cwd=cwd or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def torch(self):
+        """Version, bytes and times of the torch that is installed."""
+        (about,) = (self.folder / "venv").rglob("torch-*.dist-info")
+        code = about.parent / "torch" / "__init__.py"
+        return about.name, (about / "RECORD").read_bytes(), code.stat().st_mtime_ns
+
+    def open(self, stage, place, **parameters):
+        """Runs one notebook in a folder that holds no more than it and what it has made."""
+        place.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "notebooks" / f"{stage}.ipynb", place)
+        given = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+        done = self.command(
+            *("papermill", "--no-progress-bar", *given, f"{stage}.ipynb", "out.ipynb"), cwd=place
+        )
+        found = nbformat.read(place / "out.ipynb", as_version=4)
+        setup = next(cell for cell in found.cells if cell.cell_type == "code")
+        assert setup.execution_count, done.stderr[-2000:]
+        assert setup.outputs == []
+        return done
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("colab")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    made = Colab(folder)
+    done = made.command(
+        *("pip", "install", "-q", "-c", ROOT / "constraints.txt", *THERE, "ipykernel", "papermill")
+    )
+    if done.returncode:
+        pytest.skip(f"packages cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    site = next((folder / "venv").rglob("site-packages"))
+    (site / "google" / "colab").mkdir(parents=True)
+    (site / "google" / "colab" / "__init__.py").touch()
+    (site / "colab.pth").write_text("import google.colab\n")  # loaded, as in Colab's kernels
+
+    source = folder / "source"  # the tree as it is, committed or not
+    shutil.copytree(
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__"),
+    )
+    who = ("-c", "user.name=test", "-c", "user.email=test")
+    for words in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "copy")):
+        subprocess.run(["git", "-C", source, *words], check=True)
+    made.environment["SMALL_BENCH_SOURCE"] = f"git+file://{source}"
+    made.commit = subprocess.check_output(
+        ["git", "-C", source, "rev-parse", "HEAD"], text=True
+    ).strip()
+    return made
+
+
+def last_line(done):
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
+    before = colab.torch()
+    for stage, parameters in (
+        ("06_audit", {}),
+        ("01_data", {}),
+        ("02_tokenizer", {}),
+        ("03_pretrain", {"pretrain_steps": 20, "pretrain_warmup_steps": 2}),
+        ("04_finetune", {"model": "scratch", "tasks": "cola rte", "seeds": "0"}),
+    ):
+        done = colab.open(stage, tmp_path / stage, **parameters)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert colab.torch() == before
+
+    done = colab.open("05_analysis", tmp_path / "05_analysis")
+    assert done.returncode != 0
+    assert "no record; run notebooks/04_finetune.ipynb first" in last_line(done)
+    done = colab.open("05_analysis", tmp_path / "04_finetune")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "04_finetune" / "runs" / "tiny"
+    assert (run / "tables" / "cost.md").exists()
+    record = files.read_json(run / "records" / "scratch" / "cola" / "seed-0.json")
+    assert record["code"] == {"commit": colab.commit, "clean": True}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("SMALL_BENCH_DEFAULTS"), reason="minutes; SMALL_BENCH_DEFAULTS=1 runs it"
+)
+def test_each_notebook_with_its_defaults(colab, tmp_path):
+    before = colab.torch()
+    # The first makes all that the others need; what they find is not made again.
+    for stage in (
+        "04_finetune",
+        "05_analysis",
+        "03_pretrain",
+        "02_tokenizer",
+        "01_data",
+        "06_audit",
+    ):
+        done = colab.open(stage, tmp_path / "content")
+        assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "content" / "runs" / "tiny"
+    assert len(list((run / "records" / "bert").glob("*/seed-*.json"))) == 2 * len(glue.TASKS)
+    assert files.read_json(run / "models" / "bert" / "manifest.json")["pretrain"]["steps"] == 1800
+    assert colab.torch() == before

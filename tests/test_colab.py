@@ -330,7 +330,7 @@ def colab(tmp_path_factory):
     shutil.copytree(
         ROOT,
         source,
-        ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__"),
+        ignore=shutil.ignore_patterns(".*", "runs", "data", "build", "*.egg-info", "__pycache__"),
     )
     who = ("-c", "user.name=test", "-c", "user.email=test")
     for words in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "copy")):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, costs, files, glue, models, pretrain
+from helpers import config, costs, files, glue, models, pretrain, schedule
 from helpers.config import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,14 +53,13 @@ def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str],
     }
     command = [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
-        *("--directory", str(folder), "--cores", str(options.cores), "--keep-going"),
-        *("--quiet", "all", "--rerun-incomplete", "--nolock"),  # the folder's lock is ours
+        *("--directory", str(folder), "--keep-going"),
+        *("--rerun-incomplete", "--nolock"),  # the folder's lock is ours
+        *_where(options),
     ]
-    if Path("/dev/nvidia0").exists():
-        command += ["--resources", "gpu=1"]
     # Data first: if it comes out the same, by checksum, what depends on it is not run again.
     for target in ("data", "all"):
-        status = _forwarding([*command, target], environment, lock)
+        status = _forwarding([*command, "--", target], environment, lock, bool(options.cluster))
         if status:
             print("error: the study is not finished; what failed is named above", file=sys.stderr)
             return status
@@ -70,10 +69,25 @@ def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str],
     return 0
 
 
-def _forwarding(command: list[str], environment: dict[str, str], lock: int) -> int:
+def _where(options: argparse.Namespace) -> list[str]:
+    """Where jobs run: within the cores and the GPU of this machine, or on a cluster."""
+    if not options.cluster:
+        gpu = ["--resources", "gpu=1"] if Path("/dev/nvidia0").exists() else []
+        return ["--cores", str(options.cores), "--quiet", "all", *gpu]
+    folder = config.resolve(options.cluster)
+    if not (folder / "config.yaml").is_file():
+        raise config.UserError(
+            f"cluster {options.cluster!r}: no file config.yaml in this folder; "
+            "profiles/slurm is one"
+        )
+    return ["--workflow-profile", str(folder), "--local-cores", str(options.cores)]
+
+
+def _forwarding(command: list[str], environment: dict[str, str], lock: int, cluster: bool) -> int:
     """Runs Snakemake in a process group of its own; SIGINT and SIGTERM go to all of the group.
 
-    Every training loop then saves what it has and ends.
+    Every training loop then saves what it has and ends. On a cluster SIGINT makes Snakemake cancel
+    its jobs, which get SIGTERM from Slurm; at SIGTERM it would wait for them.
 
     Raises:
         Preempted: After SIGTERM, when the group has ended.
@@ -85,7 +99,7 @@ def _forwarding(command: list[str], environment: dict[str, str], lock: int) -> i
 
     def forward(number: int, _: object) -> None:
         asked.append(number)
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGINT if cluster else number)
 
     before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -118,28 +132,15 @@ def plan(options: argparse.Namespace) -> int:
         total += flops
         for job in tasks:
             per_token = models.token_flops(encoder.config, length)
-            spent, flops = _finetuning(profile, job, length, per_token)
+            spent = schedule.finetuning(profile, job, length)
+            flops = spent.tokens * per_token
             total += flops
-            _line(f"04_finetune {name} {job} x {len(profile.seeds)} seeds", *spent, flops, None)
+            label = f"04_finetune {name} {job} x {len(profile.seeds)} seeds"
+            _line(label, spent.steps, spent.tokens, flops, None)
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
     missing = [name for name in profile.tasks if name not in tasks]
     print("missing from the source: " + (", ".join(missing) or "none"))
     return 0
-
-
-def _finetuning(
-    profile: Profile, name: str, length: int, per_token: float
-) -> tuple[tuple[int, int], float]:
-    task = glue.get(name)
-    rows = task.official_rows["train"]
-    rows = min(rows, profile.train_rows or rows)
-    if profile.finetune_swap_pairs and task.swap:
-        rows *= 2
-    epochs = profile.finetune_epochs_small if task.small else profile.finetune_epochs
-    seeds = len(profile.seeds)
-    steps = epochs * -(-rows // profile.finetune_batch_size) * seeds
-    tokens = epochs * rows * length * seeds
-    return (steps, tokens), tokens * per_token
 
 
 def _line(job: str, steps: int, tokens: int, flops: float, parameters: int | None) -> None:
@@ -162,6 +163,7 @@ def main() -> int:
     parser.add_argument("action", choices=("run", "plan"))
     add_options(parser)
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="jobs side by side")
+    parser.add_argument("--cluster", default="", help="folder with a Snakemake workflow profile")
     options = parser.parse_args()
     return {"run": run, "plan": plan}[options.action](options)
 

@@ -16,7 +16,6 @@ from helpers import config
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebook
-import study
 
 
 def command(*arguments, **options):
@@ -211,11 +210,3 @@ def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("book", "test", "plan", "serve", "help"):
         assert any(line.startswith(f"{target} ") for line in done.stdout.splitlines()), target
-
-
-def test_plan_counts_fine_tuning_steps():
-    (steps, tokens), flops = study._finetuning(config.load_profile("paper"), "mrpc", 128, 10.0)
-    # 3,668 rows, doubled by swapping, in batches of 32; 3 epochs, ten seeds.
-    assert steps == 3 * 230 * 10
-    assert tokens == 3 * 7336 * 128 * 10
-    assert flops == tokens * 10.0

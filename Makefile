@@ -9,12 +9,13 @@ MODEL   ?=
 ABOUT   ?=
 NAME    ?= $(MODEL)
 PORT    ?= 8000
+CLUSTER ?=
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES
+OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES CLUSTER
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
@@ -24,11 +25,11 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test plan serve verify chaos export submission check-leaderboard check bench clean
+.PHONY: help book test plan serve verify chaos slurm-demo export submission check-leaderboard check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 PORT=8000 RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 CLUSTER=profiles/slurm PORT=8000 RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -37,7 +38,7 @@ help: ## list the targets
 	@touch $@
 
 book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
-	@$(STUDY) run $(GIVEN) --cores="$$CORES"
+	@$(STUDY) run $(GIVEN) --cores="$$CORES" --cluster="$$CLUSTER"
 
 plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
 	@$(STUDY) plan $(GIVEN)
@@ -61,6 +62,9 @@ verify: .venv/ready ## recompute every score and table of PROFILE from its recor
 
 chaos: .venv/ready ## kill training at random moments; the results must be the same bytes
 	$(BIN)/python scripts/chaos.py --grid 10
+
+slurm-demo: .venv/ready ## a small grid through a Slurm of this machine that loses a node; the same table
+	$(BIN)/python scripts/slurm_demo.py
 
 export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
 	@$(BIN)/python scripts/export.py --run="$$RUN" --model="$$MODEL"

@@ -38,10 +38,10 @@ UP = os.path.relpath(ROOT)
 # Every name and value in a shell command is quoted; these hold the folders of this machine.
 PYTHON = shlex.quote(sys.executable)
 SCRIPTS = shlex.quote(f"{UP}/scripts")
-RUN = f"{PYTHON} {SCRIPTS}/run_notebook.py {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
+# `exec`: the runner takes the place of the shell, which would end at SIGTERM before it has saved.
+RUN = f"exec {PYTHON} {SCRIPTS}/run_notebook.py {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
 KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
-# One job per model and task, or one per model with all its tasks.
-GROUPS = {task: [task] for task in TASKS} if PROFILE.finetune_job == "task" else {"all": TASKS}
+PER_TASK = PROFILE.finetune_job == "task"  # else one job per model with all its tasks
 DATA = ["data/corpus/manifest.json"] + [f"data/glue/{task}/manifest.json" for task in glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))]
 SHOWN = list(MODELS)[-2] if list(MODELS)[-1] == "scratch" and len(MODELS) > 1 else list(MODELS)[-1]
 RECORDS = expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS)
@@ -57,7 +57,13 @@ def parameters(cls, **job):
     return json.dumps(PROFILE.stage(cls, **job), sort_keys=True)
 
 
-localrules: all, data
+def tasks(wildcards):
+    """The tasks of one fine-tuning job."""
+    return [wildcards.task] if PER_TASK else TASKS
+
+
+# On a cluster these run where Snakemake does: the first needs a network, the others take seconds.
+localrules: all, data, prepare_data, analyse, audit, book
 
 
 # Every stage's manifest, not the book alone: Snakemake passes over a missing file in the middle
@@ -123,28 +129,26 @@ rule pretrain:
         RUN
 
 
-for group, names in GROUPS.items():
-
-    rule:
-        name:
-            f"finetune_{group}"
-        input:
-            model="models/{model}/manifest.json",
-            tasks=[f"data/glue/{task}/manifest.json" for task in names],
-            notebook=notebook("04_finetune"),
-        output:
-            [f"records/{{model}}/{task}/manifest.json" for task in names],
-        log:
-            "notebooks/04_finetune-{model}" + ("" if group == "all" else f"-{group}") + ".ipynb",
-        params:
-            stage=lambda wildcards, names=names: parameters(
-                config.Finetune, model=wildcards.model, tasks=names
-            ),
-        threads: THREADS
-        resources:
-            gpu=1,
-        shell:
-            RUN
+rule finetune:
+    input:
+        model="models/{model}/manifest.json",
+        tasks=lambda wildcards: [f"data/glue/{task}/manifest.json" for task in tasks(wildcards)],
+        notebook=notebook("04_finetune"),
+    output:
+        "records/{model}/{task}/manifest.json"
+        if PER_TASK
+        else [f"records/{{model}}/{task}/manifest.json" for task in TASKS],
+    log:
+        f"notebooks/04_finetune-{{model}}{'-{task}' if PER_TASK else ''}.ipynb",
+    params:
+        stage=lambda wildcards: parameters(
+            config.Finetune, model=wildcards.model, tasks=tasks(wildcards)
+        ),
+    threads: THREADS
+    resources:
+        gpu=1,
+    shell:
+        RUN
 
 
 rule analyse:
@@ -200,7 +204,7 @@ rule book:
             "notebooks/01_data.ipynb",
             f"notebooks/02_tokenizer-{MODELS[SHOWN].tokenizer}.ipynb",
             f"notebooks/03_pretrain-{SHOWN}.ipynb",
-            f"notebooks/04_finetune-{SHOWN}" + ("" if "all" in GROUPS else f"-{TASKS[0]}") + ".ipynb",
+            f"notebooks/04_finetune-{SHOWN}" + (f"-{TASKS[0]}" if PER_TASK else "") + ".ipynb",
             "notebooks/05_analysis.ipynb",
             "notebooks/06_audit.ipynb",
         ],

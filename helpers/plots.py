@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from helpers import files, statistics
 
 if TYPE_CHECKING:
     from helpers.speeds import Curves
 
-FIGURES = ("scores.svg", "compute.svg", "curves.svg", "attention.svg", "noise.svg")
+FIGURES = ("overview.svg", "scores.svg", "compute.svg", "curves.svg", "attention.svg", "noise.svg")
 MARKERS = "osD^vPX*<>hp"
+PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
+WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
+TOKENS, FLOPS = "pretrain.tokens", "pretrain.flops"
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
 
 
 def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    colours = sns.color_palette("colorblind", max(len(names), 1))
+    colours = sns.color_palette(PALETTE, max(len(names), 1))
     return dict(zip(names, colours, strict=False))
 
 
@@ -114,7 +118,7 @@ def curves(found: Curves) -> Figure:
     sides = list(dict.fromkeys(table["side"]))
     colours = _palette(sides)
     with _style():
-        figure, axes = _axes(9, 2.8, columns=len(names))
+        figure, axes = _axes(WIDTH, 2.6, columns=len(names))
         for axis, name in zip(axes.flat, names, strict=True):
             sns.lineplot(
                 table[table["model"] == name],
@@ -176,7 +180,7 @@ def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
     """
     at = np.linspace(mean - 4 * sd, mean + 4 * sd, 401)
     density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
-    colour = sns.color_palette("colorblind")[0]
+    colour = sns.color_palette(PALETTE)[0]
     with _style():
         figure, axes = _axes(6, 2.8)
         axis = axes[0, 0]
@@ -246,7 +250,7 @@ def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figur
         height = -(-len(names) // columns)
         width = 9 if columns > 1 else 6
         figure, axes = _axes(width, 2.1 * height + 0.4, height, columns)
-        colour = sns.color_palette("colorblind")[0]
+        colour = sns.color_palette(PALETTE)[0]
         for axis, name in zip(axes.flat, names, strict=False):
             found = values.loc[values["name"] == name, "length"]
             width = -(-(found.max() - found.min() + 1) // 20)  # whole counts, some 20 bars
@@ -269,7 +273,7 @@ def ranks(counts: np.ndarray, title: str = "") -> Figure:
     with _style():
         figure, axes = _axes(6, 3.2)
         axis = axes[0, 0]
-        axis.plot(np.arange(1, len(counts) + 1), counts, color=sns.color_palette("colorblind")[0])
+        axis.plot(np.arange(1, len(counts) + 1), counts, color=sns.color_palette(PALETTE)[0])
         axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
         figure.suptitle(title)
     return figure
@@ -307,7 +311,7 @@ def scores(
     names = [published["tasks"].get(task, {}).get("name", task) for task in tasks]
     step = 0.8 / max(len(shown), 1)
     with _style():
-        figure, axes = _axes(9, 6.6, rows=2)
+        figure, axes = _axes(WIDTH, 6.2, rows=2)
         upper, lower = axes[:, 0]
         for place, model in enumerate(shown):
             offset = (place - (len(shown) - 1) / 2) * step
@@ -330,7 +334,7 @@ def scores(
                     span = statistics.median_interval(mine.tolist())
                     lower.vlines(k + offset, *span, color=colours[model], linewidth=1)
         upper.set(title="Published: GLUE dev, one figure per model")
-        lower.set(title=f"{_label(records)}; points: seeds, bar: median, line: its 95 % interval")
+        lower.set(title=_label(records))
         for axis in (upper, lower):
             axis.set_xticks(range(len(tasks)), names)
             axis.set(ylabel="task metric × 100", xlim=(-0.5, len(tasks) - 0.5))
@@ -360,68 +364,109 @@ def compute(
         without pre-training are not points; their mean is a dashed line.
     """
     present = [task for task in tasks if task in set(records["task"])]
-    together = bool(records["complete"].all()) and set(present) == set(published["tasks"])
+    together = _together(records, published, present)
     with _style():
-        figure, axes = _axes(9, 4.2 if together else 7.4, rows=1 if together else 2, columns=2)
-        _published_points(axes[0], published)
-        _measured_points(axes[-1], records, published, models, present)
-        for row in axes:
-            _log(row[0], "tokens seen in pre-training", "")
-            _log(row[1], "FLOPs of pre-training", "")
-        axes[0, 0].set(title="Published by others", ylabel="mean of eight GLUE dev scores × 100")
+        figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
+        parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
+        rows = [part.subplots(1, 2, sharey=True) for part in parts]
+        _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, published)
+        _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, records, published, models)
+        for part, row in zip(parts, rows, strict=True):
+            _log(row[0], "tokens seen in pre-training")
+            _log(row[1], "FLOPs of pre-training")
+            handles = row[1].get_legend_handles_labels()
+            part.legend(*handles, loc="outside lower center", ncols=2 if len(handles[0]) > 6 else 3)
+        rows[0][0].set(ylabel="mean of eight GLUE dev scores × 100")
         if together:
-            axes[0, 0].set_title(f"Open: published by others. Filled: {_label(records)}")
+            parts[0].suptitle(f"Open: published by others. Filled: {_label(records)}")
         else:
-            axes[1, 0].set_title(_label(records).replace(", ", ",\n", 1))
-            axes[1, 0].set_ylabel(f"mean of {len(present)} tasks × 100")
-        for row in axes:
-            row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7)
+            parts[0].suptitle("Published by others")
+            parts[1].suptitle(_label(records))
+            rows[1][0].set_ylabel(f"mean of {len(present)} tasks × 100")
     return figure
 
 
-def _published_points(axes: Sequence[Axes], published: dict[str, Any]) -> None:
-    """Others' points, open; on the right only where the FLOP of a token are known."""
+def overview(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> Figure:
+    """Measured quality against the FLOPs of pre-training, in one panel.
+
+    Args:
+        records: As for `compute`.
+        published: The published figures.
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Returns:
+        The figure; published points stand in it only where they can be compared.
+    """
+    present = [task for task in tasks if task in set(records["task"])]
+    with _style():
+        figure, axes = _axes(4.9, 3.7)
+        axis = axes[0, 0]
+        if _together(records, published, present):
+            _published_points({FLOPS: axis}, published)
+        _measured_points({FLOPS: axis}, records, published, models)
+        _log(axis, "FLOPs of pre-training")
+        axis.set(ylabel=f"mean of {len(present)} tasks × 100", title=_label(records))
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _together(records: pd.DataFrame, published: dict[str, Any], present: Sequence[str]) -> bool:
+    """Whether measured and published means are of the same eight tasks, whole."""
+    return bool(records["complete"].all()) and set(present) == set(published["tasks"])
+
+
+def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> None:
+    """Others' points, open; by FLOPs only where those of a token are known."""
     points = [p for p in published["quality_per_compute"] if p["tokens_billions"]]
     flops = {entry["method"]: 1e6 * entry["mflop"] for entry in published["flop_per_token"]}
-    colours = sns.color_palette("colorblind", len(points))
+    colours = sns.color_palette(PALETTE, len(points))
     for place, point in enumerate(points):
         look = {"color": colours[place], "fillstyle": "none", "linestyle": "none"}
         look |= {"marker": MARKERS[place % len(MARKERS)], "label": point["method"]}
         tokens = 1e9 * point["tokens_billions"]
-        axes[0].plot(tokens, point["average"], **look)
-        known = flops.get(point["flop"])
-        at = ([tokens * known], [point["average"]]) if known else ([], [])
-        axes[1].plot(*at, **look)
+        spent = {TOKENS: tokens, FLOPS: tokens * flops.get(point["flop"], np.nan)}
+        for column, axis in panels.items():
+            axis.plot(spent[column], point["average"], **look)
 
 
 def _measured_points(
-    axes: Sequence[Axes],
+    panels: Mapping[str, Axes],
     records: pd.DataFrame,
     published: dict[str, Any],
     models: Sequence[str],
-    present: Sequence[str],
 ) -> None:
-    """A filled point per seed that has every task."""
+    """A filled point per seed that has every task; a line where nothing was spent."""
     by_seed = records.groupby(["model", "seed"])
-    means = by_seed["score"].mean()[by_seed["task"].nunique() == len(present)]
+    means = by_seed["score"].mean()[by_seed["task"].nunique() == records["task"].nunique()]
     shown = [model for model in models if model in means.index.get_level_values("model")]
     colours = _palette(shown)
     for place, model in enumerate(shown):
-        mine = records[records["model"] == model]
         name = published["table1"]["models"].get(model, {}).get("name", model)
-        for axis, spent in zip(axes, ("pretrain.tokens", "pretrain.flops"), strict=True):
-            budget = mine[spent].max()
+        for column, axis in panels.items():
+            budget = records.loc[records["model"] == model, column].max()
             if budget == 0:
                 axis.axhline(means[model].mean(), color="0.3", linestyle="--", label=name)
                 continue
             marker = MARKERS[place % len(MARKERS)]
             at = np.full(len(means[model]), budget)
-            axis.plot(at, means[model], marker, color=colours[model], label=name)
+            look = {"color": colours[model], "linestyle": "none", "label": name}
+            axis.plot(at, means[model], marker=marker, **look)
 
 
-def _log(axis: Axes, below: str, beside: str) -> None:
-    axis.set_xscale("log")
-    axis.set(xlabel=below, ylabel=beside)
+def _log(axis: Axes, below: str) -> None:
+    """A logarithmic axis of a decade and a half or more, labelled at 1 and, if short, at 3."""
+    axis.set(xscale="log", xlabel=below)
+    low, high = np.log10(axis.get_xlim())
+    spare = max(0.0, 1.5 - (high - low)) / 2
+    axis.set_xlim(10 ** (low - spare), 10 ** (high + spare))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    if high - low < 2:
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        everywhere = (np.inf, np.inf)
+        axis.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=everywhere))
 
 
 def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
@@ -440,7 +485,7 @@ def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
     length = len(index)
     table = np.concatenate([index[-1], index[0, 1:], index[0, -1:]])  # distance L - 1 first
     with _style():
-        figure, axes = _axes(9, 7, rows=2, columns=2)
+        figure, axes = _axes(WIDTH, 6.6, rows=2, columns=2)
         _cells(axes[0, 0], index)
         axes[0, 0].set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
         _cells(axes[0, 1], np.tile(table, (length, 1)))
@@ -492,9 +537,9 @@ def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
         the worse of two models is ranked above the better one.
     """
     with _style():
-        figure, axes = _axes(9, 3.6, columns=2)
+        figure, axes = _axes(WIDTH, 3.6, columns=2)
         left, right = axes[0]
-        colour = sns.color_palette("colorblind")[0]
+        colour = sns.color_palette(PALETTE)[0]
         for place, board in enumerate(boards[:shown], 1):
             look = {"linestyle": "none", "marker": "o", "color": colour, "markersize": 5}
             left.plot(np.full(len(board), place), board, fillstyle="none", **look)
@@ -537,6 +582,6 @@ def write(
         UserError: A file cannot be written.
     """
     asked = (records, published, models, tasks)
-    figures = (scores(*asked), compute(*asked), curves(found), *drawn)
+    figures = (overview(*asked), scores(*asked), compute(*asked), curves(found), *drawn)
     for name, figure in zip(FIGURES, figures, strict=True):
         save(figure, Path(out) / name)

@@ -169,14 +169,14 @@ def _levels(entries: Sequence[Entry], labels: Labels) -> str:
 
 def _scores(entries: Sequence[Entry], figures: Mapping[str, Any], close: Mapping[str, Gap]) -> str:
     names = {task: figures["tasks"][task]["name"] for task in glue.TASKS}
-    header = ["Model", "Evidence", "Made of", "Rank", "Average", "Ahead of the next"]
+    header = ["Rank", "Model", "Evidence", "Average", "Ahead of the next", *names.values()]
     rows = []
     for entry, rank in zip(entries, ranks(entries), strict=True):
         stated, ahead = entry.stated, close.get(entry.name)
-        cells = [f"[{escape(stated.title)}]({stated.link})", badge(entry.level), _made(entry)]
-        cells += [rank, score(entry.average), _ahead(ahead)]
-        rows.append([*cells, *(score(_shown(entry, task)) for task in names)])
-    return markdown([*header, *names.values()], rows, left=3)
+        cells = [rank, f"[{escape(stated.title)}]({stated.link})", badge(entry.level)]
+        cells += [score(entry.average), _ahead(ahead)]
+        rows.append([*cells, *(score(_shown(entry, task)) for task in names), _made(entry)])
+    return markdown([*header, "Made of"], rows, left=3)
 
 
 def _shown(entry: Entry, task: str) -> float:
@@ -186,13 +186,13 @@ def _shown(entry: Entry, task: str) -> float:
 def _ahead(found: Gap | None) -> str:
     if found is None:
         return NONE
-    return f"{found.difference:.2f}" + (", not told apart" if found.why else "")
+    return f"{found.difference:.2f}" + (", <br>not told apart" if found.why else "")
 
 
 def _made(entry: Entry) -> str:
     """What the figures shown are: medians wherever they could be recomputed."""
     protocol = entry.stated.protocol
-    least = "at least " if entry.stated.published else ""
+    least = "≥ " if entry.stated.published else ""
     many = f" of {least}{protocol.n}" if protocol.n else ""
     if entry.level == "claimed":
         return protocol.selection + many

@@ -808,23 +808,23 @@ def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
 def test_the_page_of_the_repository_shows_every_row_and_dash(labels):
     page = leaderboard_page.page(checked_repository(), FIGURES, Labels())
     rows = table_rows(page)
-    assert [row[0] for row in rows[1:]] == [
+    assert [row[1] for row in rows[1:]] == [
         "ELECTRA-DeBERTa",
         "ELECTRA",
         "DeBERTa",
         "BERT",
         "RoBERTa",
     ]
-    assert [row[3] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
-    assert {row[1] for row in rows[1:]} == {"claimed"}
-    assert [row[5] for row in rows[1:]] == [
+    assert [row[0] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
+    assert {row[2] for row in rows[1:]} == {"claimed"}
+    assert [row[4] for row in rows[1:]] == [
         "1.17, not told apart",
         "1.33",
         "0.66, not told apart",
         "0.04, not told apart",
         "–",
     ]
-    assert rows[2][2] == "median of at least 10"
+    assert rows[2][-1] == "median of ≥ 10"
     facts = {
         row[0]: dict(zip(table_rows(page, 1)[0], row, strict=True)) for row in table_rows(page, 1)
     }

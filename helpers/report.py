@@ -23,6 +23,7 @@ from helpers import (
 
 FRAGMENTS = (
     "claim.md",
+    "headline.md",
     "table1_published.md",
     "table1_measured.md",
     "table1_side_by_side.md",
@@ -99,6 +100,7 @@ def write(
     entries = leaderboard.check(beside.parent / "leaderboard", figures, labels)
     texts = {
         "claim.md": tables.claim(figures),
+        "headline.md": tables.headline(records, figures, *asked),
         "table1_published.md": tables.table1_published(figures, complete),
         "table1_measured.md": tables.table1_measured(records, figures, *asked),
         "table1_side_by_side.md": tables.table1_side_by_side(records, figures, *asked),

@@ -212,8 +212,7 @@ def warnings(
         tasks: The tasks asked for.
 
     Returns:
-        Markdown sentences: embedded data, reduced splits with their row counts, what is missing,
-        constant predictions and other notes.
+        Markdown sentences: embedded data, reduced splits with their row counts, what is missing.
     """
     lines = []
     if is_embedded(records):
@@ -241,6 +240,12 @@ def warnings(
             lines.append(
                 f"{escape(model)} has no record of {', '.join(lacking)}, so it has no mean."
             )
+    return lines
+
+
+def remarks(records: pd.DataFrame, published: dict[str, Any]) -> list[str]:
+    """Notes on single cells, such as constant predictions, as Markdown sentences."""
+    lines = []
     noted = records[records["note"] != ""]
     for (model, task, note), group in noted.groupby(["model", "task", "note"], sort=False):
         total = len(records[(records["model"] == model) & (records["task"] == task)])
@@ -435,8 +440,9 @@ def table1_measured(
         cells += [f"{every.best:.2f} (n = {every.n})" if every.n else NONE]
         cells += [span(mine["pretrain.tokens"]), str(seeds)]
         rows.append([escape(model_name(published, model)), *cells])
+    notes = warnings(records, published, models, tasks) + remarks(records, published)
     text = f"**Measured. {heading(records)}**\n\n"
-    text += _notes(warnings(records, published, models, tasks)) + "\n" + markdown(header, rows)
+    text += _notes(notes) + "\n" + markdown(header, rows)
     return f"{text}\n{CAPTION}\n"
 
 
@@ -480,7 +486,8 @@ def table1_side_by_side(
         Markdown with a third-level heading per model.
     """
     whole = complete_tasks(records, tasks)
-    text = _notes(warnings(records, published, models, tasks)) + "\n"
+    notes = warnings(records, published, models, tasks) + remarks(records, published)
+    text = _notes(notes) + "\n"
     if is_embedded(records):
         text += "The published figures stand beside them for layout only.\n\n"
     used = {"leaderboard"} & set(published["sources"])
@@ -710,6 +717,41 @@ def _signed(value: float, error: float) -> str:
     return f"{value:+.2f}" if math.isnan(error) else f"{value:+.2f} ± {error:.2f}"
 
 
+def headline(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> str:
+    """What was measured, in one small table: the best model first.
+
+    Args:
+        records: Records of one profile and data source (`select`).
+        published: The published figures, for names.
+        models: The models asked for.
+        tasks: The tasks asked for.
+
+    Returns:
+        Markdown: what the data was, table. Medians over seeds of the mean of the tasks.
+    """
+    shown = present_tasks(records, tasks)
+    found = {
+        model: statistics.mean_of_tasks(records, model, shown)
+        for model in present_models(records, models)
+    }
+    order = sorted((m for m in found if found[m].n), key=lambda m: -found[m].median)
+    control = found["scratch"].median if "scratch" in order else math.nan
+    rows = []
+    for model in order:
+        own = found[model].median
+        gain = NONE if model == "scratch" or math.isnan(control) else f"{own - control:+.2f}"
+        name = escape(model_name(published, model))
+        rows.append([name, record_link(score(own), model), gain])
+    source = SOURCES[records["source"].iloc[0]]
+    text = f"Profile {escape(records['profile'].iloc[0])}, {source}"
+    if is_embedded(records):
+        text += ": a generated language, **not GLUE**. Compare these means with each other only"
+    header = ["Model", f"Mean of {len(shown)}, × 100", "Above scratch"]
+    return f"{text}.\n\n{markdown(header, rows)}"
+
+
 def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str]) -> str:
     """What was run: data, budget, hardware and versions, by model.
 
@@ -801,7 +843,8 @@ def summary(
         )
         for line in table
     ]
-    notes = [line.replace("**", "") for line in warnings(records, published, models, tasks)]
+    notes = warnings(records, published, models, tasks) + remarks(records, published)
+    notes = [line.replace("**", "") for line in notes]
     text = "\n".join([heading(records), "", *lines, "", *notes])
     return html.unescape(text).rstrip() + "\n"
 

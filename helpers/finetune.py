@@ -251,6 +251,7 @@ def train(
     dtype: torch.dtype,
     kept: Path | None = None,
     spec: str = "",
+    bar: progress.Progress | None = None,
 ) -> dict[str, float]:
     """Fine-tunes `model` in place.
 
@@ -267,6 +268,7 @@ def train(
         dtype: Number format of the forward pass.
         kept: Folder for checkpoints; None for none.
         spec: Digest a checkpoint must have been written under.
+        bar: Is told of each step.
 
     Returns:
         steps, tokens (padding included), flops (forward and backward), seconds, joules (None where
@@ -290,6 +292,8 @@ def train(
         state = checkpoint.load(kept, spec, model, optimiser) or state
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+    if bar is not None:
+        bar.skip(state["step"])
     timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
     began, used = time.perf_counter() - state["seconds"], state["joules"]
     meter = training.joules(device)
@@ -330,10 +334,27 @@ def train(
                 checkpoint.save(kept, model, optimiser, state)
                 if asked.is_set():
                     checkpoint.stop(f"fine-tune, seed {seed}", step + 1)
+            if bar is not None:
+                bar.tokens += rows * length
+                bar.update()
     last = value.item()
     note()
     spent = {name: state[name] for name in ("tokens", "flops", "seconds", "joules")}
     return {"steps": total, "loss": last} | spent
+
+
+def count_steps(parameters: config.Finetune, name: str, rows: int) -> int:
+    """Optimiser steps of one fine-tuning.
+
+    Args:
+        parameters: Of the stage.
+        name: The task.
+        rows: Of its train split, before pairs are swapped.
+    """
+    task = glue.get(name)
+    rows *= 2 if parameters.finetune_swap_pairs and task.swap else 1
+    epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
+    return epochs * -(-rows // parameters.finetune_batch_size)
 
 
 def specification(
@@ -395,8 +416,9 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
         raise UserError(
             f"max_length = {parameters.max_length}: {parameters.model} has {positions} positions"
         )
-    total = len(tasks) * len(parameters.seeds)
-    bar = progress.bar(total, f"fine-tune {parameters.model}", "runs")
+    steps = {name: count_steps(parameters, name, data[name]["rows"]["train"]) for name in tasks}
+    total = sum(steps.values()) * len(parameters.seeds)
+    bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
     found = []
     for name in tasks:
         target = records.folder(parameters.folder, parameters.model, name)
@@ -404,17 +426,19 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
         written = {}
         for seed in parameters.seeds:
             wanted = specification(parameters, name, seed, pretrained, data[name])
+            bar.set_postfix_str(f"{name}, seed {seed}", refresh=False)
             record = _finished(target, seed, files.digest(wanted))
-            if record is None:
+            if record is not None:
+                bar.skip(steps[name])
+            else:
                 files.unseal(target)
                 encoded = encoded or _encode_splits(parameters, name, tok, vocabulary, data[name])
                 with files.holding(target):
                     record = _one(
-                        parameters, name, seed, wanted, pretrained, data[name], tok, encoded
+                        parameters, name, seed, wanted, pretrained, data[name], tok, encoded, bar
                     )
             written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
             found.append(record)
-            bar.update()
         files.seal(target, {"spec": files.digest(sorted(written))}, list(written))
     bar.close()
     return found
@@ -472,6 +496,7 @@ def _one(
     data: dict[str, Any],
     tok: PreTrainedTokenizerBase,
     encoded: dict[str, Encoded],
+    bar: progress.Progress,
 ) -> dict[str, Any]:
     from helpers import metrics  # importing evaluate costs seconds
 
@@ -485,7 +510,7 @@ def _one(
     kept = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     kept = checkpoint.place(parameters, f"finetune/{parameters.model}/{name}", f"{seed}", kept)
     spec = files.digest(wanted)
-    spent = train(parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec)
+    spent = train(parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec, bar)
     if not np.isfinite(spent.pop("loss")):
         raise UserError(
             f"finetune_learning_rate = {parameters.finetune_learning_rate}: the loss of "

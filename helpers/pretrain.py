@@ -601,6 +601,7 @@ def _train(
                 checkpoint.save(kept, task, step.optimiser, state)
                 if asked.is_set():
                     checkpoint.stop(f"pre-train {parameters.model}", done)
+            bar.tokens += tokens.numel()
             bar.update()
     bar.close()
     note(total)

@@ -8,6 +8,8 @@ RUN     ?= runs/$(PROFILE)
 MODEL   ?=
 ABOUT   ?=
 NAME    ?= $(MODEL)
+NOTEBOOK   ?=
+PARAMETERS ?=
 PORT    ?= 8000
 CLUSTER ?=
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -15,7 +17,7 @@ PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES CLUSTER
+OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
@@ -25,11 +27,11 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test plan serve verify chaos slurm-demo export submission check-leaderboard check bench clean
+.PHONY: help book run status test plan serve verify chaos slurm-demo export submission check-leaderboard check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 CLUSTER=profiles/slurm PORT=8000 RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 CLUSTER=profiles/slurm PORT=8000 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -39,6 +41,12 @@ help: ## list the targets
 
 book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
 	@$(STUDY) run $(GIVEN) --cores="$$CORES" --cluster="$$CLUSTER"
+
+run: .venv/ready ## run one NOTEBOOK with the parameters of PROFILE and the changes in PARAMETERS
+	@$(STUDY) notebook $(GIVEN) --notebook="$$NOTEBOOK" --parameters="$$PARAMETERS"
+
+status: .venv/ready ## print what is done, running, failed, and how long the rest will take
+	@$(STUDY) status $(GIVEN) --cores="$$CORES"
 
 plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
 	@$(STUDY) plan $(GIVEN)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from pydantic import Field
 
-from helpers import config, files, models, pretrain
+from helpers import config, files, finetune, glue, models, pretrain
 from helpers.config import Strict, UserError, did_you_mean, validate
 
 # The geometric middle of the lowest and highest utilisation that peers' measured rates come to.
@@ -159,6 +159,38 @@ def tokens(name: str, profile: config.Profile) -> int:
     """Tokens of one pre-training: steps x segments x the length that the model reads."""
     length = models.usable_length(models.get(name).tokenizer, profile.max_length)
     return profile.pretrain_steps * profile.pretrain_batch_size * length
+
+
+class Finetuning(NamedTuple):
+    """What the fine-tunings of one model on one task take, all seeds together."""
+
+    steps: int
+    tokens: int
+    flops: float
+
+
+def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
+    """Work of one model on one task at full length, an upper bound: batches are padded to less.
+
+    Args:
+        profile: Epochs, batch size, rows and seeds.
+        name: Registry entry.
+        task: A task of GLUE, with its own rows but for the profile's limit.
+
+    Raises:
+        UserError: For an unknown model, size or task.
+    """
+    kind = glue.get(task)
+    length = models.usable_length(models.get(name).tokenizer, profile.max_length)
+    rows = kind.official_rows["train"]
+    rows = min(rows, profile.train_rows or rows)
+    steps = finetune.count_steps(profile, task, rows) * len(profile.seeds)
+    if profile.finetune_swap_pairs and kind.swap:
+        rows *= 2
+    epochs = profile.finetune_epochs_small if kind.small else profile.finetune_epochs
+    count = epochs * rows * length * len(profile.seeds)
+    own = models.encoder(outline(name, profile).model).config
+    return Finetuning(steps, count, count * models.token_flops(own, length))
 
 
 def _priced(row: dict[str, Any], gpu: Gpu, count: int, assumed: Assumptions) -> dict[str, Any]:

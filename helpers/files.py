@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[int]:
-    """Holds a folder against other processes while inside.
+def holding(folder: Path, name: str = ".lock") -> Iterator[int]:
+    """Holds a folder, or one name in it, against other processes while inside.
 
     The lock is the kernel's: it ends with this process and those that inherit its descriptor,
     however they end. Where the system or the file system knows no locks (Windows, some network
@@ -54,7 +55,7 @@ def holding(folder: Path) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / name).open("a+")
     except OSError as error:
         raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
     with file:
@@ -70,20 +71,35 @@ def holding(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _lock(file: TextIO) -> bool:
-    """Whether the lock was free or there are none here."""
+def holder(folder: Path, name: str = ".lock") -> str:
+    """The number of the process that holds a folder, or a name in it (`holding`); else empty."""
+    try:
+        with (folder / name).open("r") as file:
+            return "" if _lock(file, shared=True) else file.read().strip() or "unknown"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"{folder / name}: cannot read: {error.strerror or error}") from error
+
+
+def _lock(file: TextIO, shared: bool = False) -> bool:
+    """Whether the lock was free or there are none here; `holder` has one for an instant."""
     try:
         import fcntl
     except ImportError:
         return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    return True
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    for wait in (0.0,) if shared else (0.05, 0.1, 0.0):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(wait)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

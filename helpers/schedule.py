@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from helpers import config, costs, glue, models
+from helpers import config, costs, models
 from helpers.config import UserError
 from helpers.markup import escape, markdown
 
@@ -23,36 +23,6 @@ class Job:
     name: str
     hours: float
     after: str = ""
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """What the fine-tunings of a task read, all seeds together."""
-
-    steps: int
-    tokens: int
-
-
-def finetuning(profile: config.Profile, task: str, length: int) -> Finetuning:
-    """Steps and tokens of one model's fine-tunings on a task, at full length: an upper bound.
-
-    Args:
-        profile: Rows, epochs, batch size and seeds.
-        task: Task of GLUE; its official number of train rows is counted, or the profile's limit.
-        length: Tokens per example.
-
-    Raises:
-        UserError: For an unknown task.
-    """
-    spec = glue.get(task)
-    rows = spec.official_rows["train"]
-    rows = min(rows, profile.train_rows or rows)
-    if profile.finetune_swap_pairs and spec.swap:
-        rows *= 2
-    epochs = profile.finetune_epochs_small if spec.small else profile.finetune_epochs
-    seeds = len(profile.seeds)
-    steps = epochs * -(-rows // profile.finetune_batch_size) * seeds
-    return Finetuning(steps, epochs * rows * length * seeds)
 
 
 def jobs(
@@ -82,14 +52,7 @@ def jobs(
             continue
         spent = costs.flops(name, profile) * costs.tokens(name, profile)
         found.append(Job(f"pretrain {name}", spent / rate))
-        length = models.usable_length(spec.tokenizer, profile.max_length)
-        per_token = models.token_flops(
-            models.encoder(costs.outline(name, profile).model).config, length
-        )
-        hours = {
-            task: per_token * finetuning(profile, task, length).tokens / rate
-            for task in profile.tasks
-        }
+        hours = {task: costs.finetuning(profile, name, task).flops / rate for task in profile.tasks}
         if grouped:
             hours = {"all": sum(hours.values())}
         found += [Job(f"finetune {name} {t}", h, f"pretrain {name}") for t, h in hours.items()]

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jupyter_client.manager import AsyncKernelManager
 
-from helpers import config, files
+from helpers import config, files, progress
+from helpers import executed as notebooks
 
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -37,8 +38,8 @@ class _Labelled:
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            # Bars only: what the notebook prints for its reader stays in the notebook.
-            if "%|" in line:
+            # Progress only: what the notebook prints for its reader stays in the notebook.
+            if progress.LINE.match(line.strip()):
                 print(f"[{self.label}] {line.strip()}", file=sys.stderr, flush=True)
         return len(text)
 
@@ -60,17 +61,6 @@ def check(notebook: Path, parameters: dict[str, object]) -> None:
     config.validate(cls, parameters, notebook.name)
 
 
-def failure(executed: Path) -> str:
-    """Where and why an executed notebook failed, in one line; empty when it did not."""
-    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    for number, cell in enumerate(code, start=1):
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                return f"code cell {number}: {output['ename']}: {output['evalue'].splitlines()[0]}"
-    return ""
-
-
 def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> None:
     """Runs the notebook in the checkout's root and writes what came out to `executed`.
 
@@ -88,7 +78,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
     os.environ.update(ENVIRONMENT)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     executed.parent.mkdir(parents=True, exist_ok=True)
-    part = executed.with_name(f".{executed.name}")
+    part = notebooks.part(executed)
     lines = _Labelled(executed.stem)
     # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
     sockets = tempfile.mkdtemp(prefix="kernel-")
@@ -105,17 +95,18 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
 
     before = signal.signal(signal.SIGTERM, preempt)
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(part),
-            parameters=parameters,
-            cwd=str(config.root()),
-            progress_bar=False,
-            stdout_file=lines,
-            kernel_manager_class=_kernel_manager(sockets, kernels),
-        )
+        with files.holding(executed.parent, notebooks.lock(executed).name):
+            papermill.execute_notebook(
+                str(notebook),
+                str(part),
+                parameters=parameters,
+                cwd=str(config.root()),
+                progress_bar=False,
+                stdout_file=lines,
+                kernel_manager_class=_kernel_manager(sockets, kernels),
+            )
     except (PapermillExecutionError, DeadKernelError) as error:
-        line = f"{executed}: {failure(part) or type(error).__name__}"
+        line = f"{executed}: {notebooks.failure(part) or type(error).__name__}"
         raise (config.Preempted if asked else config.UserError)(line) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -138,6 +129,19 @@ def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
     return SocketKernelManager
 
 
+def run(notebook: Path, executed: Path, parameters: dict[str, object]) -> int:
+    """Executes a notebook and tells how that ended in one line; gives the exit status."""
+    began = time.perf_counter()
+    try:
+        execute(notebook.resolve(), executed.resolve(), parameters)
+    except config.UserError as error:
+        print(f"[{executed.stem}] failed: {error}", file=sys.stderr, flush=True)
+        return config.PREEMPTED if isinstance(error, config.Preempted) else 1
+    seconds = time.perf_counter() - began
+    print(f"[{executed.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return 0
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -145,17 +149,7 @@ def main() -> int:
     parser.add_argument("executed", type=Path, help="where to write the executed notebook")
     parser.add_argument("--parameters", default="{}", help="JSON object")
     options = parser.parse_args()
-    began = time.perf_counter()
-    try:
-        execute(
-            options.notebook.resolve(), options.executed.resolve(), json.loads(options.parameters)
-        )
-    except config.UserError as error:
-        print(f"[{options.executed.stem}] failed: {error}", file=sys.stderr, flush=True)
-        return config.PREEMPTED if isinstance(error, config.Preempted) else 1
-    seconds = time.perf_counter() - began
-    print(f"[{options.executed.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
-    return 0
+    return run(options.notebook, options.executed, json.loads(options.parameters))
 
 
 if __name__ == "__main__":

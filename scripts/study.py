@@ -1,12 +1,14 @@
 """The front door of the study: runs, plans or reports the grid of a profile.
 
-`make book` calls `study.py run`, `make plan` calls `study.py plan`. MODELS, TASKS and SEEDS narrow
-or widen the profile's own lists; DATA names a folder and makes it the source.
+`make book` calls `study.py run`; `make plan` and `make status` call the actions of their names.
+MODELS, TASKS and SEEDS narrow or widen the profile's own lists; DATA names a folder and makes it
+the source.
 """
 
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, costs, files, glue, models, pretrain, schedule
+import run_notebook
+
+from helpers import config, costs, executed, files, glue, grid, models
 from helpers.config import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU = Path("/dev/nvidia0")
 
 
 def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str]]:
@@ -72,7 +77,7 @@ def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str],
 def _where(options: argparse.Namespace) -> list[str]:
     """Where jobs run: within the cores and the GPU of this machine, or on a cluster."""
     if not options.cluster:
-        gpu = ["--resources", "gpu=1"] if Path("/dev/nvidia0").exists() else []
+        gpu = ["--resources", "gpu=1"] if GPU.exists() else []
         return ["--cores", str(options.cores), "--quiet", "all", *gpu]
     folder = config.resolve(options.cluster)
     if not (folder / "config.yaml").is_file():
@@ -121,26 +126,85 @@ def plan(options: argparse.Namespace) -> int:
     print(f"{head[0]:<38}{head[1]:>12}{head[2]:>12}{head[3]:>12}{head[4]:>13}")
     total = 0.0
     for name in profile.models:
-        spec = models.get(name)
-        length = models.usable_length(spec.tokenizer, profile.max_length)
-        task = costs.outline(name, profile)
-        encoder = models.encoder(task.model)
-        steps = 0 if spec.objective == "none" else profile.pretrain_steps
-        tokens = steps * profile.pretrain_batch_size * length
-        flops = tokens * pretrain.flops_per_token(task, length)
+        trained = models.get(name).objective != "none"
+        steps = profile.pretrain_steps * trained
+        tokens = costs.tokens(name, profile) * trained
+        flops = tokens * costs.flops(name, profile)
+        encoder = models.encoder(costs.outline(name, profile).model)
         _line(f"03_pretrain {name}", steps, tokens, flops, models.count(encoder))
         total += flops
         for job in tasks:
-            per_token = models.token_flops(encoder.config, length)
-            spent = schedule.finetuning(profile, job, length)
-            flops = spent.tokens * per_token
-            total += flops
-            label = f"04_finetune {name} {job} x {len(profile.seeds)} seeds"
-            _line(label, spent.steps, spent.tokens, flops, None)
+            spent = costs.finetuning(profile, name, job)
+            total += spent.flops
+            _line(f"04_finetune {name} {job} x {len(profile.seeds)} seeds", *spent, None)
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
     missing = [name for name in profile.tasks if name not in tasks]
     print("missing from the source: " + (", ".join(missing) or "none"))
     return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Prints how far every job has come and how long the rest will take."""
+    profile, _ = load(options)
+    found = grid.survey(profile)
+    holder = files.holder(profile.folder)
+    about = f"held by process {holder}" if holder else "no grid is running"
+    print(f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}\n")
+    print(grid.table(found))
+    beside = 1 if GPU.exists() else max(1, options.cores // profile.threads)
+    print("\n".join(["", *grid.rest(found, beside)]).rstrip())
+    return 0
+
+
+def notebook(options: argparse.Namespace) -> int:
+    """Runs one notebook with a profile's parameters and changes of them, as papermill would."""
+    profile, _ = load(options)
+    stage = options.notebook.removesuffix(".ipynb").removeprefix("notebooks/")
+    cls = config.NOTEBOOKS.get(stage)
+    if cls is None:
+        hint = config.did_you_mean(stage, config.NOTEBOOKS)
+        raise config.UserError(f"NOTEBOOK = {options.notebook!r}: no such notebook; {hint}")
+    values = profile.stage(cls) if issubclass(cls, config.Stage) else {}
+    values |= dict(_change(text) for text in _words(options.parameters))
+    parameters = config.validate(cls, values, f"{stage}.ipynb")
+    folder = parameters.folder if isinstance(parameters, config.Stage) else profile.folder
+    place = folder / "notebooks" / f"{executed.name(stage, *_job(parameters))}.ipynb"
+    status = run_notebook.run(ROOT / "notebooks" / f"{stage}.ipynb", place, values)
+    if status == 0:
+        print(f"open {os.path.relpath(place)}")
+    return status
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise config.UserError(f"PARAMETERS = {text!r}: {error}") from None
+
+
+def _change(text: str) -> tuple[str, object]:
+    """``name=value``; numbers and truth values are read as papermill's -p reads them."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise config.UserError(f"PARAMETERS: {text!r} is not name=value")
+    if value in ("True", "False"):
+        return name, value == "True"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def _job(parameters: config.Strict) -> list[str]:
+    """What tells this job from others of its stage: a tokenizer, a model, a single task."""
+    if isinstance(parameters, config.Tokenizer):
+        return [parameters.tokenizer_kind]
+    if isinstance(parameters, config.Finetune):
+        tasks = parameters.tasks
+        return [parameters.model, *(tasks if len(tasks) == 1 else [])]
+    return [parameters.model] if isinstance(parameters, config.Pretrain) else []
 
 
 def _line(job: str, steps: int, tokens: int, flops: float, parameters: int | None) -> None:
@@ -157,15 +221,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="", help="fine-tuning seeds")
 
 
+ACTIONS = {"run": run, "plan": plan, "status": status, "notebook": notebook}
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("run", "plan"))
+    parser.add_argument("action", choices=ACTIONS)
     add_options(parser)
+    parser.add_argument("--notebook", default="", help="03_pretrain, for example")
+    parser.add_argument("--parameters", default="", help="changes of it: name=value ...")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="jobs side by side")
     parser.add_argument("--cluster", default="", help="folder with a Snakemake workflow profile")
     options = parser.parse_args()
-    return {"run": run, "plan": plan}[options.action](options)
+    return ACTIONS[options.action](options)
 
 
 if __name__ == "__main__":

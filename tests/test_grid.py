@@ -12,7 +12,7 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import ROOT, SMALL, small_profile
 
-from helpers import config
+from helpers import config, costs, models
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebook
@@ -210,3 +210,13 @@ def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("book", "test", "plan", "serve", "help"):
         assert any(line.startswith(f"{target} ") for line in done.stdout.splitlines()), target
+
+
+def test_plan_counts_fine_tuning_steps():
+    profile = config.load_profile("paper")
+    steps, tokens, flops = costs.finetuning(profile, "bert", "mrpc")
+    # 3,668 rows, doubled by swapping, in batches of 32; 3 epochs, ten seeds.
+    assert steps == 3 * 230 * 10
+    assert tokens == 3 * 7336 * 128 * 10
+    per_token = models.token_flops(models.encoder(costs.outline("bert", profile).model).config, 128)
+    assert flops == tokens * per_token

@@ -105,12 +105,6 @@ def test_the_jobs_of_the_paper(gpus):
     }
 
 
-def test_fine_tuning_is_counted_by_steps():
-    spent = schedule.finetuning(config.load_profile("paper"), "mrpc", 128)
-    # 3,668 rows, doubled by swapping, in batches of 32; 3 epochs, ten seeds.
-    assert spent == schedule.Finetuning(3 * 230 * 10, 3 * 7336 * 128 * 10)
-
-
 def test_the_table_falls_to_the_longest_chain(gpus):
     study = config.load_profile("paper")
     found = schedule.table(study, gpus["v100"])

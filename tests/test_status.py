@@ -1,0 +1,284 @@
+"""How far a study has come, told from its files; one notebook run from the front door."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT, SMALL, small_profile
+
+from helpers import config, executed, files, finetune, grid, progress
+
+# The environment is this one: it is neither made nor changed here.
+MAKE = ("make", "--old-file=.venv/ready", f"BIN={Path(sys.executable).parent}")
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
+    )
+
+
+def notebook(path, *outputs, seconds=None):
+    """An executed notebook with the outputs of one cell."""
+    cell = nbformat.v4.new_code_cell("run()", outputs=list(outputs), execution_count=1)
+    made = nbformat.v4.new_notebook(cells=[cell])
+    made.metadata["papermill"] = {"duration": seconds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(made, path)
+
+
+def stream(*lines):
+    return nbformat.v4.new_output("stream", text="\n".join(lines) + "\n")
+
+
+def error(name, value):
+    return nbformat.v4.new_output("error", ename=name, evalue=value, traceback=[value])
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """The small run's files under a profile of its own, with no notebook executed yet."""
+    profile = small_profile(tmp_path, models=["roberta", "bert"], tasks=["cola", "mnli"], seeds=[0])
+    profile.folder.mkdir()
+    for name in ("data", "tokenizer", "models", "records"):
+        (profile.folder / name).symlink_to(small_run.folder / name)
+    return profile
+
+
+def states(profile):
+    return {job.name: state for job, state in grid.survey(profile).items()}
+
+
+def place(profile, name):
+    return profile.folder / "notebooks" / f"{name}.ipynb"
+
+
+def test_what_is_done_follows_from_manifests_and_records(run):
+    found = states(run)
+    assert {name for name, state in found.items() if state.state == "done"} == {
+        *("01_data", "02_tokenizer-bpe", "02_tokenizer-wordpiece"),
+        *("03_pretrain-roberta", "03_pretrain-bert", "04_finetune-roberta"),
+    }
+    assert found["04_finetune-bert"].state == "waiting"
+    records = [
+        files.read_json(run.folder / "records" / "roberta" / task / "seed-0.json")
+        for task in run.tasks
+    ]
+    spent = sum(record["finetune"]["seconds"] for record in records)
+    assert found["04_finetune-roberta"].seconds == pytest.approx(spent)
+    # What papermill took for all of the notebook counts where it is more.
+    notebook(place(run, "04_finetune-roberta"), seconds=spent + 7)
+    assert states(run)["04_finetune-roberta"].seconds == pytest.approx(spent + 7)
+
+
+def test_what_other_parameters_made_is_not_done(run):
+    longer = run.model_copy(update={"pretrain_steps": 13})
+    assert states(longer)["03_pretrain-roberta"].state == "waiting"
+    more = run.model_copy(update={"seeds": [0, 1]})
+    assert states(more)["03_pretrain-roberta"].state == "done"
+    assert states(more)["04_finetune-roberta"].state == "waiting"
+
+
+def test_a_running_job_holds_its_lock_and_tells_its_last_line(run):
+    notebook(place(run, "04_finetune-bert"), error("UserError", "of a run before"))
+    lines = [
+        "fine-tune bert:   0 %, 0/12 steps, ? steps/s, ? left",
+        "fine-tune bert:  25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, cola, seed 0",
+    ]
+    notebook(executed.part(place(run, "04_finetune-bert")), stream("text", *lines))
+    with files.holding(run.folder / "notebooks", ".04_finetune-bert.lock"):
+        found = states(run)["04_finetune-bert"]
+    assert (found.state, found.share) == ("running", 0.25)
+    assert found.detail.startswith("25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, cola, seed 0 (")
+    # Killed without a chance to tidy up: the lock is free, the part is there.
+    assert states(run)["04_finetune-bert"].state == "stopped"
+
+
+def test_a_notebook_run_by_hand_shows_by_its_model(run, tmp_path):
+    other = run.model_copy(update={"runs": str(tmp_path / "other")})
+    with files.holding(other.folder / "models" / "bert"):
+        assert states(other)["03_pretrain-bert"].state == "running"
+    assert states(other)["03_pretrain-bert"].state == "waiting"
+
+
+def test_a_failed_job_tells_why(run):
+    bad = error("UserError", "pretrain_learning_rate = 0.5: the loss of bert is nan by step 9")
+    notebook(place(run, "04_finetune-bert"), bad)
+    found = states(run)["04_finetune-bert"]
+    assert found.state == "failed"
+    assert found.detail == f"code cell 1: UserError: {bad.evalue}"
+    saved = error("Preempted", "fine-tune, seed 0: stopped by SIGTERM, saved at step 7")
+    notebook(place(run, "04_finetune-bert"), saved)
+    assert states(run)["04_finetune-bert"] == grid.State("stopped", saved.evalue)
+
+
+def test_the_rest_is_told_from_what_is_finished(run):
+    found = grid.survey(run)
+    (one,) = [job for job in found if job.name == "04_finetune-roberta"]
+    (other,) = [job for job in found if job.name == "04_finetune-bert"]
+    found[one] = grid.State("done", seconds=50.0, share=1.0, hardware="a machine")
+    wanted = other.flops / (one.flops / 50.0)
+    line, last = grid.rest(found, 2)
+    assert f"{progress.duration(wanted)} at the {one.flops / 50:.3g} FLOP/s" in line
+    assert "a machine" in line
+    # One job cannot be split between two.
+    assert last == f"training left, 2 at a time: about {progress.duration(wanted)}"
+    found[other] = grid.State("running", share=0.5)
+    assert progress.duration(wanted / 2) in grid.rest(found, 2)[0]
+    found[one] = grid.State("waiting")
+    (line,) = grid.rest(found, 2)
+    assert "cannot be told" in line
+    assert grid.rest(dict.fromkeys(found, grid.State("done", share=1.0)), 2) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (8.2, "8 s"),
+        (99, "99 s"),
+        (110, "2 min"),
+        (3 * 3600 + 1200, "3 h 20 min"),
+        (187200, "2 d 4 h"),
+    ],
+)
+def test_durations_are_said_as_one_says_them(seconds, text):
+    assert progress.duration(seconds) == text
+
+
+def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch):
+    """Against a clock of the test's own: rates are this process's, whatever was done before."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    bar = progress.bar(100, "pre-train bert", "steps", done=20)
+    bar._time = lambda: clock[0]
+    bar.start_t = bar.last_print_t = clock[0]
+    bar.skip(20)
+    for _ in range(30):
+        clock[0] += 1
+        bar.tokens += 1500
+        bar.set_postfix_str("loss 3.000", refresh=False)
+        bar.update()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(" 20 %, 20/100 steps, ? steps/s, ? left")
+    assert lines[-1] == (
+        "pre-train bert:  70 %, 70/100 steps, 1.50k tokens/s, 00:30 left, loss 3.000"
+    )
+    assert len(lines) == 4  # one each ten seconds
+    assert all(progress.LINE.match(line) for line in lines)
+    # Of a run of three days few enough to read, none older than ten minutes.
+    bar.total = 10**6
+    for _ in range(3 * 24 * 60):
+        clock[0] += 60
+        bar.update()
+    assert 400 < len(capsys.readouterr().out.splitlines()) < 600
+
+
+def test_fine_tuning_tells_each_step(small_run, tmp_path, capsys):
+    profile = small_profile(tmp_path)
+    profile.folder.mkdir()
+    for name in ("data", "models"):
+        (profile.folder / name).symlink_to(small_run.folder / name)
+    values = profile.stage(config.Finetune, model="bert", tasks=["cola", "mrpc"], seeds=[0])
+    finetune.run(config.Finetune(**values))
+    last = capsys.readouterr().out.splitlines()[-1]
+    steps = 2 * -(-SMALL["train_rows"] // profile.finetune_batch_size)
+    assert f"100 %, {steps}/{steps} steps, " in last
+    assert re.search(r"tokens/s, 00:00 left, mrpc, seed 0$", last)
+    finetune.run(config.Finetune(**values))  # nothing is left to do
+    assert f"100 %, {steps}/{steps} steps, ? steps/s" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "says"),
+    [
+        ("03_pretrin", "", "NOTEBOOK = '03_pretrin': no such notebook; did you mean 03_pretrain?"),
+        ("", "", "known: 01_data, 02_tokenizer"),
+        ("03_pretrain", "model=bert pretrain_step=20", "did you mean pretrain_steps?"),
+        ("03_pretrain", "pretrain_steps=many", "03_pretrain.ipynb: pretrain_steps = 'many'"),
+        ("03_pretrain", "pretrain_steps", "PARAMETERS: 'pretrain_steps' is not name=value"),
+        ("03_pretrain", "model='bert", 'PARAMETERS = "model=\'bert": No closing quotation'),
+    ],
+)
+def test_a_wrong_notebook_or_parameter_is_one_line(notebook, parameters, says):
+    made = ("--notebook", notebook, "--parameters", parameters)
+    done = command("scripts/study.py", "notebook", *made)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_make_run_and_plain_papermill_write_the_same_bytes(small_run, tmp_path):
+    """One notebook both ways, from a profile's file with two changes; then the status of it."""
+    written = {}
+    for way in ("make", "papermill"):
+        folder = tmp_path / way / "tiny"
+        folder.mkdir(parents=True)
+        (folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
+        changes = {"runs": str(folder.parent), "model": "electra", "max_length": 64}
+        changes |= {"pretrain_steps": 12, "pretrain_warmup_steps": 2, "pretrain_batch_size": 8}
+        if way == "make":
+            made = " ".join(f"{name}={value}" for name, value in changes.items())
+            done = subprocess.run(
+                [*MAKE, "run", "NOTEBOOK=03_pretrain", "PROFILE=tiny", f"PARAMETERS={made}"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+            assert (folder / "notebooks" / "03_pretrain-electra.ipynb").exists()
+            assert "[03_pretrain-electra] done in" in done.stderr
+        else:
+            given = [word for k, v in changes.items() for word in ("-p", k, str(v))]
+            done = command(
+                *("-m", "papermill", "-f", "profiles/tiny.yaml", *given),
+                *("notebooks/03_pretrain.ipynb", str(tmp_path / "out.ipynb")),
+            )
+        assert done.returncode == 0, done.stderr[-2000:]
+        made = files.read_json(folder / "models" / "electra" / "manifest.json")
+        written[way] = (made["spec"], made["files"])
+    assert written["make"] == written["papermill"]
+    assert len(written["make"][1]) > 5
+
+
+@pytest.mark.slow
+def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
+    (tmp_path / "grid").mkdir()
+    for name in ("data", "tokenizer"):
+        (tmp_path / "grid" / name).symlink_to(small_run.folder / name)
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
+    values |= {"runs": str(tmp_path), "profile": "grid", "pretrain_steps": 100_000}
+    values |= {"models": ["bert"], "tasks": ["rte"], "seeds": [0], "checkpoint_steps": 10**6}
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(values))
+    study = [sys.executable, "scripts/study.py"]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen(
+        [*study, "run", "--profile", str(path), "--cores", "1"], **quiet, process_group=0
+    )
+    try:
+        manifest = tmp_path / "grid" / "models" / "bert" / ".lock"
+        for _ in range(600):
+            if manifest.exists() or running.poll() is not None:
+                break
+            time.sleep(0.2)
+        done = command(*study[1:], "status", "--profile", str(path))
+        assert done.returncode == 0, done.stderr
+        assert f"held by process {running.pid}" in done.stdout
+        assert re.search(r"03_pretrain +bert +running", done.stdout)
+        assert re.search(r"04_finetune +bert +rte +waiting", done.stdout)
+        assert "cannot be told" in done.stdout
+    finally:
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.wait() == config.PREEMPTED
+    done = command(*study[1:], "status", "--profile", str(path))
+    assert "no grid is running" in done.stdout
+    assert re.search(r"03_pretrain +bert +stopped +pre-train bert: .* run it again", done.stdout)
+    assert json.loads((tmp_path / "grid" / "notebooks" / "03_pretrain-bert.ipynb").read_text())

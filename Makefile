@@ -27,7 +27,8 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book run status test plan serve verify chaos slurm-demo export submission check-leaderboard check bench clean
+.PHONY: help book run status report plan serve test bench verify chaos slurm-demo export submission \
+        check-leaderboard check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -47,6 +48,9 @@ run: .venv/ready ## run one NOTEBOOK with the parameters of PROFILE and the chan
 
 status: .venv/ready ## print what is done, running, failed, and how long the rest will take
 	@$(STUDY) status $(GIVEN) --cores="$$CORES"
+
+report: .venv/ready ## build the book from what is finished of PROFILE, marking what is missing
+	@$(STUDY) report $(GIVEN)
 
 plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
 	@$(STUDY) plan $(GIVEN)

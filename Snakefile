@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
-from helpers import config, glue, models
+from helpers import config, executed, glue, models
 
 try:
     PROFILE = config.load_profile(
@@ -43,7 +43,7 @@ RUN = f"exec {PYTHON} {SCRIPTS}/run_notebook.py {{input.notebook:q}} {{log:q}} -
 KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
 PER_TASK = PROFILE.finetune_job == "task"  # else one job per model with all its tasks
 DATA = ["data/corpus/manifest.json"] + [f"data/glue/{task}/manifest.json" for task in glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))]
-SHOWN = list(MODELS)[-2] if list(MODELS)[-1] == "scratch" and len(MODELS) > 1 else list(MODELS)[-1]
+SHOWN = executed.shown(list(MODELS))
 RECORDS = expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS)
 THREADS = PROFILE.threads
 

@@ -153,21 +153,38 @@ def _pretrained(folder: Path, job: Job) -> tuple[float, str] | None:
 
 
 def _finetuned(folder: Path, job: Job) -> tuple[float, str] | None:
+    cells = [_cell(folder, job, task) for task in job.tasks]
+    if not all(cells):
+        return None
+    return sum(seconds for seconds, _ in cells), cells[0][1]
+
+
+def _cell(folder: Path, job: Job, task: str) -> tuple[float, str] | None:
+    """Seconds and hardware of a model's fine-tunings on a task, where every seed's is there."""
+    cell = records.folder(folder, job.model, task)
     pretrained = _json(folder / "models" / job.model / "manifest.json")
+    data = _json(folder / "data" / "glue" / task / "manifest.json")
+    if not (pretrained and data and (cell / "manifest.json").exists()):
+        return None
     seconds, hardware = 0.0, ""
-    for task in job.tasks:
-        cell = records.folder(folder, job.model, task)
-        data = _json(folder / "data" / "glue" / task / "manifest.json")
-        if not (pretrained and data and (cell / "manifest.json").exists()):
+    for seed in job.parameters.seeds:
+        wanted = finetune.specification(job.parameters, task, seed, pretrained, data)
+        record = _json(cell / f"seed-{seed}.json")
+        if not record or record["spec"] != files.digest(wanted):
             return None
-        for seed in job.parameters.seeds:
-            wanted = finetune.specification(job.parameters, task, seed, pretrained, data)
-            record = _json(cell / f"seed-{seed}.json")
-            if not record or record["spec"] != files.digest(wanted):
-                return None
-            seconds += record["finetune"]["seconds"]
-            hardware = record["hardware"]["name"]
+        seconds += record["finetune"]["seconds"]
+        hardware = record["hardware"]["name"]
     return seconds, hardware
+
+
+def finished_cells(profile: Profile) -> list[tuple[str, str]]:
+    """Model and task of every cell of the tables that has the profile's own records."""
+    return [
+        (job.model, task)
+        for job in jobs(profile)
+        for task in job.tasks
+        if _cell(profile.folder, job, task)
+    ]
 
 
 def _analysed(profile: Profile) -> bool:

@@ -1,6 +1,7 @@
 """Build the book of one run: prose, generated tables and executed notebooks, as HTML.
 
-Usage: ``python scripts/build_book.py --run runs/tiny runs/tiny/notebooks/01_data.ipynb ...``
+Usage: ``python scripts/build_book.py --run runs/tiny runs/tiny/notebooks/01_data.ipynb ...``;
+`make report` and `make site` call `build`.
 
 The sources are put together in ``<run>/book/source`` and the pages written to
 ``<run>/book/html``; ``index.html`` there is the page to open. Sphinx warnings are errors. Files
@@ -21,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
+# The pages whose figures are the run's own; what there is to know of it stands below their title.
+RESULTS = ("book/index.md", "book/measured.md", "book/seeds.md", "book/records.md")
+NOT_EXECUTED = "*Not executed: no job of this stage is finished. The cells stand without outputs.*"
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
 REDIRECT = """<!DOCTYPE html>
 <html lang="en">
@@ -44,12 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def build(run: Path, notebooks: list[Path]) -> int:
+def build(run: Path, notebooks: list[Path], note: str = "", partial: bool = False) -> int:
     """Put the sources together and build the pages.
 
     Args:
         run: Folder of the run; its ``tables`` hold what `helpers.report.write` wrote.
         notebooks: Executed notebooks; the name up to the first hyphen is the stage.
+        note: Markdown for the top of every page that shows the run.
+        partial: Show a stage without an executed notebook as it stands in the repository.
 
     Returns:
         0 where every page was built without a warning, else 1.
@@ -58,7 +64,7 @@ def build(run: Path, notebooks: list[Path]) -> int:
         ValueError: One line naming what is missing or doubled.
     """
     source, pages = run / "book" / "source", run / "book" / "html"
-    changed = _replace(source, sources(run, notebooks))
+    changed = _replace(source, sources(run, notebooks, note, partial))
     # Sphinx copies style sheets only when a page is written, and does not watch extensions.
     every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
     status = _sphinx(source, pages, run / "book" / "doctrees", every)
@@ -80,12 +86,16 @@ def _copy_records(run: Path, pages: Path) -> None:
     _replace(pages / seeds.RECORD_FOLDER, found)
 
 
-def sources(run: Path, notebooks: list[Path]) -> dict[str, bytes]:
+def sources(
+    run: Path, notebooks: list[Path], note: str = "", partial: bool = False
+) -> dict[str, bytes]:
     """Every file of the book's source, by its path.
 
     Args:
         run: Folder of the run.
         notebooks: Executed notebooks.
+        note: Markdown for the top of every page that shows the run.
+        partial: Show a stage without an executed notebook as it stands in the repository.
 
     Returns:
         Content by path relative to the source folder; paths are those of the repository.
@@ -113,16 +123,24 @@ def sources(run: Path, notebooks: list[Path]) -> dict[str, bytes]:
         place = f"notebooks/{path.stem.split('-')[0]}.ipynb"
         if place in found:
             raise ValueError(f"{path}: a second notebook for the page {place}; give one per stage")
-        found[place] = _notebook(path)
+        found[place] = _notebook(path, note)
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     for stage in re.findall(r"file: (notebooks/\S+)", toc):
-        if f"{stage}.ipynb" not in found:
+        if f"{stage}.ipynb" in found:
+            continue
+        if not partial:
             raise ValueError(f"no executed notebook was given for the page {stage}")
+        found[f"{stage}.ipynb"] = _notebook(ROOT / f"{stage}.ipynb", f"{note}\n{NOT_EXECUTED}")
+    for place in RESULTS if note else ():
+        title, _, text = found[place].decode().partition("\n")
+        found[place] = f"{title}\n\n{note}\n{text}".encode()
     return found
 
 
-def _notebook(path: Path) -> bytes:
+def _notebook(path: Path, note: str = "") -> bytes:
     """An executed notebook without widgets, run metadata, remote images and this machine's paths.
+
+    A note becomes a cell below its title.
 
     Raises:
         ValueError: The file is not a notebook.
@@ -140,6 +158,9 @@ def _notebook(path: Path) -> bytes:
         if cell["cell_type"] == "markdown":
             text = "".join(cell["source"])
             cell["source"] = REMOTE_IMAGE.sub(r"\1", text)
+    if note:
+        cell = {"cell_type": "markdown", "id": "about-this-run", "metadata": {}, "source": note}
+        cells.insert(1, cell)
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     for folder, name in ((f"{ROOT}/", ""), (str(ROOT), "."), (str(Path.home()), "~")):
         if len(folder) > 1:

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from conftest import ROOT, SMALL, small_profile
 
 from helpers import config, executed, files, finetune, grid, progress
@@ -282,3 +283,42 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
     assert "no grid is running" in done.stdout
     assert re.search(r"03_pretrain +bert +stopped +pre-train bert: .* run it again", done.stdout)
     assert json.loads((tmp_path / "grid" / "notebooks" / "03_pretrain-bert.ipynb").read_text())
+
+
+@pytest.mark.slow
+def test_a_report_shows_what_is_finished_and_names_the_rest(run):
+    for name in ("01_data", "04_finetune-roberta"):
+        notebook(place(run, name), stream("what came out"))
+    notebook(place(run, "03_pretrain-roberta"), error("UserError", "of a run before"))
+    path = Path(run.runs) / "small.yaml"
+    path.write_text(yaml.safe_dump(run.model_dump(exclude={"model", "tokenizer_kind"})))
+    before = sorted(run.folder.rglob("*"))
+    done = command("scripts/study.py", "report", "--profile", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "Missing models (asked for, no record): bert." in done.stdout
+    assert "not finished: 04_finetune-bert (waiting)" in done.stdout
+    *_, last = done.stdout.splitlines()
+    pages = (ROOT / last.removeprefix("open ")).parent
+    text = {
+        name: BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article.get_text()
+        for name in ("book/measured", "notebooks/03_pretrain", "notebooks/04_finetune")
+    }
+    for name, page in text.items():
+        assert "This run is not finished." in page, name
+        assert "04_finetune-bert (waiting)" in page, name
+        assert ("Not executed" in page) == (name == "notebooks/03_pretrain"), name
+    assert "what came out" in text["notebooks/04_finetune"]
+    links = command("scripts/check_links.py", str(pages))
+    assert links.returncode == 0, links.stdout
+    # What Snakemake judges by is as it was: the grid goes on and builds its own book.
+    assert sorted(run.folder.rglob("*")) == before
+
+
+def test_a_report_of_nothing_is_one_line(tmp_path):
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text())
+    path = tmp_path / "none.yaml"
+    path.write_text(yaml.safe_dump(values | {"runs": str(tmp_path), "profile": "none"}))
+    done = command("scripts/study.py", "report", "--profile", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no fine-tuning is finished" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -42,14 +42,22 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
         The file.
 
     Raises:
-        UserError: When the disk is full or read-only; the files before stay.
+        UserError: When a weight or moment is not finite, or the disk is full or read-only; the
+            files before stay.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.detach()
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    bad = not_finite(tensors)
+    if bad:
+        raise UserError(
+            f"{bad} is not finite after step {state['step']}: lower the learning rate (training "
+            f"then begins anew); {last(folder, state['spec'])}"
+        )
     path = folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors"
-    _write(path, {name: t.contiguous().cpu() for name, t in tensors.items()}, state)
+    _write(path, tensors, state)
     own = _all(folder, state["spec"])
     for old in folder.glob("checkpoint-*.safetensors"):
         if old not in own[:KEPT]:  # older ones, and what another specification left
@@ -65,6 +73,19 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
             save_file(tensors, temporary, metadata=about)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first tensor that holds a NaN or an infinity; empty when none does."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
+
+
+def last(folder: Path, spec: str) -> str:
+    """Which checkpoint there is, for an error line."""
+    found = _all(folder, spec)
+    if not found:
+        return "no checkpoint was due before"
+    return f"the checkpoint of step {int(found[0].stem.rpartition('-')[2])} is kept in {folder}"
 
 
 def _stem(spec: str) -> str:
@@ -130,6 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if about.get("digest") != _digest(about["state"], tensors):
         raise ValueError("its checksum does not hold")
+    if bad := not_finite(tensors):
+        raise ValueError(f"{bad} is not finite")
     return json.loads(about["state"]), tensors
 
 

@@ -39,6 +39,9 @@ class Preempted(UserError):
     """A run that was told to end, and saved what it had; scripts exit with status 75."""
 
 
+YAML_LIMIT = 64 * 1024
+"""Bytes of a YAML file; a profile takes 3,000, a submission with 100 seeds about 2,000."""
+
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 SHIPPED = Path(__file__).resolve().parent / "shipped"  # of an installed package: see setup.py
 
@@ -298,7 +301,7 @@ def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
         UserError: For a missing, unknown, mistyped or impossible field.
     """
     try:
-        return cls(**values)
+        return cls.model_validate(dict(values))
     except ValidationError as error:
         lines = [_explain(cls, fault) for fault in error.errors()]
         raise UserError(f"{where}: " + "; ".join(lines)) from None
@@ -371,6 +374,59 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
     return validate(cls, {k: v for k, v in ours.items() if k in cls.model_fields}, "parameter")
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses aliases, keys that are not text, and a key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not read", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            why = ""
+            if key.tag != "tag:yaml.org,2002:str":
+                why = "a field's name must be text"
+            elif key.value in seen:
+                why = f"field {key.value[:40]!r} stands there twice"
+            if why:
+                raise yaml.constructor.ConstructorError(None, None, why, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a small YAML mapping, a profile or what someone else has written.
+
+    Raises:
+        UserError: For a file that is missing, larger than `YAML_LIMIT`, not YAML, not a mapping,
+            or that has a field twice.
+    """
+    try:
+        if (size := path.stat().st_size) > YAML_LIMIT:
+            raise UserError(f"{path}: size = {size} bytes: at most {YAML_LIMIT} are read")
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: not YAML as read here: {line}{error.problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not YAML as read here: nested too deeply") from None
+    # What PyYAML's constructors raise for a value that its tag does not fit.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not YAML as read here: {line}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must map field names to values, one a line")
+    return values
+
+
 def load_profile(name: str, **changes: object) -> Profile:
     """Reads ``profiles/<name>.yaml`` (or a path to a YAML file) and applies changes to it.
 
@@ -386,12 +442,7 @@ def load_profile(name: str, **changes: object) -> Profile:
     if not path.is_file():
         known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
         raise UserError(f"profile {name!r}: no file {path.name}; {did_you_mean(name, known)}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path.name}: must map parameter names to values, one a line")
+    values = read_yaml(path)
     changes = {key: value for key, value in changes.items() if value not in (None, "")}
     if "data" in changes:
         changes.setdefault("source", "folder")

@@ -1,7 +1,9 @@
 """Documents of the pre-training corpus, from one of three sources, as Parquet with a manifest."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,14 @@ def run(parameters: config.Data) -> dict[str, Any]:
     done = files.sealed(folder, spec)
     if done:
         return done
-    files.unseal(folder)
-    for old in folder.glob("*.parquet"):
-        old.unlink()
+    with files.building(folder) as made:
+        return _write(parameters, wanted, name, made)
 
+
+def _write(
+    parameters: config.Data, wanted: dict[str, Any], name: str, folder: Path
+) -> dict[str, Any]:
+    """Reads the source and writes what :func:`run` says into an empty folder."""
     content = hashlib.sha256()
     count = words = size = skipped = 0
     written: list[str] = []
@@ -63,7 +69,7 @@ def run(parameters: config.Data) -> dict[str, Any]:
     if not count:
         raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
     manifest = {
-        "spec": spec,
+        "spec": files.digest(wanted),
         "specification": wanted,
         "source": parameters.source,
         "name": name,
@@ -115,10 +121,40 @@ def read_file(path: Path) -> Iterator[str]:
             kind = file.schema_arrow.field("text").type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{path}: column text is {kind}; it must be a string")
+            row = 0
             for batch in file.iter_batches(1024, columns=["text"]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+                yield from (text or "" for text in decode(batch.column(0), path, "text", row))
+                row += len(batch)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not readable as Parquet ({_line(error)})") from None
+
+
+def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | None]:
+    """The texts of a column.
+
+    Args:
+        column: Strings.
+        path: Its file, for the error line.
+        name: Its name.
+        row: Rows of the file before it.
+
+    Raises:
+        UserError: Naming the first row whose bytes are not UTF-8: another encoding, or a lone
+            surrogate.
+    """
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    for number, value in enumerate(column, row):
+        try:
+            value.as_py()
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+            raise UserError(
+                f"{path}: row {number}: {name} is not UTF-8 ({byte}); convert the texts to UTF-8"
+            ) from None
+    raise AssertionError("a column that cannot be decoded has a text that cannot")
 
 
 def _line(error: Exception) -> str:
@@ -135,6 +171,9 @@ def parquet_files(folder: Path) -> list[Path]:
     if not paths:
         what = "holds no *.parquet" if folder.is_dir() else "no such folder"
         raise UserError(f"data: {folder}: {what}; source folder needs corpus/*.parquet")
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: is no file; source folder reads corpus/*.parquet")
     return paths
 
 
@@ -174,9 +213,23 @@ def hub_revision(name: str) -> str:
     """
     from huggingface_hub import HfApi
 
+    with reaching_hub(name):
+        commit = HfApi().dataset_info(name, timeout=10).sha
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise ValueError(f"{commit!r:.20} is no commit")
+        return commit
+
+
+@contextmanager
+def reaching_hub(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong between here and the Hub into a line that names what else to use.
+
+    Raises:
+        UserError: In place of any error inside.
+    """
     try:
-        return HfApi().dataset_info(name, timeout=10).sha
-    except Exception as error:  # the client raises many kinds: sockets, proxies, HTTP, JSON
+        yield
+    except Exception as error:  # the clients raise many kinds: sockets, proxies, HTTP, JSON, Arrow
         raise UserError(
             f"source = 'hub': cannot reach the Hugging Face Hub for {name} "
             f"({type(error).__name__}); use source = 'embedded', or source = 'folder' with data ="
@@ -186,14 +239,20 @@ def hub_revision(name: str) -> str:
 def _hub(revision: str) -> Iterator[str]:
     from datasets import load_dataset
 
-    try:
-        stream = load_dataset(HUB_NAME, split="train", streaming=True, revision=revision)
-    except RuntimeError:  # the main branch holds a script; the Hub keeps a Parquet copy
-        stream = load_dataset(
-            HUB_NAME, split="train", streaming=True, revision="refs/convert/parquet"
-        )
-    for row in stream:
-        yield row["text"] or ""
+    with reaching_hub(HUB_NAME):
+        try:
+            stream = load_dataset(HUB_NAME, split="train", streaming=True, revision=revision)
+        except RuntimeError:  # the main branch holds a script; the Hub keeps a Parquet copy
+            stream = load_dataset(
+                HUB_NAME, split="train", streaming=True, revision="refs/convert/parquet"
+            )
+        texts = (row["text"] or "" for row in stream)
+    while True:
+        with reaching_hub(HUB_NAME):
+            text = next(texts, None)
+        if text is None:
+            return
+        yield text
 
 
 def lengths(documents: list[str]) -> pd.DataFrame:

@@ -126,7 +126,11 @@ def verify(run: Path, published: Path, models: list[str], tasks: list[str]) -> l
 
 
 def _verify_cell(run: Path, cell: Path) -> Iterator[str]:
-    manifest = files.read_json(cell / "manifest.json")
+    try:
+        manifest = files.read_manifest(cell / "manifest.json")
+    except UserError as error:
+        yield str(error)
+        return
     for name, value in manifest["files"].items():
         path = cell / name
         if not path.exists() or files.sha256(path) != value:
@@ -153,7 +157,7 @@ def _verify_record(run: Path, path: Path, record: dict[str, Any]) -> Iterator[st
     }
     for part, folder in beside.items():
         for name, value in record["hashes"][part].items():
-            if not (folder / name).exists() or files.sha256(folder / name) != value:
+            if not (folder / name).is_file() or files.sha256(folder / name) != value:
                 yield f"{path}: hashes.{part}: {folder / name} is missing or not the one scored"
     labels = {split: glue.load(run, task, split) for split in glue.get(task).splits[1:]}
     score, metrics, note = recompute(kept, task, labels)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from helpers.config import UserError
+
+MANIFEST = "manifest.json"
+KEPT = ".manifest.json"  # the same, for work that another attempt has unsealed and left as it was
 
 
 @contextmanager
@@ -37,6 +41,28 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into; on success it takes the place of `folder`, whole.
+
+    Raises:
+        UserError: When it cannot be written or the disk is full; `folder` is untouched.
+    """
+    made = folder.with_name(f".{folder.name}.partial")
+    try:
+        if made.exists():  # of a run that was killed
+            shutil.rmtree(made)
+        made.mkdir(parents=True)
+        yield made
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager
@@ -129,9 +155,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: When it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror or error}") from None
 
 
 def digest(value: object) -> str:
@@ -153,24 +186,63 @@ def seal(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, 
         The manifest as written.
     """
     manifest = {**manifest, "files": {name: sha256(folder / name) for name in sorted(files)}}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / KEPT, manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def sealed(folder: Path, spec: str) -> dict[str, Any] | None:
-    """The manifest of a folder that was completed from `spec` and is still whole, else None."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        return None
-    try:
-        manifest = read_json(path)
-    except UserError:
-        return None
-    whole = manifest.get("spec") == spec and all(
-        (folder / name).is_file() and sha256(folder / name) == value
-        for name, value in manifest["files"].items()
-    )
-    return manifest if whole else None
+    """The manifest of a folder that was completed from `spec` and is still whole, else None.
+
+    A folder that was unsealed, by an attempt with other parameters that then failed, and whose
+    files are as they were, is sealed again.
+    """
+    for path in (folder / MANIFEST, folder / KEPT):
+        try:
+            manifest = read_manifest(path)
+        except UserError:
+            continue
+        if manifest["spec"] == spec and not any(_changed(folder, manifest)):
+            if path.name == KEPT:
+                write_json(folder / MANIFEST, manifest)
+            return manifest
+    return None
+
+
+class _Manifest(dict[str, Any]):
+    """A manifest as read; a field that is not there is told in one line."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> None:
+        raise UserError(
+            f"{self.path}: has no {name}: damaged, delete {self.path.parent} and run its stage "
+            "again"
+        )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads a manifest; a field that is asked for and not there is a :class:`UserError`.
+
+    Raises:
+        UserError: When the file is missing, damaged or does not name its files.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise UserError(
+            f"{path}: names no files: damaged, delete {path.parent} and run its stage again"
+        )
+    return _Manifest(path, found)
+
+
+def _changed(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """The files of a manifest that are missing or not the ones it vouches for."""
+    for name, value in sorted(manifest["files"].items()):
+        path = folder / name
+        if not path.is_file() or sha256(path) != value:
+            yield path
 
 
 def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
@@ -179,12 +251,34 @@ def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
     Raises:
         UserError: When the folder has none: one line naming the notebook to run first.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.exists():
         raise UserError(f"{folder}: not there yet; run notebooks/{stage}.ipynb first{remedy}")
-    return read_json(path)
+    return read_manifest(path)
+
+
+def need_whole(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
+    """The same, after every file that the manifest vouches for was found to be as it was.
+
+    Raises:
+        UserError: As :func:`need`; or naming the first file that is missing or changed.
+    """
+    manifest = need(folder, stage, remedy)
+    for path in _changed(folder, manifest):
+        raise UserError(
+            f"{path}: missing or changed since its manifest was written; delete it and run "
+            f"notebooks/{stage}.ipynb again{remedy}"
+        )
+    return manifest
 
 
 def unseal(folder: Path) -> None:
-    """Removes the manifest before the content changes."""
-    (folder / "manifest.json").unlink(missing_ok=True)
+    """Removes the manifest before the content changes.
+
+    Raises:
+        UserError: When the folder cannot be written.
+    """
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error

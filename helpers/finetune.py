@@ -191,11 +191,13 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
         dropout: Hidden, attention and head.
 
     Raises:
-        UserError: When the checkpoint cannot be opened.
+        UserError: When the checkpoint cannot be opened, is of another architecture than its
+            configuration says, or has weights that are not finite.
     """
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, about = AutoModelForSequenceClassification.from_pretrained(
             folder,
+            output_loading_info=True,
             num_labels=max(1, len(task.labels)),
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
@@ -206,7 +208,42 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
+    # A head is new and so may a pooler be; without a word transformers fills in any weight.
+    inside = f"{model.base_model_prefix}."
+    lost = [name for name in about["missing_keys"] if name.startswith(inside)]
+    lost = sorted(name for name in lost if ".pooler." not in name)
+    if lost:
+        raise UserError(
+            f"{folder}: model.safetensors has no {lost[0]} ({len(lost)} weights missing): it is "
+            f"not a {model.config.model_type} as config.json says"
+        )
+    if bad := checkpoint.not_finite(model.state_dict()):
+        raise UserError(f"{folder}: model.safetensors: {bad} is not finite; pre-train it again")
     return exchange_dropout(disentangled.speed_up(model))
+
+
+def check_tokenizer(folder: Path, model: nn.Module, tok: PreTrainedTokenizerBase) -> None:
+    """Checks that a checkpoint has an embedding for every token.
+
+    Args:
+        folder: Of both, for the error line.
+        model: With a configuration.
+        tok: Tokenizer.
+
+    Raises:
+        UserError: When it has not, or pads with another token.
+    """
+    has = model.config.vocab_size
+    if len(tok) > has:
+        raise UserError(
+            f"{folder}: tokenizer.json has {len(tok)} tokens, the checkpoint {has}: they do not "
+            "belong together"
+        )
+    if tok.pad_token_id != model.config.pad_token_id:
+        raise UserError(
+            f"{folder}: tokenizer.json pads with {tok.pad_token_id}, the checkpoint with "
+            f"{model.config.pad_token_id}: they do not belong together"
+        )
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -251,6 +288,7 @@ def train(
     dtype: torch.dtype,
     kept: Path | None = None,
     spec: str = "",
+    task: str = "",
     bar: progress.Progress | None = None,
 ) -> dict[str, float]:
     """Fine-tunes `model` in place.
@@ -268,6 +306,7 @@ def train(
         dtype: Number format of the forward pass.
         kept: Folder for checkpoints; None for none.
         spec: Digest a checkpoint must have been written under.
+        task: Its name, for an error line.
         bar: Is told of each step.
 
     Returns:
@@ -276,6 +315,7 @@ def train(
 
     Raises:
         Preempted: After SIGTERM, when the state was saved.
+        UserError: When a loss or, after the last step, a weight is not finite.
     """
     device, size = next(model.parameters()).device, parameters.finetune_batch_size
     per_epoch = -(-len(data.lengths) // size)
@@ -297,6 +337,22 @@ def train(
     timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
     began, used = time.perf_counter() - state["seconds"], state["joules"]
     meter = training.joules(device)
+
+    watch = training.Watch(device)
+
+    def check(done: int) -> None:
+        """Stops once a loss was not finite; waits for the device."""
+        what = "" if (bad := watch.step()) is None else f"the loss is not finite at step {bad}"
+        if done == total and not what:
+            name = checkpoint.not_finite(dict(model.named_parameters()))
+            what = f"{name} is not finite after step {done}" if name else ""
+        if what:
+            raise UserError(
+                f"finetune_learning_rate = {parameters.finetune_learning_rate}: "
+                f"{parameters.model} on {task}, seed {seed}, diverges, {what}; lower the rate "
+                "(fine-tuning then begins anew)"
+                + (f"; {checkpoint.last(kept, spec)}" if kept is not None else "")
+            )
 
     def note() -> None:
         """Brings what was spent up to now."""
@@ -320,6 +376,7 @@ def train(
             batch = collate(data, index, tok, device)
             with training.autocast(device, dtype):
                 value = loss(model(**batch).logits, labels[torch.as_tensor(index)])
+            watch.see(value, step + 1)
             scaler.scale(value).backward()
             scaler.unscale_(optimiser)
             training.clip(model.parameters(), parameters.clip)
@@ -331,9 +388,12 @@ def train(
             state["flops"] += rows * length * models.token_flops(model.config, length)
             if kept is not None and step + 1 < total and (timer.due(step + 1) or asked.is_set()):
                 note()
+                check(step + 1)
                 checkpoint.save(kept, model, optimiser, state)
                 if asked.is_set():
                     checkpoint.stop(f"fine-tune, seed {seed}", step + 1)
+            if place + 1 == per_epoch:
+                check(step + 1)
             if bar is not None:
                 bar.tokens += rows * length
                 bar.update()
@@ -404,9 +464,10 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     for name in tasks:
         glue.get(name)
     source = parameters.folder / "models" / parameters.model
-    pretrained = files.need(source, "03_pretrain", f" with model = {parameters.model}")
+    pretrained = files.need_whole(source, "03_pretrain", f" with model = {parameters.model}")
     data = {
-        name: files.need(parameters.folder / "data" / "glue" / name, "01_data") for name in tasks
+        name: files.need_whole(parameters.folder / "data" / "glue" / name, "01_data")
+        for name in tasks
     }
     training.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
@@ -431,7 +492,6 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
             if record is not None:
                 bar.skip(steps[name])
             else:
-                files.unseal(target)
                 encoded = encoded or _encode_splits(parameters, name, tok, vocabulary, data[name])
                 with files.holding(target):
                     record = _one(
@@ -506,16 +566,16 @@ def _one(
     torch.manual_seed(training.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
+    check_tokenizer(source, model, tok)
     epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
     kept = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     kept = checkpoint.place(parameters, f"finetune/{parameters.model}/{name}", f"{seed}", kept)
     spec = files.digest(wanted)
-    spent = train(parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec, bar)
-    if not np.isfinite(spent.pop("loss")):
-        raise UserError(
-            f"finetune_learning_rate = {parameters.finetune_learning_rate}: the loss of "
-            f"{parameters.model} on {name}, seed {seed}, is not finite; lower the rate"
-        )
+    files.unseal(records.folder(parameters.folder, parameters.model, name))
+    spent = train(
+        parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec, name, bar
+    )
+    del spent["loss"]
     splits = list(encoded)[1:]
     predicted = {split: predict(model, encoded[split], tok, dtype) for split in splits}
     score, found, note = metrics.score(name, predicted[splits[0]], encoded[splits[0]].labels)

@@ -180,7 +180,8 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
                 f"{where}: row {row}: {column} = {table[column].tolist()[row]!r}; it must be text"
             )
     label = table["label"]
-    if not pd.api.types.is_numeric_dtype(label) or pd.api.types.is_bool_dtype(label):
+    types = pd.api.types
+    if not (types.is_integer_dtype(label) or types.is_float_dtype(label)):
         raise UserError(f"{where}: label is {label.dtype}; it must be a number")
     low, high = (0, len(task.labels) - 1) if task.labels else (0, 5)
     bad = ~label.between(low, high) | (label % 1 != 0 if task.labels else False)
@@ -192,9 +193,11 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         )
     out = table.loc[:, list(task.columns)].copy()
     out["label"] = label.astype("int64" if task.labels else "float64")
-    out["idx"] = (
-        table["idx"].astype("int64") if "idx" in table else np.arange(len(table), dtype="int64")
-    )
+    out["idx"] = np.arange(len(table), dtype="int64")
+    if "idx" in table:
+        if not types.is_integer_dtype(table["idx"]) or table["idx"].isna().any():
+            raise UserError(f"{where}: idx is {table['idx'].dtype}; it must be a whole number")
+        out["idx"] = table["idx"].to_numpy("int64")
     return out.reset_index(drop=True)
 
 
@@ -207,14 +210,35 @@ def cap(table: pd.DataFrame, rows: int, seed: int, *name: str) -> pd.DataFrame:
 
 
 def _read_folder(folder: Path, name: str, split: str) -> pd.DataFrame:
-    tables = []
-    for path in _split_files(folder, name, split):
-        try:
-            tables.append(pq.read_table(path).to_pandas())
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: not readable as Parquet ({line})") from None
+    tables = [read_parquet(path) for path in _split_files(folder, name, split)]
+    for table in tables[1:]:
+        if sorted(table) != sorted(tables[0]):
+            raise UserError(
+                f"{folder}/glue/{name}/{split}-*.parquet: columns {', '.join(table)} in one file, "
+                f"{', '.join(tables[0])} in another; they must be the same"
+            )
     return pd.concat(tables, ignore_index=True)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A table whose bytes were checked.
+
+    Raises:
+        UserError: Naming file, and row where a text is not UTF-8.
+    """
+    try:
+        table = pq.read_table(path)
+        try:
+            table.validate(full=True)
+        except pa.ArrowInvalid:
+            for column in table.column_names:
+                if pa.types.is_string(table[column].type):
+                    corpus.decode(table[column], path, column)
+            raise
+        return table.to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not readable as Parquet ({line})") from None
 
 
 def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
@@ -240,7 +264,8 @@ def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
 def _read_hub(name: str, split: str, revision: str) -> pd.DataFrame:
     from datasets import load_dataset
 
-    return load_dataset(HUB_NAME, name, split=split, revision=revision).to_pandas()
+    with corpus.reaching_hub(HUB_NAME):
+        return load_dataset(HUB_NAME, name, split=split, revision=revision).to_pandas()
 
 
 def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str, Any]:
@@ -278,10 +303,17 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
     done = files.sealed(target, spec)
     if done:
         return done
-    files.unseal(target)
+    with files.building(target) as made:
+        return _write(parameters, task, name, wanted, made)
 
+
+def _write(
+    parameters: config.Data, task: Task, name: str, wanted: dict[str, Any], target: Path
+) -> dict[str, Any]:
+    """Reads the source and writes what :func:`run` says into an empty folder."""
+    source, folder = parameters.source, config.resolve(parameters.data)
     rows: dict[str, int] = {}
-    for split, limit in limits.items():
+    for split, limit in wanted["limits"].items():
         where = f"{name}/{split}"
         if source == "embedded":
             words, seed = parameters.world_words, parameters.world_seed
@@ -294,7 +326,7 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
             table = _read_folder(folder, name, split)
             where = f"{folder}/glue/{where}.parquet"
         else:
-            table = _read_hub(name, split, hub_revision)
+            table = _read_hub(name, split, wanted["revision"])
         table = check(table, task, where)
         if source != "embedded":
             table = cap(table, limit, parameters.world_seed, name, split)
@@ -304,7 +336,7 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
     headline = task.splits[:2]
     reduced = [split for split in task.splits if rows.get(split) != task.official_rows[split]]
     manifest = {
-        "spec": spec,
+        "spec": files.digest(wanted),
         "specification": wanted,
         "task": name,
         "source": source,
@@ -329,7 +361,7 @@ def load(folder: Path, name: str, split: str) -> pd.DataFrame:
     """
     here = folder / "data" / "glue" / name
     files.need(here, "01_data")
-    return pq.read_table(here / f"{split}.parquet").to_pandas()
+    return read_parquet(here / f"{split}.parquet")
 
 
 def report(folder: Path, names: list[str]) -> pd.DataFrame:

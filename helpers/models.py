@@ -5,6 +5,8 @@ masked language model for, or a folder ``models/<name>/`` with a transformers ``
 Parameter counts at the paper's size are in ``results/published.json``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -126,6 +128,8 @@ def get(name: str) -> Spec:
     if not path.is_file():
         raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
     values = files.read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object, a configuration of transformers")
     own = {key: value for key, value in values.items() if key not in SET_BY_THE_STUDY}
     spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=own)
     _config_class(spec, str(path))
@@ -241,10 +245,22 @@ def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedCon
         )
     if hasattr(usual, "embedding_size"):
         common |= {"embedding_size": size.embedding}
-    try:
+    with _building(spec):
         return made(**common | spec.config)
-    except (TypeError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def _building(spec: Spec) -> Iterator[None]:
+    """Around classes of transformers that get a configuration of the user's.
+
+    Raises:
+        UserError: In place of any error: each architecture has checks and exceptions of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}"
+        line = " ".join(line.split())[:200]
         raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
 
 
@@ -270,9 +286,15 @@ DISCRIMINATOR: dict[str, type[nn.Module]] = {
 
 
 def masked_lm(spec: Spec, config: PretrainedConfig) -> PreTrainedModel:
-    """A masked language model with fresh weights."""
+    """A masked language model with fresh weights.
+
+    Raises:
+        UserError: For a configuration that makes no model, such as a hidden size that its heads do
+            not divide.
+    """
     if spec.architecture == "transformers":
-        return AutoModelForMaskedLM.from_config(config)
+        with _building(spec):
+            return AutoModelForMaskedLM.from_config(config)
     return MASKED_LM[spec.architecture](config)
 
 

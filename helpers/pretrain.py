@@ -10,8 +10,6 @@ Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detect
 
 import csv
 import io
-import math
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -434,12 +432,13 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        UserError: When the packed corpus is missing or does not fit, or the loss is not finite.
+        UserError: When the packed corpus is missing, damaged or does not fit, or training diverges.
     """
     spec = models.get(parameters.model)
     models.get_size(parameters.size)  # a wrong name is told before any work
     source = parameters.folder / "tokenizer" / spec.tokenizer
-    packed = files.need(source, "02_tokenizer", f" with tokenizer_kind = {spec.tokenizer}")
+    remedy = f" with tokenizer_kind = {spec.tokenizer}"
+    packed = files.need(source, "02_tokenizer", remedy)
     length = models.usable_length(spec.tokenizer, parameters.max_length)
     if packed["length"] != length:
         raise UserError(
@@ -453,6 +452,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     if done:
         return done
 
+    files.need_whole(source, "02_tokenizer", remedy)
     with files.holding(folder):
         return _make(parameters, spec, packed, wanted, folder)
 
@@ -466,11 +466,15 @@ def _make(
 ) -> dict[str, Any]:
     """Trains and writes what :func:`run` says."""
     source, length = parameters.folder / "tokenizer" / spec.tokenizer, packed["length"]
-    files.unseal(folder)
     training.begin(parameters.threads)
     device = models.device()
     dtype, reason = training.choose_precision(parameters.precision, device)
     tok = tokenizer.load(source)
+    if len(tok) != packed["vocabulary"]:
+        raise UserError(
+            f"{source}: has {len(tok)} tokens, its manifest says {packed['vocabulary']}; delete it "
+            "and run notebooks/02_tokenizer.ipynb again"
+        )
     torch.manual_seed(training.derive_seed(parameters.pretrain_seed, "weights"))
     task = build(
         spec,
@@ -481,7 +485,8 @@ def _make(
         parameters.generator_fraction,
     ).to(device)
     steps = 0 if spec.objective == "none" else parameters.pretrain_steps
-    state = {"spec": files.digest(wanted), "step": 0, "log": [], "sums": {}}
+    files.unseal(folder)
+    state = {"spec": files.digest(wanted), "step": 0, "start": None, "log": [], "sums": {}}
     state |= {"seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     if steps:
         state = _train(parameters, task, tok, tokenizer.rows(source), folder, state, dtype)
@@ -546,6 +551,7 @@ def _train(
     )
     kept = checkpoint.place(parameters, "pretrain", parameters.model, folder)
     state = checkpoint.load(kept, state["spec"], task, step.optimiser) or state
+    state.setdefault("start", float("inf"))  # of a version that did not note it
     if state.get("scaler"):
         step.scaler.load_state_dict(state["scaler"])
     segments = Segments(rows, batch, seed, device)
@@ -563,6 +569,7 @@ def _train(
     bar = progress.bar(total, f"pre-train {parameters.model}", "steps", state["step"])
     first = state["step"] if parameters.torch_compile != "none" else None
     timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
+    watch = training.Watch(device)
 
     def note(done: int) -> None:
         """Brings the state up to `done` steps."""
@@ -585,19 +592,22 @@ def _train(
                 began += spent
             else:
                 losses = step(tokens, generator, rate)
+            watch.see(losses["loss"], number + 1)
+            if state["start"] is None:
+                state["start"] = losses["loss"].item()
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value.double()
             done = number + 1
             if done % every == 0 or done == total:
                 means = {key: value.item() / (number % every + 1) for key, value in sums.items()}
-                _check_finite(means, parameters, done)
+                _check_loss(parameters, watch, state, done, kept, means["loss"])
                 seen = done * batch * rows.shape[1]
                 state["log"].append({"step": done, "tokens": seen, "rate": rate} | means)
                 sums = {}
                 bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
             if done < total and (timer.due(done) or asked.is_set()):
                 note(done)
-                _check_finite(state["sums"], parameters, done)
+                _check_loss(parameters, watch, state, done, kept)
                 checkpoint.save(kept, task, step.optimiser, state)
                 if asked.is_set():
                     checkpoint.stop(f"pre-train {parameters.model}", done)
@@ -605,16 +615,42 @@ def _train(
             bar.update()
     bar.close()
     note(total)
+    bad = checkpoint.not_finite(dict(task.named_parameters()))
+    if bad:
+        _diverged(parameters, f"{bad} is not finite after step {total}", kept, state)
     return state
 
 
-def _check_finite(losses: dict[str, float], parameters: config.Pretrain, done: int) -> None:
-    if not all(math.isfinite(value) for value in losses.values()):
-        raise UserError(
-            f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: the loss of "
-            f"{parameters.model} is {losses['loss']} by step {done}; lower the rate or lengthen "
-            "pretrain_warmup_steps; the last checkpoint is kept"
-        )
+DIVERGED = 2.0
+"""A mean loss this many times that of the first step, when the weights are still random, is one
+that training has driven away from the data. A loss that stays or comes back below goes on."""
+
+
+def _check_loss(
+    parameters: config.Pretrain,
+    watch: training.Watch,
+    state: dict[str, Any],
+    done: int,
+    kept: Path,
+    mean: float = 0.0,
+) -> None:
+    """Stops a run whose loss is not finite, or whose mean since the last line of the log is high.
+
+    With a loss scaler, steps whose gradients overflow are skipped and are no reason to stop.
+    """
+    if (step := watch.step()) is not None:
+        _diverged(parameters, f"the loss is not finite at step {step}", kept, state)
+    if mean > DIVERGED * state["start"]:
+        what = f"the loss is {mean:.4g} at step {done}, was {state['start']:.4g} at the first step"
+        _diverged(parameters, what, kept, state)
+
+
+def _diverged(parameters: config.Pretrain, what: str, kept: Path, state: dict[str, Any]) -> None:
+    raise UserError(
+        f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: {parameters.model} "
+        f"diverges, {what}; lower the rate or lengthen pretrain_warmup_steps (training then begins "
+        f"anew); {checkpoint.last(kept, state['spec'])}"
+    )
 
 
 def _compiling(
@@ -720,18 +756,14 @@ def make_optimiser(task: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 def _save(
     task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list[dict]
 ) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
     own = task.model.deberta if isinstance(task.model, models.DebertaDiscriminator) else task.model
     parts = {"encoder": own}
     if isinstance(task, ReplacedTokenDetection):
         parts["generator"] = task.generator
     for name, model in parts.items():
-        shutil.rmtree(folder / name, ignore_errors=True)
-        try:
-            model.save_pretrained(folder / name)
-            tok.save_pretrained(folder / name)
-        except OSError as error:
-            raise UserError(f"{folder / name}: cannot write: {error}") from error
+        with files.building(folder / name) as made, tokenizer.saving():
+            model.save_pretrained(made)
+            tok.save_pretrained(made)
     text = io.StringIO()
     writer = csv.DictWriter(text, log[0] if log else ["step", "tokens", "rate", "loss"])
     writer.writeheader()

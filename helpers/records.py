@@ -136,7 +136,7 @@ def vouched(run: Path) -> dict[Path, list[str]]:
     """Cell by cell, the names of the records that its manifest vouches for."""
     found = {}
     for path in sorted((run / "records").glob("*/*/manifest.json")):
-        names = files.read_json(path)["files"]
+        names = files.read_manifest(path)["files"]
         found[path.parent] = sorted(name for name in names if name.endswith(".json"))
     return found
 
@@ -158,14 +158,6 @@ def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, A
             here = folder(run, model, task)
             if not (here / "manifest.json").exists():
                 continue
-            manifest = files.read_json(here / "manifest.json")
-            for name, value in sorted(manifest["files"].items()):
-                path = here / name
-                if not path.exists() or files.sha256(path) != value:
-                    raise UserError(
-                        f"{path}: missing or changed since its manifest was written; "
-                        "delete the folder and run notebooks/04_finetune.ipynb again"
-                    )
-                if path.suffix == ".json":
-                    found.append(read(path))
+            manifest = files.need_whole(here, "04_finetune", f" with model = {model}")
+            found += [read(here / name) for name in sorted(manifest["files"]) if ".json" in name]
     return found

@@ -13,7 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from helpers import files, glue
-from helpers.config import Name, Seed, UserError, did_you_mean, validate
+from helpers.config import Name, Seed, UserError, did_you_mean, read_yaml, validate
 
 RULE = 1
 """Version of the benchmark's rules; raise it when a change makes earlier entries incomparable."""
@@ -21,9 +21,6 @@ RULE = 1
 PARAMETER_LIMIT = 25_000_000
 """Of the encoder with its embeddings. The paper's class is about 15 M; its largest model, the
 RoBERTa-small it published, has 22.38 M because of its vocabulary, so the limit admits it."""
-
-YAML_LIMIT = 64 * 1024
-"""Bytes; an entry with 100 seeds takes about 2,000."""
 
 FILE = "submission.yaml"
 
@@ -177,59 +174,6 @@ def _unknown(entry: Submission) -> Iterator[str]:
     for name, value in facts.items():
         if value is None:
             yield f"{name} = null: only a published row may leave it open"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses aliases, keys that are not text, and a key twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not read", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            why = ""
-            if key.tag != "tag:yaml.org,2002:str":
-                why = "a field's name must be text"
-            elif key.value in seen:
-                why = f"field {_key(key.value)} stands there twice"
-            if why:
-                raise yaml.constructor.ConstructorError(None, None, why, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a small YAML mapping from someone else.
-
-    Raises:
-        UserError: For a file that is missing, larger than `YAML_LIMIT`, not YAML, not a mapping,
-            or that has a field twice.
-    """
-    try:
-        if (size := path.stat().st_size) > YAML_LIMIT:
-            raise UserError(f"{path}: size = {size} bytes: at most {YAML_LIMIT} are read")
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: not YAML as read here: {line}{error.problem}") from None
-    except RecursionError:
-        raise UserError(f"{path}: not YAML as read here: nested too deeply") from None
-    # What PyYAML's constructors raise for a value that its tag does not fit.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not YAML as read here: {line}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must map field names to values, one a line")
-    return values
 
 
 def read(folder: Path) -> Submission:

@@ -3,11 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -137,6 +139,22 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder}: cannot be opened as a tokenizer ({line})") from None
 
 
+@contextmanager
+def saving() -> Iterator[None]:
+    """Around transformers' ``save_pretrained``.
+
+    Raises:
+        OSError: When the disk is full, in place of what safetensors and tokenizers raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        # tokenizers has no class of its own; ours and Python's say what they are
+        if type(error) not in (Exception, SafetensorError):
+            raise
+        raise OSError(" ".join(str(error).split())) from error
+
+
 def pack(
     documents: Iterable[str], tok: PreTrainedTokenizerBase, length: int
 ) -> Iterator[np.ndarray]:
@@ -234,17 +252,15 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     if state["shards"]:
         tok = load(folder)
     else:
-        (folder / PACKING).unlink(missing_ok=True)
         step = -(-made["documents"] // TRAINING_DOCUMENTS)
         tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tok.save_pretrained(folder)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write: {error}") from error
+        with files.building(folder) as new, saving():
+            tok.save_pretrained(new)
     dtype = "uint16" if len(tok) <= 2**16 else "uint32"
     count, unknown = _pack_shards(source, folder, tok, length, dtype, state, made["bytes"])
     if not count:
+        for leftover in (PACKING, "tokens.bin"):
+            (folder / leftover).unlink()
         raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
     manifest = {
         "spec": name,
@@ -307,6 +323,8 @@ def _pack_shards(
                 state["shards"], state["size"] = state["shards"] + 1, file.tell()
                 files.write_json(folder / PACKING, state)
     except OSError as error:
+        if not state["shards"]:  # else it goes on from the last whole shard
+            packed.unlink(missing_ok=True)
         raise UserError(f"{packed}: cannot write: {error.strerror or error}") from error
     bar.close()
     return state["rows"], state["unknown"]

@@ -136,6 +136,27 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:
     return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
+class Watch:
+    """Remembers the first step whose loss was not finite, without a wait for the device.
+
+    Args:
+        device: Where the losses live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.never = torch.iinfo(torch.int64).max
+        self.first = torch.full((), self.never, device=device)
+
+    def see(self, loss: torch.Tensor, step: int) -> None:
+        """Takes the loss of a step, a scalar tensor."""
+        self.first = torch.where(loss.detach().isfinite(), self.first, self.first.clamp(max=step))
+
+    def step(self) -> int | None:
+        """The first such step, or None; waits for the device."""
+        found = int(self.first)
+        return None if found == self.never else found
+
+
 def hardware(threads: int) -> dict[str, str | int | bool]:
     """The device of this process: ``device``, ``name``, ``threads``, and ``repeatable``.
 

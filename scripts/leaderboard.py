@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, leaderboard, leaderboard_submit, predictions, submission, tables
+from helpers import config, leaderboard, leaderboard_submit, predictions, tables
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published.json"
 
@@ -37,7 +37,7 @@ def submit(options: argparse.Namespace) -> int:
     for name in ("run", "model"):
         if not getattr(options, name):
             raise config.UserError(f"{name} = '': must be given")
-    about: dict[str, Any] = submission.read_yaml(Path(options.about)) if options.about else {}
+    about: dict[str, Any] = config.read_yaml(Path(options.about)) if options.about else {}
     given = {name: getattr(options, name) for name in ("title", "link", "authors", "licence")}
     about |= {name: value for name, value in given.items() if value}
     leaderboard_submit.submit(

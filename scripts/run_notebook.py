@@ -58,7 +58,24 @@ def check(notebook: Path, parameters: dict[str, object]) -> None:
         raise config.UserError(
             f"{notebook.name}: not a stage; {config.did_you_mean(notebook.stem, config.NOTEBOOKS)}"
         )
+    if not notebook.is_file():
+        raise config.UserError(f"{notebook}: no such file")
     config.validate(cls, parameters, notebook.name)
+
+
+def parse(text: str) -> dict[str, object]:
+    """Parameters from a command line.
+
+    Raises:
+        UserError: When the text is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise config.UserError(f"--parameters: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise config.UserError(f"--parameters = {text[:80]}: must be a JSON object")
+    return found
 
 
 def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> None:
@@ -68,7 +85,8 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
 
     Raises:
         Preempted: After SIGTERM.
-        UserError: Naming notebook, cell and error when a cell fails.
+        UserError: Naming notebook, cell and error when a cell fails, or a place that cannot be
+            written.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -77,7 +95,6 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
     check(notebook, parameters)
     os.environ.update(ENVIRONMENT)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    executed.parent.mkdir(parents=True, exist_ok=True)
     part = notebooks.part(executed)
     lines = _Labelled(executed.stem)
     # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
@@ -108,6 +125,8 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
     except (PapermillExecutionError, DeadKernelError) as error:
         line = f"{executed}: {notebooks.failure(part) or type(error).__name__}"
         raise (config.Preempted if asked else config.UserError)(line) from None
+    except OSError as error:  # papermill writes before it begins
+        raise config.UserError(f"{executed}: cannot write: {error.strerror or error}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
         shutil.rmtree(sockets, ignore_errors=True)
@@ -149,7 +168,12 @@ def main() -> int:
     parser.add_argument("executed", type=Path, help="where to write the executed notebook")
     parser.add_argument("--parameters", default="{}", help="JSON object")
     options = parser.parse_args()
-    return run(options.notebook, options.executed, json.loads(options.parameters))
+    try:
+        parameters = parse(options.parameters)
+    except config.UserError as error:
+        print(f"[{options.executed.stem}] failed: {error}", file=sys.stderr, flush=True)
+        return 1
+    return run(options.notebook, options.executed, parameters)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str]]:
     profile = config.load_profile(options.profile, **changes)
     models.get_size(profile.size)
     for name in profile.models:
-        models.get(name)
+        costs.outline(name, profile)  # tells what makes no model before anything runs
     glue.available(profile.source, profile.data, profile.tasks)
     return profile, changes
 

@@ -486,8 +486,8 @@ def _make(
     ).to(device)
     steps = 0 if spec.objective == "none" else parameters.pretrain_steps
     files.unseal(folder)
-    state = {"spec": files.digest(wanted), "step": 0, "start": None, "log": [], "sums": {}}
-    state |= {"seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
+    state = {"spec": files.digest(wanted), "step": 0, "log": [], "sums": {}}
+    state |= {"start": None, "high": 0, "seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     if steps:
         state = _train(parameters, task, tok, tokenizer.rows(source), folder, state, dtype)
     written = _save(task, tok, folder, state["log"])
@@ -551,7 +551,7 @@ def _train(
     )
     kept = checkpoint.place(parameters, "pretrain", parameters.model, folder)
     state = checkpoint.load(kept, state["spec"], task, step.optimiser) or state
-    state.setdefault("start", float("inf"))  # of a version that did not note it
+    state = {"start": float("inf"), "high": 0} | state  # of a version that did not note them
     if state.get("scaler"):
         step.scaler.load_state_dict(state["scaler"])
     segments = Segments(rows, batch, seed, device)
@@ -605,7 +605,8 @@ def _train(
                 state["log"].append({"step": done, "tokens": seen, "rate": rate} | means)
                 sums = {}
                 bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
-            if done < total and (timer.due(done) or asked.is_set()):
+            due = timer.due(done) and not state["high"]  # a bad state takes no good one's place
+            if done < total and (due or asked.is_set()):
                 note(done)
                 _check_loss(parameters, watch, state, done, kept)
                 checkpoint.save(kept, task, step.optimiser, state)
@@ -621,9 +622,9 @@ def _train(
     return state
 
 
-DIVERGED = 2.0
-"""A mean loss this many times that of the first step, when the weights are still random, is one
-that training has driven away from the data. A loss that stays or comes back below goes on."""
+DIVERGED = (2.0, 3)
+"""Training diverges where the mean loss is this many times that of the first step, whose weights
+are random, in so many lines of the log in succession. A spike that comes down again goes on."""
 
 
 def _check_loss(
@@ -634,13 +635,17 @@ def _check_loss(
     kept: Path,
     mean: float = 0.0,
 ) -> None:
-    """Stops a run whose loss is not finite, or whose mean since the last line of the log is high.
+    """Stops a run whose loss is not finite, or whose mean by the lines of the log stays high.
 
     With a loss scaler, steps whose gradients overflow are skipped and are no reason to stop.
     """
     if (step := watch.step()) is not None:
         _diverged(parameters, f"the loss is not finite at step {step}", kept, state)
-    if mean > DIVERGED * state["start"]:
+    if not mean:
+        return
+    times, lines = DIVERGED
+    state["high"] = state["high"] + 1 if mean > times * state["start"] else 0
+    if state["high"] == lines:
         what = f"the loss is {mean:.4g} at step {done}, was {state['start']:.4g} at the first step"
         _diverged(parameters, what, kept, state)
 

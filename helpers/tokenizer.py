@@ -1,10 +1,11 @@
 """Tokenizers trained on the corpus, and the corpus packed into a file of token rows."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 TRAINING_DOCUMENTS = 200_000  # a vocabulary does not gain from more; their words fit in memory
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
+LONGEST = 1000  # characters of a run without a space or a change of kind that training looks at
+PIECE = 100_000  # characters; a longer document is encoded in pieces
 ENCODING = (256, 4_000_000)  # documents and characters encoded together, at most
+LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -95,12 +100,17 @@ def train(kind: str, vocabulary: int, read: Callable[[], Iterable[str]]) -> PreT
     Returns:
         A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
     """
+
+    def texts() -> Iterator[str]:
+        # Trainers take time and memory with the square of a word's length.
+        return (LONG_RUN.sub(r"\1\2", text) for text in read())
+
     if kind == "wordpiece":
-        tok = _train_wordpiece(vocabulary, read)
+        tok = _train_wordpiece(vocabulary, texts)
         pad, unknown, first, last, mask = WORDPIECE_SPECIALS
         pair = f"{first} $A {last} $B:1 {last}:1"
     else:
-        tok = _train_bpe(vocabulary, read)
+        tok = _train_bpe(vocabulary, texts)
         first, pad, last, unknown, mask = BPE_SPECIALS
         pair = f"{first} $A {last} {last} $B {last}"
     tok.post_processor = processors.TemplateProcessing(
@@ -191,15 +201,35 @@ def pack_batch(
     Returns:
         int64 array [n, length], and the tokens that have filled no row yet.
     """
-    pieces = [np.array(rest, dtype=np.int64)]
-    for encoding in tok.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-        pieces.append(np.array([*encoding.ids, tok.sep_token_id], dtype=np.int64))
-    stream, body = np.concatenate(pieces), length - 2
+    found, encode = [np.array(rest, dtype=np.int64)], tok.backend_tokenizer.encode_batch_fast
+    for group in corpus.portions(chain.from_iterable(map(_pieces, texts)), *ENCODING):
+        for piece, encoding in zip(group, encode(group, add_special_tokens=False), strict=True):
+            end = [tok.sep_token_id] if isinstance(piece, _Last) else []
+            found.append(np.array(encoding.ids + end, dtype=np.int64))
+    stream, body = np.concatenate(found), length - 2
     count = len(stream) // body
     out = np.empty((count, length), dtype=np.int64)
     out[:, 0], out[:, -1] = tok.cls_token_id, tok.sep_token_id
     out[:, 1:-1] = stream[: count * body].reshape(count, body)
     return out, stream[count * body :].tolist()
+
+
+class _Last(str):
+    """The piece that ends a document."""
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a long document where it changes no token: before a single space between two words.
+
+    Where there is none for `PIECE` characters, as in one endless word, the cut is there.
+    """
+    start = 0
+    while len(text) - start > 2 * PIECE:
+        place = BETWEEN_WORDS.search(text, start + PIECE, start + 2 * PIECE)
+        stop = place.start() if place else start + 2 * PIECE
+        yield text[start:stop]
+        start = stop
+    yield _Last(text[start:])
 
 
 def rows(folder: Path) -> np.ndarray:

@@ -270,8 +270,17 @@ def root() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """A path as a user writes it: relative ones start at the checkout, ``~`` is the home."""
-    return root() / Path(path).expanduser()
+    """A path as a user writes it: relative ones start at the checkout, ``~`` is the home.
+
+    Raises:
+        UserError: No file can have this name.
+    """
+    try:
+        found = root() / Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, locked away; ~ of nobody
+        raise UserError(f"path {str(path)!r}: cannot be used: {error}") from None
+    return found
 
 
 def find(path: str | Path) -> Path:

@@ -202,7 +202,7 @@ def sealed(folder: Path, spec: str) -> dict[str, Any] | None:
             manifest = read_manifest(path)
         except UserError:
             continue
-        if manifest["spec"] == spec and not any(_changed(folder, manifest)):
+        if manifest.get("spec") == spec and not any(_changed(folder, manifest)):
             if path.name == KEPT:
                 write_json(folder / MANIFEST, manifest)
             return manifest
@@ -249,7 +249,8 @@ def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
     """The manifest of a folder an earlier stage made.
 
     Raises:
-        UserError: When the folder has none: one line naming the notebook to run first.
+        UserError: When the folder has none, one line naming the notebook to run first; or when it
+            is damaged.
     """
     path = folder / MANIFEST
     if not path.exists():

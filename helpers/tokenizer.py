@@ -35,6 +35,7 @@ PIECE = 100_000  # characters; a longer document is encoded in pieces
 ENCODING = (256, 4_000_000)  # documents and characters encoded together, at most
 LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+DTYPES = ["uint16", "uint32"]  # of the packed corpus, the second for large vocabularies
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -240,14 +241,21 @@ def rows(folder: Path) -> np.ndarray:
 
     Returns:
         uint16 or uint32 array [rows, length].
+
+    Raises:
+        UserError: When the tokenizer stage has not run, or its files do not belong together.
     """
     manifest = files.need(folder, "02_tokenizer")
-    shape = (manifest["rows"], manifest["length"])
+    count, length, dtype = (manifest.get(name) for name in ("rows", "length", "dtype"))
+    plain = all(type(n) is int and n > 0 for n in (count, length)) and dtype in DTYPES
+    if not plain:
+        raise UserError(f"{folder}/manifest.json: damaged, delete it and run its stage again")
     path = folder / "tokens.bin"
-    size = np.dtype(manifest["dtype"]).itemsize * shape[0] * shape[1]
-    if path.stat().st_size != size:
-        raise UserError(f"{path}: has {path.stat().st_size} bytes, its manifest says {size}")
-    return np.memmap(path, dtype=manifest["dtype"], mode="r", shape=shape)
+    size = np.dtype(dtype).itemsize * count * length
+    if not path.exists() or path.stat().st_size != size:
+        there = path.stat().st_size if path.exists() else 0
+        raise UserError(f"{path}: has {there} bytes, its manifest says {size}")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
 
 
 def run(parameters: config.Tokenizer) -> dict[str, Any]:
@@ -286,7 +294,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
         with files.building(folder) as new, saving():
             tok.save_pretrained(new)
-    dtype = "uint16" if len(tok) <= 2**16 else "uint32"
+    dtype = DTYPES[len(tok) > 2**16]
     count, unknown = _pack_shards(source, folder, tok, length, dtype, state, made["bytes"])
     if not count:
         for leftover in (PACKING, "tokens.bin"):

@@ -125,7 +125,9 @@ def read_file(path: Path) -> Iterator[str]:
             for batch in file.iter_batches(1024, columns=["text"]):
                 yield from (text or "" for text in decode(batch.column(0), path, "text", row))
                 row += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise UserError(f"{path}: not readable as Parquet ({_line(error)})") from None
 
 

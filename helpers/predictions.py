@@ -152,7 +152,7 @@ def _open(path: Path, task: glue.Task, own: bool) -> pa.Table:
             table.validate(full=True)
     except UserError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not readable as Parquet ({line})") from None
     for column in COLUMNS:

@@ -92,7 +92,8 @@ def load_published(path: Path) -> dict[str, Any]:
         The mapping as it stands in the file; every figure has a source and a status.
 
     Raises:
-        UserError: The file is not readable, or a figure names an unknown source or status.
+        UserError: The file is not readable or not of this form, or a figure names an unknown
+            source or status.
     """
     published = files.read_json(Path(path))
     try:
@@ -106,6 +107,8 @@ def load_published(path: Path) -> dict[str, Any]:
             entry["model"], entry["gpu"], entry["tokens_per_second"]
     except KeyError as error:
         raise UserError(f"{path}: field {error.args[0]} is missing") from None
+    except TypeError as error:
+        raise UserError(f"{path}: not of the form of the published figures ({error})") from None
     return published
 
 

@@ -1,5 +1,6 @@
 """The eight tasks of GLUE: columns, labels, official sizes; rows from one of three sources."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,8 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         The text columns, ``label`` (int64, float64 for a regression) and ``idx`` (int64).
 
     Raises:
-        UserError: For a missing column, a null, a text or label of another type, a label out of
-            range, or no rows.
+        UserError: For a missing column, a null, a text, label or idx of another type, a label out
+            of range, or no rows.
     """
     for column in (*task.columns, "label"):
         if column not in table:
@@ -210,7 +211,7 @@ def cap(table: pd.DataFrame, rows: int, seed: int, *name: str) -> pd.DataFrame:
 
 
 def _read_folder(folder: Path, name: str, split: str) -> pd.DataFrame:
-    tables = [read_parquet(path) for path in _split_files(folder, name, split)]
+    tables = [read_parquet(path, get(name).columns) for path in _split_files(folder, name, split)]
     for table in tables[1:]:
         if sorted(table) != sorted(tables[0]):
             raise UserError(
@@ -220,14 +221,22 @@ def _read_folder(folder: Path, name: str, split: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """A table whose bytes were checked.
+def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """A split whose bytes were checked.
+
+    Args:
+        path: The file.
+        columns: Its texts. With them ``label`` and ``idx`` are read; other columns may be of any
+            type. All are read where one of the texts is missing.
 
     Raises:
         UserError: Naming file, and row where a text is not UTF-8.
     """
     try:
         table = pq.read_table(path)
+        wanted = [*columns, "label", "idx"]
+        if set(wanted[:-1]) <= set(table.column_names):
+            table = table.select([name for name in wanted if name in table.column_names])
         try:
             table.validate(full=True)
         except pa.ArrowInvalid:
@@ -235,8 +244,10 @@ def read_parquet(path: Path) -> pd.DataFrame:
                 if pa.types.is_string(table[column].type):
                     corpus.decode(table[column], path, column)
             raise
-        return table.to_pandas()
-    except (pa.ArrowException, OSError) as error:
+        return table.to_pandas(ignore_metadata=True)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not readable as Parquet ({line})") from None
 
@@ -361,7 +372,7 @@ def load(folder: Path, name: str, split: str) -> pd.DataFrame:
     """
     here = folder / "data" / "glue" / name
     files.need(here, "01_data")
-    return read_parquet(here / f"{split}.parquet")
+    return read_parquet(here / f"{split}.parquet", get(name).columns)
 
 
 def report(folder: Path, names: list[str]) -> pd.DataFrame:

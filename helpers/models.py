@@ -5,9 +5,11 @@ masked language model for, or a folder ``models/<name>/`` with a transformers ``
 Parameter counts at the paper's size are in ``results/published.json``.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,7 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
 from helpers import files
-from helpers.config import UserError, did_you_mean, root
+from helpers.config import UserError, did_you_mean, resolve
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def get(name: str) -> Spec:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    path = root() / "models" / name / "config.json"
-    if not path.is_file():
+    path = resolve(Path("models", name, "config.json"))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not path.is_file():
         raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
     values = files.read_json(path)
     if not isinstance(values, dict):

@@ -12,12 +12,14 @@ NOTEBOOK   ?=
 PARAMETERS ?=
 PORT    ?= 8000
 CLUSTER ?=
+SECONDS ?= 60
+SEED    ?= 0
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS
+OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
@@ -28,11 +30,11 @@ GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TA
 
 .DEFAULT_GOAL := help
 .PHONY: help book run status report plan serve test bench verify chaos slurm-demo export submission \
-        check-leaderboard check clean
+        check-leaderboard check fuzz audit-dependencies clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 CLUSTER=profiles/slurm PORT=8000 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -77,6 +79,12 @@ chaos: .venv/ready ## kill training at random moments; the results must be the s
 
 slurm-demo: .venv/ready ## a small grid through a Slurm of this machine that loses a node; the same table
 	$(BIN)/python scripts/slurm_demo.py
+
+fuzz: .venv/ready ## feed damaged files to every reader for SECONDS, from SEED
+	@$(BIN)/python scripts/fuzz.py --seconds="$$SECONDS" --seed="$$SEED"
+
+audit-dependencies: .venv/ready ## look the pinned dependencies up among known vulnerabilities
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
 	@$(BIN)/python scripts/export.py --run="$$RUN" --model="$$MODEL"

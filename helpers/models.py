@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
 from helpers import files
-from helpers.config import UserError, did_you_mean, resolve
+from helpers.config import UserError, did_you_mean, root
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,8 @@ def get(name: str) -> Spec:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    path = resolve(Path("models", name, "config.json"))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not path.is_file():
+    path = root() / "models" / name / "config.json"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or not path.is_file():
         raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
     values = files.read_json(path)
     if not isinstance(values, dict):

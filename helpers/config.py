@@ -431,7 +431,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not YAML as read here: {line}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"{path}: must map field names to values, one a line")
     return values
 

@@ -1,0 +1,511 @@
+"""Properties that hold for any input, each against an oracle of its own.
+
+The same few examples every time; HYPOTHESIS_PROFILE=thorough tries many more, at random.
+"""
+
+import itertools
+import json
+import math
+import os
+import statistics as stdlib
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from test_safety import render
+from test_tables import make_record
+
+from helpers import (
+    checkpoint,
+    config,
+    finetune,
+    glue,
+    markup,
+    metrics,
+    predictions,
+    pretrain,
+    records,
+    statistics,
+    submission,
+    tokenizer,
+)
+from helpers.config import UserError
+
+COMMON = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("quick", **COMMON, max_examples=25, derandomize=True)
+settings.register_profile("thorough", **COMMON, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+TEXT = st.text(max_size=40)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+SCORES = st.lists(st.floats(-100, 100), min_size=1, max_size=7)
+
+
+def one_line(error):
+    line = str(error.value)
+    assert line.isprintable()
+    assert 0 < len(line) <= config.LINE_LIMIT + 3
+    return line
+
+
+# --- parameters ----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5, unique=True), st.data())
+def test_a_list_on_a_command_line_is_the_list(seeds, data):
+    gaps = [data.draw(st.sampled_from([" ", ",", ", ", "  "])) for _ in seeds]
+    text = "".join(f"{seed}{gap}" for seed, gap in zip(seeds, gaps, strict=True))
+    assert config.load_profile("tiny", seeds=text).seeds == seeds
+
+
+@given(st.sampled_from(["models", "tasks", "seeds"]), st.text(min_size=1))
+def test_any_text_for_a_list_is_a_list_or_one_line(name, text):
+    try:
+        found = getattr(config.load_profile("tiny", **{name: text}), name)
+    except UserError as error:
+        assert one_line(SimpleNamespace(value=error)).startswith("tiny.yaml: ")
+    else:
+        assert [str(item) for item in found] == [
+            str(int(part)) if name == "seeds" else part for part in text.replace(",", " ").split()
+        ]
+
+
+WHOLE = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8"))
+
+
+@given(st.sampled_from(sorted(WHOLE)), VALUE)
+def test_a_value_is_taken_as_it_stands_or_named_in_one_line(name, value):
+    values = WHOLE | {name: value}
+    try:
+        profile = config.validate(config.Profile, values, "file")
+    except UserError as error:
+        assert name in one_line(SimpleNamespace(value=error))
+        return
+    found = getattr(profile, name)
+    if isinstance(found, list):  # the one liberty: a list may be one text
+        value = value if isinstance(value, list) else config._words(value)
+    assert found == value
+    assert type(found) is type(value) or (isinstance(found, float) and type(value) is int)
+
+
+@given(st.binary(max_size=200) | VALUE.map(lambda v: yaml.safe_dump(v).encode()))
+def test_any_file_is_a_profile_or_one_line(tmp_path, content):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:  # none of these holds every parameter
+        config.load_profile(str(path))
+    assert one_line(error).startswith("own.yaml: ")
+
+
+@given(st.text())
+def test_an_error_is_one_printable_line_that_keeps_printable_text(text):
+    line = str(UserError(text))
+    assert line.isprintable()
+    if text.isprintable() and len(text) <= config.LINE_LIMIT:
+        assert line == text
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+WORDS = [
+    "the",
+    "a",
+    "small",
+    "large",
+    "dog",
+    "cat",
+    "sees",
+    "hears",
+    "and",
+    "old",
+    "new",
+    "tree",
+    "house",
+    "runs",
+]
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "bpe"])
+def tok(request):
+    texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))] * 3
+    return tokenizer.train(request.param, 400, lambda: texts)
+
+
+DOCUMENTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | TEXT, max_size=9)
+
+
+@given(DOCUMENTS, st.integers(3, 20), st.data())
+def test_packing_loses_nothing_but_the_tail(tok, documents, length, data):
+    stream = []
+    for text in documents:
+        stream += [*tok(text, add_special_tokens=False)["input_ids"], tok.sep_token_id]
+    whole = len(stream) // (length - 2)
+    blocks = list(tokenizer.pack(documents, tok, length))
+    packed = np.concatenate([np.empty((0, length), int), *blocks])
+    assert packed.shape == (whole, length)
+    assert (packed[:, 0] == tok.cls_token_id).all()
+    assert (packed[:, -1] == tok.sep_token_id).all()
+    assert packed[:, 1:-1].ravel().tolist() == stream[: whole * (length - 2)]
+
+    cut = data.draw(st.integers(0, len(documents)))  # in two shards
+    rest, shards = [], []
+    for texts in (documents[:cut], documents[cut:]):
+        block, rest = tokenizer.pack_batch(texts, tok, length, rest)
+        shards.append(block)
+    assert (np.concatenate(shards) == packed).all()
+    assert rest == stream[whole * (length - 2) :]
+
+
+def joined(tok, one, two):
+    first, last = [tok.cls_token_id], [tok.sep_token_id]
+    return first + one + last * (1 if tok.mask_token == "[MASK]" else 2) + two + last
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.integers(8, 40), st.booleans())
+def test_too_long_pairs_lose_tokens_from_the_longer_first(tok, pairs, length, swap):
+    first, second = zip(*pairs, strict=True)
+    table = pd.DataFrame({"sentence1": first, "sentence2": second})
+    table["label"], table["idx"] = 0, range(len(table))
+    found = finetune.encode(table, glue.get("mrpc"), tok, length, swap)
+    both = [*pairs, *((b, a) for a, b in pairs)] if swap else pairs
+    assert len(found.lengths) == len(found.labels) == len(both)
+    special = tok.num_special_tokens_to_add(pair=True)
+    for start, size, pair in zip(found.starts, found.lengths, both, strict=True):
+        ids = [tok(text, add_special_tokens=False)["input_ids"] for text in pair]
+        kept = [len(part) for part in ids]
+        while sum(kept) > length - special:  # one token at a time, from the longer
+            kept[kept[1] >= kept[0]] -= 1
+        row = found.ids[start : start + size].tolist()
+        assert size == sum(kept) + special
+        assert (row[0], row[-1]) == (tok.cls_token_id, tok.sep_token_id)
+        # Which of two equally long ones is cut is not fixed.
+        for first_kept in (kept[0], kept[0] - 1, kept[0] + 1):
+            second_kept = sum(kept) - first_kept
+            if min(first_kept, second_kept) < 0:
+                continue
+            texts = (ids[0][:first_kept], ids[1][:second_kept])
+            if row == joined(tok, *texts):
+                break
+        else:
+            pytest.fail(f"{pair} cut to {row}")
+
+
+@given(
+    st.lists(st.integers(1, 128), min_size=1, max_size=400), st.integers(1, 16), st.integers(0, 99)
+)
+def test_batches_hold_every_row_once_with_little_padding(lengths, size, seed):
+    lengths = np.array(lengths)
+    found = list(finetune.batches(lengths, size, np.random.default_rng(seed)))
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in found)
+    # Inside a sorted pool a batch's padding is at most size x (its longest - its shortest), and
+    # these differences together are at most the pool's range.
+    padding = sum(int((lengths[b].max() - lengths[b]).sum()) for b in found)
+    pools = -(-len(lengths) // (finetune.POOL * size))
+    assert padding <= pools * size * int(np.ptp(lengths))
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+SPECIAL = torch.tensor([True] * 5 + [False] * 45)
+VOCABULARY = pretrain.Vocabulary(4, SPECIAL, torch.arange(5, 50))
+
+
+def mask(tokens, masking, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return pretrain.mask_tokens(tokens, VOCABULARY, masking, generator)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 49), min_size=24, max_size=24), min_size=1, max_size=6),
+    st.sampled_from([(0.8, 0.1), (0.85, 0.0), (1.0, 0.0)]),
+    st.integers(0, 2**31),
+)
+def test_masks_hide_ordinary_tokens_only_and_can_be_undone(rows, masking, seed):
+    tokens = torch.tensor(rows)
+    found = mask(tokens, masking, seed)
+    chosen = torch.zeros_like(tokens).scatter(1, found.positions, found.weights.long()).bool()
+    ordinary = ~SPECIAL[tokens]
+    assert not (chosen & ~ordinary).any()
+    assert (found.inputs == tokens)[~chosen].all()
+    wanted = [min(max(1, round(0.15 * n)), n, 4) for n in ordinary.sum(1).tolist()]
+    assert chosen.sum(1).tolist() == wanted
+    assert (found.inputs.scatter(1, found.positions, found.targets) == tokens).all()
+    assert all((a == b).all() for a, b in zip(found, mask(tokens, masking, seed), strict=True))
+    changed = found.inputs[chosen & (found.inputs != tokens)]
+    assert masking[1] or (changed == VOCABULARY.mask).all()
+    assert (~SPECIAL[changed] | (changed == VOCABULARY.mask)).all()
+
+
+@pytest.mark.parametrize("masking", [(0.8, 0.1), (0.85, 0.0)])
+def test_masks_random_and_kept_tokens_have_their_parts(masking):
+    tokens = torch.randint(5, 50, (400, 100), generator=torch.Generator().manual_seed(1))
+    found = mask(tokens, masking, 0)
+    count = int(found.weights.sum())
+    assert count == 400 * 15
+    got = found.inputs.gather(1, found.positions)
+    masked = int((got == VOCABULARY.mask).sum())
+    other = int(((got != VOCABULARY.mask) & (got != found.targets)).sum())
+    for seen, part in ((masked, masking[0]), (other, masking[1] * 44 / 45)):  # 1 in 45 is the same
+        low, high = stats.binom.interval(0.9999, count, part)
+        assert low <= seen <= high
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 20.0]))
+def test_labels_of_replaced_tokens_say_where_tokens_differ(seed, sharpness):
+    torch.manual_seed(seed)
+    tokens = torch.randint(0, 50, (3, 24))
+    masked = mask(tokens, (0.85, 0.0), seed)
+    logits = sharpness * torch.randn(*masked.positions.shape, 50)
+    corrupted, labels = pretrain.corrupt(tokens, masked, logits)
+    assert (labels.bool() == (corrupted != tokens)).all()
+    chosen = torch.zeros_like(tokens).scatter(1, masked.positions, masked.weights.long()).bool()
+    assert not labels[~chosen].any()
+    if sharpness == 20.0:  # every sample is among the likely ones
+        got = corrupted.gather(1, masked.positions)
+        chance = logits.softmax(-1).gather(-1, got.unsqueeze(-1)).squeeze(-1)
+        assert (chance[masked.weights > 0] > 0).all()
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+CLASSES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
+
+
+@given(CLASSES)
+def test_scores_of_classes_are_scikit_learns(pairs):
+    predicted, true = np.array(pairs).T
+    score, found, note = metrics.score("mrpc", predicted, true)
+    assert score == pytest.approx(100 * accuracy_score(true, predicted))
+    assert found["f1"] == pytest.approx(f1_score(true, predicted, zero_division=0))
+    assert (note == metrics.CONSTANT) == (len(set(predicted)) == 1)
+    score, _, _ = metrics.score("cola", predicted, true)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert score == pytest.approx(100 * matthews_corrcoef(true, predicted))
+    if len(set(predicted)) == 1 or len(set(true)) == 1:
+        assert score == 0
+
+
+TIES = st.sampled_from([0.0, 0.5, 1.0, 2.5, 5.0])
+
+
+@given(st.lists(st.tuples(TIES, TIES), min_size=3, max_size=30))
+def test_scores_of_a_regression_are_scipys(pairs):
+    predicted, true = np.array(pairs).T
+    assume(len(set(true)) > 1)
+    score, found, note = metrics.score("stsb", predicted, true)
+    if len(set(predicted)) == 1:
+        assert (score, note) == (0.0, metrics.CONSTANT)
+        return
+    # Spearman by its definition: Pearson of the ranks, ties sharing their mean rank.
+    ranks = [stats.rankdata(values) for values in (predicted, true)]
+    assert score == pytest.approx(100 * np.corrcoef(*ranks)[0, 1])
+    assert found["pearson"] == pytest.approx(stats.pearsonr(predicted, true).statistic)
+
+
+@given(SCORES)
+def test_expected_best_is_the_mean_over_subsets_and_grows(values):
+    found = [statistics.expected_best(values, n) for n in range(1, len(values) + 1)]
+    for n, value in enumerate(found, start=1):
+        subsets = [max(chosen) for chosen in itertools.combinations(values, n)]
+        assert value == pytest.approx(sum(subsets) / len(subsets), abs=1e-9)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(found))
+    assert found[-1] == max(values)
+
+
+@given(SCORES, st.randoms(use_true_random=False))
+def test_a_summary_does_not_see_the_order_and_its_interval_holds_the_median(values, chance):
+    found = statistics.summary(values)
+    mixed = list(values)
+    chance.shuffle(mixed)
+    again = statistics.summary(mixed)
+    assert (again.low, again.high, again.median, again.best) == pytest.approx(
+        (found.low, found.high, found.median, found.best), nan_ok=True
+    )
+    assert found.median == stdlib.median(values)
+    assert found.sd == pytest.approx(
+        np.std(values, ddof=1) if len(values) > 1 else math.nan, nan_ok=True, abs=1e-9
+    )
+    if len(values) > 1:
+        assert min(values) <= found.low <= found.median <= found.high <= max(values)
+
+
+@given(st.integers(0, 2**31), st.sampled_from(["cola", "rte", "stsb"]))
+def test_a_comparison_turned_round_changes_its_sign(seed, task):
+    rng = np.random.default_rng(seed)
+    draw = (
+        (lambda *n: rng.uniform(0, 5, n)) if task == "stsb" else lambda *n: rng.integers(2, size=n)
+    )
+    truth, one, two = {task: draw(30)}, {task: draw(3, 30)}, {task: draw(3, 30)}
+    there = statistics.paired_bootstrap(one, two, truth, resamples=20, seed=seed)
+    back = statistics.paired_bootstrap(two, one, truth, resamples=20, seed=seed)
+    assert back.difference == pytest.approx(-there.difference)
+    assert there.low <= there.high
+    own = statistics.paired_bootstrap(one, one, truth, resamples=20, seed=seed)
+    assert own.difference == 0
+    assert own.low <= 0 <= own.high
+
+
+@given(st.integers(1, 400), st.integers(0, 100_00), st.sampled_from([1, 2]))
+def test_reachable_percentages_are_those_some_count_prints_as(rows, hundredths, decimals):
+    value = hundredths / 100 if decimals == 2 else hundredths // 10 / 10
+    found = statistics.reach(value, rows, decimals)
+    scale = 10**decimals
+    units = round(value * scale)
+    counts = range(rows + 1)
+    assert found.rounded == any((200 * scale * k + rows) // (2 * rows) == units for k in counts)
+    assert found.cut == any(100 * scale * k // rows == units for k in counts)
+    assert found.below == max(k for k in counts if 100 * scale * k <= units * rows)
+    assert statistics.impossible(value, rows, decimals) == (not (found.rounded or found.cut))
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def linear(seed):
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    return model, optimiser
+
+
+@given(st.data())
+def test_a_damaged_checkpoint_is_never_taken_for_whole(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("kept")
+    models = {step: linear(step) for step in (1, 2)}
+    for step, (model, optimiser) in models.items():
+        checkpoint.save(folder, model, optimiser, {"spec": "a" * 64, "step": step})
+    older, newest = sorted(folder.iterdir())
+    both = data.draw(st.booleans())
+    for path in [newest, older] if both else [newest]:
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            content[place] ^= data.draw(st.integers(1, 255))
+        else:
+            del content[place:]
+        path.write_bytes(content)
+    model, optimiser = linear(3)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = checkpoint.load(folder, "a" * 64, model, optimiser)
+    except UserError as error:
+        one_line(SimpleNamespace(value=error))
+        assert both
+        return
+    saved, own = models[state["step"]]
+    for name, parameter in model.named_parameters():
+        there = dict(saved.named_parameters())[name]
+        assert torch.equal(parameter, there)
+        assert torch.equal(optimiser.state[parameter]["exp_avg"], own.state[there]["exp_avg"])
+
+
+@given(st.floats(-100, 100), st.text(max_size=20), st.dictionaries(TEXT, st.floats(-1, 1)))
+def test_a_record_comes_back_as_it_was_written(tmp_path, score, note, found):
+    record = make_record("bert", "cola", 0, score=score, note=note, metrics=found)
+    path = tmp_path / "seed-0.json"
+    assume(note.isascii() or not any("\ud800" <= c <= "\udfff" for c in note))
+    records.write(path, record)
+    assert records.read(path) == record
+
+
+@given(st.data())
+def test_a_record_edited_by_hand_is_equal_or_refused(tmp_path, data):
+    record = make_record("bert", "cola", 0)
+    holder = data.draw(st.sampled_from([record, record["pretrain"], record["code"]]))
+    name = data.draw(st.sampled_from(sorted(holder)) | TEXT)
+    value = data.draw(VALUE)
+    before = holder.get(name)
+    holder[name] = value
+    path = tmp_path / "seed-0.json"
+    path.write_bytes(json.dumps(record).encode())
+    try:
+        found = records.read(path)
+    except UserError as error:
+        assert one_line(SimpleNamespace(value=error)).startswith(str(path))
+        return
+    assert found == record
+    assert name in make_record("bert", "cola", 0) or holder is not record
+    # What was taken in its place is of the kind that stood there.
+    assert (
+        isinstance(value, type(before))
+        or (type(before), type(value)) == (float, int)
+        or (None in (before, value))
+    )
+
+
+ENTRY = yaml.safe_load((ROOT / "leaderboard" / "paper-bert" / "submission.yaml").read_text("utf-8"))
+
+
+@given(st.sampled_from(sorted(ENTRY)) | TEXT, VALUE)
+def test_a_statement_edited_by_hand_is_equal_or_refused(tmp_path, name, value):
+    folder = tmp_path / "paper-bert"
+    folder.mkdir(exist_ok=True)
+    (folder / submission.FILE).write_text(
+        yaml.safe_dump(ENTRY | {name: value}, allow_unicode=False), encoding="utf-8"
+    )
+    try:
+        found = submission.read(folder)
+    except UserError as error:
+        one_line(SimpleNamespace(value=error))
+        return
+    assert getattr(found, name) == value or found.model_dump(exclude_unset=True)[name] == value
+
+
+@given(st.lists(st.tuples(st.integers(-2, 3), st.integers(-1, 45)), min_size=1, max_size=40))
+def test_predictions_are_read_as_written_or_refused(tmp_path, rows):
+    path = tmp_path / "seed-0.parquet"
+    values, idx = np.array(rows).T
+    pd.DataFrame({"split": "validation", "idx": idx, "prediction": values}).to_parquet(path)
+    good = set(values) <= {0, 1}
+    try:
+        found = predictions.read_splits(path, "cola")["validation"]
+    except UserError as error:
+        one_line(SimpleNamespace(value=error))
+        assert not good
+    else:
+        assert good
+        assert (found[0] == idx).all() and (found[1] == values).all()
+
+
+# --- text on a page ------------------------------------------------------------------------------
+
+PRINTABLE = st.text(
+    st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=60
+)
+MARKS = st.text(st.sampled_from("<>[](){}`*_#$|\\!&;:%=+-~^'\"@/ ab1.\n"), max_size=40)
+
+
+@given(st.lists(PRINTABLE | MARKS, min_size=1, max_size=20))
+def test_any_text_is_the_same_text_on_the_page(texts):
+    lines = [" ".join(text.split()) for text in texts]
+    wanted = [line for line in lines if line]
+    cells = render(markup.markdown(["n", "text"], [["1", markup.escape(t)] for t in wanted]))
+    assert [row.find_all("td")[1].get_text() for row in cells.select("tbody tr")] == wanted
+    tags = {"main", "table", "thead", "tbody", "tr", "th", "td", "p", "colgroup", "col"}
+    assert {tag.name for tag in cells.find_all(True)} <= tags
+    for text in wanted:  # and at the start of a line of its own
+        page = render(f"- {markup.escape(text)}\n")
+        assert [item.get_text().strip() for item in page.select("li")] == [text]
+        assert {tag.name for tag in page.find_all(True)} <= {"main", "ul", "li", "p"}

@@ -20,7 +20,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -490,7 +490,10 @@ class Worker:
         return "finding", reason
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Ends the process; one that does not answer is killed."""
+        with suppress(OSError):
+            self.connection.send(None)
+        self.process.join(1)
         self.process.kill()
         self.process.join()
 

@@ -27,9 +27,10 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        if len(message) > LINE_LIMIT:
-            message = f"{message[: LINE_LIMIT // 2]} … {message[-LINE_LIMIT // 2 :]}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        if len(line) > LINE_LIMIT:
+            line = f"{line[: LINE_LIMIT // 2]} … {line[-LINE_LIMIT // 2 :]}"
+        super().__init__(line)
 
     def _render_traceback_(self) -> list[str]:
         return [f"error: {self}"]

@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder of the run: runs/tiny")
     parser.add_argument("notebooks", type=Path, nargs="*", help="executed notebooks, one per stage")
     options = parser.parse_args(arguments)
+    began = time.perf_counter()
     try:
-        return build(options.run, options.notebooks)
+        status = build(options.run, options.notebooks)
     except ValueError as error:
         print(f"build_book: {error}", file=sys.stderr)
         return 1
+    print(f"book built in {time.perf_counter() - began:.0f} s")
+    return status
 
 
 def build(run: Path, notebooks: list[Path], note: str = "", partial: bool = False) -> int:

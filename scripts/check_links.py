@@ -2,7 +2,8 @@
 
 Usage: ``python scripts/check_links.py runs/tiny/book/html``
 
-An asset that would be fetched from the network counts as broken too.
+An asset that would be fetched from the network counts as broken too. What the pages weigh is printed
+beside the count.
 """
 
 from __future__ import annotations
@@ -78,6 +79,29 @@ def check(folder: Path) -> tuple[int, list[str]]:
     return count, broken
 
 
+def weights(folder: Path) -> dict[str, int]:
+    """What a first visit to each page loads.
+
+    Args:
+        folder: Where the built pages lie.
+
+    Returns:
+        Bytes by the page's place: the page itself and every script, style sheet and image it
+        names, uncompressed.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*.html")):
+        place = path.relative_to(folder)
+        if "_static" in place.parts:
+            continue
+        page = Page()
+        page.feed(path.read_text(encoding="utf-8"))
+        named = {(path.parent / unquote(urlsplit(asset).path)).resolve() for asset in page.assets}
+        parts = {path.resolve(), *(asset for asset in named if asset.is_file())}
+        found[place.as_posix()] = sum(part.stat().st_size for part in parts)
+    return found
+
+
 def _wrong(path: Path, link: str, pages: dict[Path, Page], folder: Path) -> str:
     """What is wrong with a link of a page; empty where nothing is."""
     parts = urlsplit(link)
@@ -109,6 +133,14 @@ def main(arguments: list[str]) -> int:
     for line in broken:
         print(line)
     print(f"{count} internal links, anchors and assets checked, {len(broken)} broken")
+    sizes = weights(Path(arguments[0]))
+    heaviest = max(sizes, key=lambda place: sizes[place])
+    whole = sum(path.stat().st_size for path in Path(arguments[0]).rglob("*") if path.is_file())
+    print(
+        f"{len(sizes)} pages; a first visit loads {min(sizes.values()) / 1024:.0f} to "
+        f"{sizes[heaviest] / 1024:.0f} KiB, the most for {heaviest}; all files: "
+        f"{whole / 2**20:.1f} MiB"
+    )
     return 1 if broken else 0
 
 

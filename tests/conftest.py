@@ -1,9 +1,13 @@
 """A small run of the study, made once per session and shared by the tests that only read it."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -55,3 +59,37 @@ def small_run(tmp_path_factory):
             )
         )
     return profile
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
+    )
+
+
+def run_grid(path, *more):
+    return command("scripts/study.py", "run", "--profile", str(path), "--cores", "2", *more)
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    """A small study in a folder of its own: two models, two tasks, then the book.
+
+    Its file of parameters, its parameters, and how its first run ended.
+    """
+    folder = tmp_path_factory.mktemp("grid")
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
+    values |= {"runs": str(folder), "profile": "grid", "finetune_job": "task"}
+    values |= {"models": ["electra", "scratch"], "tasks": ["cola", "rte"], "seeds": [0]}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path, values, run_grid(path)
+
+
+@pytest.fixture(scope="session")
+def book(grid, tmp_path_factory):
+    """The pages of the grid's book, in a folder that no other test changes."""
+    path, _, done = grid
+    assert done.returncode == 0, done.stderr[-3000:]
+    html = path.parent / "grid" / "book" / "html"
+    return shutil.copytree(html, tmp_path_factory.mktemp("book") / "html")

@@ -10,18 +10,12 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, SMALL, small_profile
+from conftest import ROOT, command, run_grid, small_profile
 
 from helpers import config, costs, models
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import run_notebook
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
-    )
 
 
 @pytest.mark.parametrize("stage", config.NOTEBOOKS)
@@ -123,22 +117,6 @@ def test_a_wrong_command_line_is_one_line(arguments, says):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory):
-    """A small study in a folder of its own: two models, two tasks, then the book."""
-    folder = tmp_path_factory.mktemp("grid")
-    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
-    values |= {"runs": str(folder), "profile": "grid", "finetune_job": "task"}
-    values |= {"models": ["electra", "scratch"], "tasks": ["cola", "rte"], "seeds": [0]}
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path, values
-
-
-def run_grid(path, *more):
-    return command("scripts/study.py", "run", "--profile", str(path), "--cores", "2", *more)
-
-
 def jobs(done):
     return sorted(
         line.split("]")[0][1:] for line in done.stderr.splitlines() if "] done in" in line
@@ -147,9 +125,8 @@ def jobs(done):
 
 @pytest.mark.slow
 def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
-    path, values = grid
+    path, values, done = grid
     folder = path.parent / "grid"
-    done = run_grid(path)
     assert done.returncode == 0, done.stderr[-3000:]
     first = jobs(done)
     assert first == [

@@ -15,7 +15,8 @@ def width(table: nodes.table) -> int:
     columns: dict[int, int] = {}
     for row in table.findall(nodes.row):
         for place, entry in enumerate(row.findall(nodes.entry)):
-            letters = len(entry.astext())
+            text = entry.findall(lambda n: isinstance(n, nodes.Text))
+            letters = sum(len(n) for n in text if not isinstance(n.parent, nodes.raw))
             body = isinstance(row.parent, nodes.tbody)
             if not (body and "text-right" in entry["classes"]):
                 letters = min(letters, BREAKS_AT)

@@ -34,6 +34,9 @@
       const link = summary.closest("li").querySelector("a");
       summary.setAttribute("aria-label", `Pages of ${link.textContent.trim()}`);
     });
+    document.querySelectorAll(".citation-list > .citation").forEach((entry) => {
+      entry.setAttribute("role", "listitem"); // of the list it stands in
+    });
     const labelAll = () => document.querySelectorAll(`article :is(${BOXES})`).forEach(label);
     labelAll();
     window.addEventListener("load", labelAll);

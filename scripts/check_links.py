@@ -2,8 +2,8 @@
 
 Usage: ``python scripts/check_links.py runs/tiny/book/html``
 
-An asset that would be fetched from the network counts as broken too. What the pages weigh is printed
-beside the count.
+An asset that would be fetched from the network counts as broken too. What the pages weigh is
+printed below the count.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import median
 from urllib.parse import unquote, urlsplit
 
 ASSETS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
@@ -134,12 +135,11 @@ def main(arguments: list[str]) -> int:
         print(line)
     print(f"{count} internal links, anchors and assets checked, {len(broken)} broken")
     sizes = weights(Path(arguments[0]))
-    heaviest = max(sizes, key=lambda place: sizes[place])
+    usual, heaviest = median(sizes.values()), max(sizes, key=lambda place: sizes[place])
     whole = sum(path.stat().st_size for path in Path(arguments[0]).rglob("*") if path.is_file())
     print(
-        f"{len(sizes)} pages; a first visit loads {min(sizes.values()) / 1024:.0f} to "
-        f"{sizes[heaviest] / 1024:.0f} KiB, the most for {heaviest}; all files: "
-        f"{whole / 2**20:.1f} MiB"
+        f"{len(sizes)} pages; a first visit loads {usual / 1024:.0f} KiB (median), "
+        f"at most {sizes[heaviest] / 1024:.0f} KiB ({heaviest}); all files: {whole / 2**20:.1f} MiB"
     )
     return 1 if broken else 0
 

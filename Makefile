@@ -29,7 +29,7 @@ STUDY  = $(BIN)/python scripts/study.py
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book run status report plan serve test bench verify chaos slurm-demo export submission \
+.PHONY: help book run status report keep site plan serve test bench verify chaos slurm-demo export submission \
         check-leaderboard check fuzz audit-dependencies clean
 
 help: ## list the targets
@@ -52,7 +52,13 @@ status: .venv/ready ## print what is done, running, failed, and how long the res
 	@$(STUDY) status $(GIVEN) --cores="$$CORES"
 
 report: .venv/ready ## build the book from what is finished of PROFILE, marking what is missing
-	@$(STUDY) report $(GIVEN)
+	@$(BIN)/python scripts/publish.py report $(GIVEN)
+
+keep: .venv/ready ## copy records, logs and notebooks of the finished PROFILE to results/measured
+	@$(BIN)/python scripts/publish.py keep $(GIVEN)
+
+site: .venv/ready ## build the published book from the run kept in results/measured (or RUN)
+	@$(BIN)/python scripts/publish.py site --run="$(if $(filter file,$(origin RUN)),,$$RUN)"
 
 plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
 	@$(STUDY) plan $(GIVEN)

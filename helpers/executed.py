@@ -80,3 +80,9 @@ def seconds(notebook: Path) -> float:
         return float(about["duration"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
+
+
+def ended(notebook: Path) -> str:
+    """When its last execution ended, ISO 8601; empty where it is not known."""
+    about = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
+    return about.get("papermill", {}).get("end_time") or ""

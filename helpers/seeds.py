@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from helpers import evidence, statistics
+from helpers import evidence, files, statistics
+from helpers.config import UserError
 from helpers.markup import NONE, anchor, escape, markdown, record_link, score
 from helpers.statistics import Comparison, Summary
 from helpers.tables import heading, is_embedded, model_name, present_tasks, task_name
 
 RECORD_FOLDER = "records"  # below the built pages
+COMPARISONS = "comparisons.json"
 
 
 def spread(
@@ -110,12 +112,9 @@ def comparisons(
     Raises:
         UserError: When predictions are missing or do not fit their data.
     """
-    shown = present_tasks(records, tasks)
-    stacks, truth = evidence.stacked(run, records, shown)
-    names = [model for model in models if model in stacks]
+    names, found = compared(run, records, models, present_tasks(records, tasks))
     if len(names) < 2:
         return "Fewer than two models have every task: nothing to compare.\n"
-    found = statistics.compare({name: stacks[name] for name in names}, truth)
     header = ["Row minus column", *(escape(model_name(published, name)) for name in names[1:])]
     rows = []
     for place, one in enumerate(names[:-1]):
@@ -127,6 +126,50 @@ def comparisons(
         f"**Measured. {heading(records)}**\n\n{markdown(header, rows)}\n"
         f"{resolved} of {len(found)} differences are resolved at 95 % {what}.\n"
     )
+
+
+def compared(
+    run: Path, records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]
+) -> tuple[list[str], dict[tuple[str, str], Comparison]]:
+    """Every pair of the models that have all tasks.
+
+    A run kept without its predictions (`make keep`) has the comparisons in a file of their own.
+
+    Args:
+        run: The run's folder.
+        records: Records of one profile and data source.
+        models: The models asked for.
+        tasks: Tasks with a record.
+
+    Returns:
+        The models, and a comparison for each pair, the earlier model first.
+
+    Raises:
+        UserError: When predictions are missing or do not fit their data, or kept comparisons are
+            of other tasks.
+    """
+    kept = run / COMPARISONS
+    if kept.exists():
+        found = files.read_json(kept)
+        if found["tasks"] != list(tasks):
+            raise UserError(f"{kept}: is of tasks {found['tasks']}, the records have {list(tasks)}")
+        pairs = {(one, two): Comparison(*ends) for one, two, *ends in found["pairs"]}
+        return found["models"], pairs
+    stacks, truth = evidence.stacked(run, records, list(tasks))
+    names = [model for model in models if model in stacks]
+    if len(names) < 2:
+        return names, {}
+    return names, statistics.compare({name: stacks[name] for name in names}, truth)
+
+
+def keep_comparisons(
+    run: Path, records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], out: Path
+) -> None:
+    """Writes what `compared` finds to a folder that will have no predictions."""
+    shown = present_tasks(records, tasks)
+    names, pairs = compared(run, records, models, shown)
+    rows = [[one, two, c.difference, c.low, c.high] for (one, two), c in pairs.items()]
+    files.write_json(out / COMPARISONS, {"tasks": shown, "models": names, "pairs": rows})
 
 
 def _difference(pair: Comparison) -> str:

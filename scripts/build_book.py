@@ -26,6 +26,7 @@ UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
 # The pages whose figures are the run's own; what there is to know of it stands below their title.
 RESULTS = ("book/index.md", "book/measured.md", "book/seeds.md", "book/records.md")
 NOT_EXECUTED = "*Not executed: no job of this stage is finished. The cells stand without outputs.*"
+ROWS = "Not kept: this cell shows rows of the data.\n"
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
 REDIRECT = """<!DOCTYPE html>
 <html lang="en">
@@ -127,24 +128,27 @@ def sources(
         place = f"notebooks/{path.stem.split('-')[0]}.ipynb"
         if place in found:
             raise ValueError(f"{path}: a second notebook for the page {place}; give one per stage")
-        found[place] = _notebook(path, note)
+        found[place] = clean(path, "" if path.stem == "06_audit" else note)
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     for stage in re.findall(r"file: (notebooks/\S+)", toc):
         if f"{stage}.ipynb" in found:
             continue
         if not partial:
             raise ValueError(f"no executed notebook was given for the page {stage}")
-        found[f"{stage}.ipynb"] = _notebook(ROOT / f"{stage}.ipynb", f"{note}\n{NOT_EXECUTED}")
+        found[f"{stage}.ipynb"] = clean(ROOT / f"{stage}.ipynb", f"{note}\n{NOT_EXECUTED}")
     for place in RESULTS if note else ():
         title, _, text = found[place].decode().partition("\n")
         found[place] = f"{title}\n\n{note}\n{text}".encode()
     return found
 
 
-def _notebook(path: Path, note: str = "") -> bytes:
+def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
     """An executed notebook without widgets, run metadata, remote images and this machine's paths.
 
-    A note becomes a cell below its title.
+    Args:
+        path: The notebook.
+        note: Markdown for a cell below its title.
+        rows: Keep outputs that show rows of the data, those of the cells tagged ``data-rows``.
 
     Raises:
         ValueError: The file is not a notebook.
@@ -159,6 +163,8 @@ def _notebook(path: Path, note: str = "") -> bytes:
     for cell in cells:
         for key in ("papermill", "execution"):
             cell.get("metadata", {}).pop(key, None)
+        if not rows and "data-rows" in cell["metadata"].get("tags", []):
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ROWS}]
         if cell["cell_type"] == "markdown":
             text = "".join(cell["source"])
             cell["source"] = REMOTE_IMAGE.sub(r"\1", text)
@@ -218,6 +224,12 @@ def _sphinx(source: Path, pages: Path, doctrees: Path, every: bool) -> int:
         )
         app.build(force_all=every)
         return app.statuscode
+
+
+def repository() -> str:
+    """The address of the repository's files."""
+    about = _yaml(ROOT / "_config.yml")["repository"]
+    return f"{about['url']}/tree/{about['branch']}"
 
 
 def _yaml(path: Path) -> dict[str, Any]:

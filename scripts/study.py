@@ -1,15 +1,14 @@
 """The front door of the study: runs, plans or reports the grid of a profile.
 
-`make book` calls `study.py run`; `make plan`, `make status` and `make report` call the actions of
-their names. MODELS, TASKS and SEEDS narrow or widen the profile's own lists; DATA names a folder
-and makes it the source.
+`make book` calls `study.py run`; `make plan` and `make status` call the actions of their names,
+`make run` calls `study.py notebook`. MODELS, TASKS and SEEDS narrow or widen the profile's own
+lists; DATA names a folder and makes it the source.
 """
 
 import argparse
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import build_book
 import run_notebook
 
 from helpers import config, costs, executed, files, glue, grid, models
@@ -158,81 +156,6 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def report(options: argparse.Namespace) -> int:
-    """Builds the book from what is finished, marks what is missing, trains nothing.
-
-    The book is built beside the runs, in ``runs/reports/<profile>``: the run's own tables and pages
-    stay as they are, and `make book` goes on as if nothing had been shown.
-    """
-    profile, _ = load(options)
-    cells = grid.finished_cells(profile)
-    if not cells:
-        raise config.UserError(
-            f"{os.path.relpath(profile.folder)}: no fine-tuning is finished, so there is nothing "
-            "to report; make status says how far each job has come"
-        )
-    found = grid.survey(profile)
-    runs = Path(profile.runs) / "reports"
-    view = config.resolve(runs) / profile.profile
-    with files.holding(view):
-        _link(profile.folder, view, cells)
-        given = profile.stage(config.Analysis) | {"runs": str(runs)}
-        tables = view / "notebooks" / "05_analysis.ipynb"
-        run_notebook.execute(ROOT / "notebooks" / tables.name, tables, given)
-        audit = profile.folder / "notebooks" / "06_audit.ipynb"
-        if not audit.exists() or executed.failure(audit):
-            audit = view / "notebooks" / "06_audit.ipynb"
-            run_notebook.execute(ROOT / "notebooks" / audit.name, audit, {})
-        shown = [*_shown(profile, found), tables, audit]
-        missing = {
-            job.name: state.state
-            for job, state in found.items()
-            if state.state != "done" and job.stage not in ("05_analysis", "06_audit")
-        }
-        if build_book.build(view, shown, _unfinished(missing), partial=True):
-            return 1
-        print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
-    if missing:
-        print("not finished: " + ", ".join(f"{name} ({state})" for name, state in missing.items()))
-    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
-    return 0
-
-
-def _link(folder: Path, view: Path, cells: list[tuple[str, str]]) -> None:
-    """Gives `view` the run's data and, of its records, the finished cells."""
-    shutil.rmtree(view / "records", ignore_errors=True)
-    places = [Path("data"), *(Path("records", model, task) for model, task in cells)]
-    for place in places:
-        link = view / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(folder / place, link.parent))
-
-
-def _shown(profile: Profile, found: dict[grid.Job, grid.State]) -> list[Path]:
-    """One executed notebook of each stage that has one: of the shown model where there is."""
-    wanted = executed.shown(profile.models)
-    first = {wanted, models.get(wanted).tokenizer}
-    chosen: dict[str, Path] = {}
-    for job, state in sorted(found.items(), key=lambda one: one[0].model not in first):
-        place = profile.folder / "notebooks" / f"{job.name}.ipynb"
-        of_run = job.stage not in ("05_analysis", "06_audit") and state.state == "done"
-        if of_run and place.exists() and not executed.failure(place):
-            chosen.setdefault(job.stage, place)
-    return list(chosen.values())
-
-
-def _unfinished(missing: dict[str, str]) -> str:
-    """What the pages of an unfinished run say at their top."""
-    if not missing:
-        return ""
-    jobs = ", ".join(f"`{name}` ({state})" for name, state in missing.items())
-    return (
-        ":::{warning}\nThis run is not finished. The book shows what was there when it was built; "
-        f"models without a record, and means that lack a task, are dashes. Missing: {jobs}.\n:::\n"
-    )
-
-
 def notebook(options: argparse.Namespace) -> int:
     """Runs one notebook with a profile's parameters and changes of them, as papermill would."""
     profile, _ = load(options)
@@ -298,7 +221,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="", help="fine-tuning seeds")
 
 
-ACTIONS = {"run": run, "plan": plan, "status": status, "report": report, "notebook": notebook}
+ACTIONS = {"run": run, "plan": plan, "status": status, "notebook": notebook}
 
 
 def main() -> int:

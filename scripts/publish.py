@@ -1,0 +1,224 @@
+"""The book without a grid: of an unfinished run, or of a run that was kept in the repository.
+
+`make report` shows what is finished of a run. `make keep` copies what is small of a finished run to
+``results/measured/<profile>``: records, loss logs, comparisons and one executed notebook a stage,
+as JSON that no formatter takes for a source. Rows of the data are left out, unless the data is the
+embedded world. `make site` builds the published book from there. None of them trains anything.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import build_book
+import run_notebook
+import study
+
+from helpers import config, executed, files, grid, models, records, seeds
+from helpers import tables as tables_of
+from helpers.config import Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "results" / "measured"
+RUNS = "runs"  # where `make site` builds, in a folder of its own
+AFTER = ("05_analysis", "06_audit")  # what follows from records and published figures alone
+LARGEST = 500_000  # bytes of a file that is kept
+
+
+def report(options: argparse.Namespace) -> int:
+    """Builds the book from what is finished, marks what is missing, trains nothing.
+
+    The book is built beside the runs, in ``runs/reports/<profile>``: the run's own tables and pages
+    stay as they are, and `make book` goes on as if nothing had been shown.
+    """
+    profile, _ = study.load(options)
+    cells = grid.finished_cells(profile)
+    if not cells:
+        raise config.UserError(
+            f"{os.path.relpath(profile.folder)}: no fine-tuning is finished, so there is nothing "
+            "to report; make status says how far each job has come"
+        )
+    found = grid.survey(profile)
+    missing = _missing(found)
+    runs = Path(profile.runs) / "reports"
+    view = config.resolve(runs) / profile.profile
+    with files.holding(view):
+        _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
+        given = profile.stage(config.Analysis) | {"runs": str(runs)}
+        shown = [*_shown(profile, found).values(), *_analyse(view, given)]
+        if build_book.build(view, shown, _unfinished(missing), partial=True):
+            return 1
+        print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
+    if missing:
+        print("not finished: " + ", ".join(f"{name} ({state})" for name, state in missing.items()))
+    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
+    return 0
+
+
+def _link(folder: Path, view: Path, places: list[str]) -> None:
+    """Gives `view` these files and folders of a run, and no other records."""
+    shutil.rmtree(view / "records", ignore_errors=True)
+    for place in places:
+        link = view / place
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder / place, link.parent))
+
+
+def _analyse(view: Path, parameters: dict[str, object]) -> list[Path]:
+    """Executes the two notebooks that need no training: the tables and the audit."""
+    places = [view / "notebooks" / f"{stage}.ipynb" for stage in AFTER]
+    for place, given in zip(places, (parameters, {}), strict=True):
+        run_notebook.execute(ROOT / "notebooks" / place.name, place, given)
+    return places
+
+
+def _missing(found: dict[grid.Job, grid.State]) -> dict[str, str]:
+    """Jobs of the study proper that are not done, with their state."""
+    return {
+        job.name: state.state
+        for job, state in found.items()
+        if state.state != "done" and job.stage not in AFTER
+    }
+
+
+def _shown(profile: Profile, found: dict[grid.Job, grid.State]) -> dict[str, Path]:
+    """One executed notebook of each stage that has one: of the shown model where there is."""
+    wanted = executed.shown(profile.models)
+    first = {wanted, models.get(wanted).tokenizer}
+    chosen: dict[str, Path] = {}
+    for job, state in sorted(found.items(), key=lambda one: one[0].model not in first):
+        place = profile.folder / "notebooks" / f"{job.name}.ipynb"
+        of_run = job.stage not in AFTER and state.state == "done"
+        if of_run and place.exists() and not executed.failure(place):
+            chosen.setdefault(job.stage, place)
+    return chosen
+
+
+def _unfinished(missing: dict[str, str]) -> str:
+    """What the pages of an unfinished run say at their top."""
+    if not missing:
+        return ""
+    jobs = ", ".join(f"`{name}` ({state})" for name, state in missing.items())
+    return (
+        ":::{warning}\nThis run is not finished. The book shows what was there when it was built; "
+        f"models without a record, and means that lack a task, are dashes. Missing: {jobs}.\n:::\n"
+    )
+
+
+def keep(options: argparse.Namespace) -> int:
+    """Copies what is small of a finished run to ``results/measured/<profile>``."""
+    profile, _ = study.load(options)
+    found = grid.survey(profile)
+    missing = _missing(found)
+    if missing:
+        names = ", ".join(f"{name} ({state})" for name, state in missing.items())
+        raise config.UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
+    target = MEASURED / profile.profile
+    shutil.rmtree(target, ignore_errors=True)
+    for model, task in grid.finished_cells(profile):
+        _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
+    for model in profile.models:
+        log = Path("models", model, "log.csv")
+        files.write_text(target / log, (profile.folder / log).read_text(encoding="utf-8"))
+    frame = tables_of.load_records(target / "records")
+    seeds.keep_comparisons(profile.folder, frame, profile.models, profile.tasks, target)
+    shown = _shown(profile, found)
+    for stage, place in shown.items():
+        text = build_book.clean(place, rows=profile.source == "embedded").decode()
+        files.write_text(target / "notebooks" / f"{stage}.json", text)
+    # What a reader must know of it; paths of the machine it ran on are no part of that.
+    about = profile.model_dump(exclude={"runs", "data", "checkpoints", "model", "tokenizer_kind"})
+    hardware = {one["name"] for part in tables_of.PARTS for one in frame[part]}
+    commits = {code["commit"] for part in ("code", "pretrain_code") for code in frame[part]}
+    files.write_json(
+        target / "run.json",
+        {
+            "finished": max(executed.ended(place) for place in shown.values()),
+            "hardware": sorted(hardware),
+            "commits": sorted(commit for commit in commits if commit),
+            "tokens": int(frame["pretrain.tokens"].max()),
+            "parameters": about,
+        },
+    )
+    large = [path for path in target.rglob("*") if path.is_file() and path.stat().st_size > LARGEST]
+    if large:
+        raise config.UserError(f"{large[0]}: above {LARGEST:,} bytes, too large to be kept")
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"kept {len(frame)} records in {os.path.relpath(target)}, {size / 1e6:.1f} MB in all")
+    return 0
+
+
+def _keep_cell(source: Path, target: Path) -> None:
+    """Records of a cell with a manifest of their own; their predictions stay behind."""
+    manifest = files.read_json(source / "manifest.json")
+    names = [name for name in manifest["files"] if name.endswith(".json")]
+    for name in names:
+        files.write_text(target / name, (source / name).read_text(encoding="utf-8"))
+    files.seal(target, {"spec": manifest["spec"]}, names)
+
+
+def site(options: argparse.Namespace) -> int:
+    """Builds the published book from a kept run."""
+    kept = _kept(options.run)
+    about = files.read_json(kept / "run.json")
+    view = config.resolve(RUNS) / "site"
+    with files.holding(view):
+        _link(kept, view, ["records", seeds.COMPARISONS])
+        shown = about["parameters"]
+        given = {"profile": "site", "runs": RUNS, "models": shown["models"]}
+        pages = _analyse(view, given | {"tasks": shown["tasks"]})
+        stages = sorted((kept / "notebooks").glob("*.json"))
+        if build_book.build(view, [*stages, *pages], _measured(kept.name, about), partial=True):
+            return 1
+    print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
+    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
+    return 0
+
+
+def _kept(wanted: str) -> Path:
+    """The kept run named, or the only one there is."""
+    there = sorted(path.parent for path in MEASURED.glob("*/run.json"))
+    if wanted:
+        there = [path for path in there if path.resolve() == config.resolve(wanted).resolve()]
+    if len(there) == 1:
+        return there[0]
+    names = ", ".join(os.path.relpath(path) for path in there)
+    if wanted:
+        raise config.UserError(f"RUN = {wanted!r}: no run is kept there; make keep makes one")
+    if there:
+        raise config.UserError(f"several runs are kept, say which with RUN: {names}")
+    raise config.UserError("results/measured: no run is kept; make keep PROFILE=... makes one")
+
+
+def _measured(name: str, about: dict[str, object]) -> str:
+    """Where the figures of the pages come from."""
+    repository = build_book.repository()
+    commits = ", ".join(f"`{commit[:12]}`" for commit in about["commits"]) or "not known"
+    return (
+        f":::{{note}}\nMeasured, and not rerun for this page: run `{name}`, finished on "
+        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. Its records, "
+        f"loss logs and executed notebooks are kept in "
+        f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
+    )
+
+
+ACTIONS = {"report": report, "keep": keep, "site": site}
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=ACTIONS)
+    study.add_options(parser)
+    parser.add_argument("--run", default="", help="folder of a kept run, for site")
+    options = parser.parse_args()
+    return ACTIONS[options.action](options)
+
+
+if __name__ == "__main__":
+    config.run_main(main)

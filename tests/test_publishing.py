@@ -1,0 +1,180 @@
+"""What checks and publishes the repository: workflow, hooks, clean notebooks, kept runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from conftest import ROOT, small_profile
+from test_book import executed_notebook
+
+from helpers import config, files, records
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import build_book
+import publish
+
+BIN = Path(sys.executable).parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+
+
+def schema(name, *paths):
+    command = [BIN / "check-jsonschema", "--builtin-schema", f"vendor.{name}", *paths]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_workflows_and_dependabot_fit_their_schemas(tmp_path):
+    for name, paths in (
+        ("github-workflows", WORKFLOWS),
+        ("dependabot", [ROOT / ".github" / "dependabot.yml"]),
+    ):
+        done = schema(name, *paths)
+        assert done.returncode == 0, done.stdout
+    bad = tmp_path / "bad.yml"
+    bad.write_text(WORKFLOWS[0].read_text().replace("runs-on:", "run-on:"))
+    assert schema("github-workflows", bad).returncode == 1
+
+
+def test_workflows_pin_their_actions_and_may_write_only_where_they_publish():
+    for path in WORKFLOWS:
+        text = path.read_text()
+        assert re.findall(r"uses: (\S+)", text) == re.findall(r"uses: (\S+@[0-9a-f]{40}) # v", text)
+        workflow = yaml.safe_load(text)
+        assert workflow["permissions"] == {"contents": "read"}
+        writers = {name for name, job in workflow["jobs"].items() if "permissions" in job}
+        assert writers == {"publish"}
+        # A pull request is checked, never published.
+        for name in ("site", "publish"):
+            assert workflow["jobs"][name]["if"] == "github.event_name == 'push'"
+        assert workflow[True]["push"] == {"branches": ["main"]}  # YAML 1.1 reads `on` as true
+
+
+def test_the_workflow_runs_what_contributors_run():
+    text = WORKFLOWS[0].read_text()
+    targets = set(re.findall(r"make ([a-z-]+)", text))
+    makefile = (ROOT / "Makefile").read_text()
+    assert "site" in targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert ".ci/run" in text
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_kept_without_outputs(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None)
+
+
+def test_hooks_find_what_must_not_be_committed(tmp_path):
+    hooks = {hook["id"]: hook["entry"] for hook in HOOKS}
+    assert {"ruff-check", "ruff-format", "nbstripout", "large-files"} <= set(hooks)
+
+    def run(name, path):
+        command = hooks[name].replace(".venv/bin/", f"{BIN}/") + f" {path}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+        return done.returncode, done.stdout
+
+    small, large = tmp_path / "small.csv", tmp_path / "large.csv"
+    small.write_bytes(bytes(400_000))
+    large.write_bytes(bytes(600_000))
+    assert run("large-files", small) == (0, "")
+    assert run("large-files", large) == (1, f"too large - {large}\n")
+    notebook = tmp_path / "executed.ipynb"
+    output = nbformat.v4.new_output("stream", text="1\n")
+    cell = nbformat.v4.new_code_cell("print(1)", execution_count=1, outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    run("nbstripout", notebook)
+    (cell,) = nbformat.read(notebook, as_version=4).cells
+    assert (cell.outputs, cell.execution_count) == ([], None)
+
+
+@pytest.mark.parametrize("stage", ["01_data", "02_tokenizer", "03_pretrain", "04_finetune"])
+def test_outputs_that_show_rows_of_the_data_are_not_kept(tmp_path, stage):
+    """Real data is not ours to publish: its cells are tagged, and their outputs left out."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [nbformat.v4.new_output("stream", text="out\n")]
+    path = tmp_path / f"{stage}.ipynb"
+    nbformat.write(notebook, path)
+    shows = re.compile(r"corpus\.read\(|glue\.examples|tok\.decode|fill_masks")
+    for cell in json.loads(build_book.clean(path, rows=False))["cells"]:
+        if cell["cell_type"] == "code":
+            hidden = cell["outputs"][0]["text"] == build_book.ROWS
+            assert hidden == bool(shows.search("".join(cell["source"]))), cell["source"]
+    assert build_book.ROWS not in build_book.clean(path).decode()
+
+
+@pytest.fixture
+def finished(small_run, tmp_path):
+    """A finished run of two models on three tasks, with an executed notebook for each stage."""
+    profile = small_profile(
+        tmp_path, models=["roberta", "scratch"], tasks=["cola", "stsb", "mnli"], seeds=[0]
+    )
+    profile.folder.mkdir()
+    for name in ("data", "tokenizer", "models", "records"):
+        (profile.folder / name).symlink_to(small_run.folder / name)
+    for name in ("01_data", "02_tokenizer-bpe", "03_pretrain-roberta", "04_finetune-roberta"):
+        path = profile.folder / "notebooks" / f"{name}.ipynb"
+        executed_notebook(path, name.split("-")[0])
+        notebook = json.loads(path.read_text())
+        notebook["metadata"]["papermill"] |= {"end_time": "2026-11-25T17:30:50+00:00"}
+        path.write_text(json.dumps(notebook))
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(profile.model_dump(exclude={"model", "tokenizer_kind"})))
+    return profile, Namespace(profile=str(path), data="", models="", tasks="", seeds="", run="")
+
+
+def test_only_a_finished_run_is_kept(finished, tmp_path, monkeypatch):
+    _, options = finished
+    monkeypatch.setattr(publish, "MEASURED", tmp_path / "measured")
+    with pytest.raises(config.UserError, match="no run is kept"):
+        publish.site(options)
+    options.seeds = "0 1"
+    with pytest.raises(config.UserError, match=r"missing: 04_finetune-roberta \(waiting\), 04"):
+        publish.keep(options)
+    assert not (tmp_path / "measured").exists()
+
+
+@pytest.mark.slow
+def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, monkeypatch):
+    profile, options = finished
+    kept = tmp_path / "measured" / "small"
+    monkeypatch.setattr(publish, "MEASURED", kept.parent)
+    monkeypatch.setattr(publish, "RUNS", str(tmp_path / "runs"))
+    assert publish.keep(options) == 0
+    names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
+    assert {path.suffix for path in map(Path, names)} == {".json", ".csv"}
+    assert {"run.json", "comparisons.json", "models/roberta/log.csv"} <= names
+    assert "notebooks/04_finetune.json" in names
+    assert len([name for name in names if "/seed-" in name]) == 6
+    for path in kept.rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    record = records.folder(profile.folder, "roberta", "cola") / "seed-0.json"
+    there = records.folder(kept, "roberta", "cola") / "seed-0.json"
+    assert files.sha256(record) == files.sha256(there)
+
+    # Neither the run nor its data is there any more.
+    for name in ("data", "tokenizer", "models", "records"):
+        (profile.folder / name).unlink()
+    assert publish.site(options) == 0
+    pages = tmp_path / "runs" / "site" / "book" / "html"
+    for name in ("book/index", "book/measured", "book/records", "notebooks/04_finetune"):
+        page = BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article
+        note = page.select_one(".admonition").get_text()
+        assert "not rerun for this page: run small, finished on 2026-11-25 on " in note, name
+    assert (pages / "records" / "roberta" / "cola" / "seed-0.json").exists()
+    done = subprocess.run(
+        [sys.executable, "scripts/check_links.py", str(pages)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout

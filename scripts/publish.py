@@ -201,8 +201,8 @@ def _measured(name: str, about: dict[str, object]) -> str:
     commits = ", ".join(f"`{commit[:12]}`" for commit in about["commits"]) or "not known"
     return (
         f":::{{note}}\nMeasured, and not rerun for this page: run `{name}`, finished on "
-        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. Its records, "
-        f"loss logs and executed notebooks are kept in "
+        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. Its "
+        f"records, loss logs and executed notebooks are kept in "
         f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
     )
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from helpers import (
     checkpoint,
@@ -222,27 +222,27 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
     return exchange_dropout(disentangled.speed_up(model))
 
 
-def check_tokenizer(folder: Path, model: nn.Module, tok: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(folder: Path, tok: PreTrainedTokenizerBase) -> None:
     """Checks that a checkpoint has an embedding for every token.
 
     Args:
-        folder: Of both, for the error line.
-        model: With a configuration.
-        tok: Tokenizer.
+        folder: Of the checkpoint, with config.json.
+        tok: Its tokenizer.
 
     Raises:
         UserError: When it has not, or pads with another token.
     """
-    has = model.config.vocab_size
+    about = AutoConfig.from_pretrained(folder, local_files_only=True)
+    has = about.vocab_size
     if len(tok) > has:
         raise UserError(
             f"{folder}: tokenizer.json has {len(tok)} tokens, the checkpoint {has}: they do not "
             "belong together"
         )
-    if tok.pad_token_id != model.config.pad_token_id:
+    if tok.pad_token_id != about.pad_token_id:
         raise UserError(
             f"{folder}: tokenizer.json pads with {tok.pad_token_id}, the checkpoint with "
-            f"{model.config.pad_token_id}: they do not belong together"
+            f"{about.pad_token_id}: they do not belong together"
         )
 
 
@@ -471,6 +471,7 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     }
     training.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
+    check_tokenizer(source / "encoder", tok)
     vocabulary = pretrained["files"]["encoder/tokenizer.json"]
     positions = pretrained["specification"]["parameters"]["max_length"]
     if parameters.max_length > positions:
@@ -566,7 +567,6 @@ def _one(
     torch.manual_seed(training.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
-    check_tokenizer(source, model, tok)
     epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
     kept = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     kept = checkpoint.place(parameters, f"finetune/{parameters.model}/{name}", f"{seed}", kept)

@@ -1,0 +1,794 @@
+"""Bad input: each row one defect and the line it must give; what was finished stays as it was.
+
+Rows that stand beside what they are about: unknown profiles, wrong types and ranges of parameters,
+a YAML 1e-4 (test_config); unknown models and sizes, architectures the study cannot set
+(test_models); more tokens than positions, an edited record (test_finetune); missing columns,
+labels of another type or range, null texts, empty splits, the Hub without a network
+(test_sources); damaged checkpoints of training, a disk that is full, locks (test_survival);
+statements, predictions and records of the leaderboard (test_leaderboard); tables of edited records
+(test_tables); wrong command lines of study.py (test_grid).
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import ROOT, small_profile
+from safetensors.torch import load_file, save_file
+from test_pretrain import stage as pretraining
+from test_sources import make_folder
+from test_sources import stage as data_stage
+from test_survival import trained
+
+from helpers import checkpoint, config, corpus, files, finetune, glue, models, pretrain, tokenizer
+from helpers.config import UserError
+
+
+def tree(folder):
+    """Every file below a folder with its bytes; locks and bars aside."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@contextlib.contextmanager
+def refused(says, folder):
+    """Inside, one line is raised and nothing in the folder changes."""
+    before = tree(folder)
+    with pytest.raises(UserError, match=says) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    assert tree(folder) == before
+
+
+# --- parameters and files of parameters --------------------------------------------------------
+
+TINY = (ROOT / "profiles" / "tiny.yaml").read_text()
+
+PROFILES = {
+    "an unknown source": (
+        TINY.replace("source: embedded", "source: imbedded"),
+        "source = 'imbedded': input should be 'embedded', 'folder' or 'hub'",
+    ),
+    "a rate that YAML reads as text": (
+        TINY.replace("1.5e-3", "1e-4"),
+        "pretrain_learning_rate = '1e-4'.*write 1.0e-4",
+    ),
+    "a negative batch": (
+        TINY.replace("pretrain_batch_size: 32", "pretrain_batch_size: -32"),
+        "pretrain_batch_size = -32",
+    ),
+    "more positions than any model has": (
+        TINY.replace("max_length: 32", "max_length: 1024"),
+        "max_length = 1024: .*less than or equal to 512",
+    ),
+    "a parameter twice": (TINY + "clip: 2.0\n", "line 52: field 'clip' stands there twice"),
+    "a number for a name": (TINY + "1: 2\n", "line 52: a field's name must be text"),
+    "an object of Python's": ("a: !!python/object:os.system {}", "line 1: could not determine"),
+    "a nest without an end": ("a: " + "[" * 5000, "nested too deeply"),
+    "latin-1": ("profile: café".encode("latin-1"), "can't decode byte 0xe9"),
+    "a NUL byte": ("profile: \0", "special characters are not allowed"),
+    "a list": ("- tiny", "must map field names to values"),
+    "a megabyte": ("#" * 2**20, "size = 1048576 bytes: at most 65536"),
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_bad_profile_is_one_line(tmp_path, name):
+    text, says = PROFILES[name]
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with refused(rf"mine\.yaml: .*{says}", tmp_path):
+        config.load_profile(str(path))
+
+
+ARCHITECTURES = {
+    "heads that do not divide": (
+        '{"model_type": "bert", "hidden_size": 100, "num_attention_heads": 3}',
+        r"model_type = 'bert': not a configuration: .*\(100\) is not a multiple .*\(3\)",
+    ),
+    "text for a number": ('{"model_type": "bert", "num_attention_heads": "x"}', "num_attention_he"),
+    "an unknown activation": ('{"model_type": "bert", "hidden_act": "nope"}', "nope"),
+    "a negative size": ('{"model_type": "bert", "hidden_size": -8}', "negative dimension -8"),
+    "no object": ("[]", r"config\.json: must be a JSON object"),
+    "no JSON": ("{", r"config\.json: damaged"),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_bad_architecture_is_one_line(tmp_path, monkeypatch, name):
+    text, says = ARCHITECTURES[name]
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text(text)
+    monkeypatch.setattr(models, "root", lambda: tmp_path)
+    with refused(says, tmp_path):
+        pretrain.build(models.get("mine"), models.get_size("tiny"), 100, 64)
+
+
+# --- data: a folder that worked, then a defect, then the same folder repaired ------------------
+
+
+def not_utf8(*values):
+    """A string column with bytes as they are."""
+    ends = np.cumsum([0, *map(len, values)]).astype("int32")
+    buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+LATIN, SURROGATE = "café".encode("latin-1"), "\ud800".encode("utf-8", "surrogatepass")
+COLA = {"sentence": ["a", "b", "c"], "label": [0, 1, 0]}
+CORPUS, TRAIN = "corpus/a.parquet", "glue/cola/train.parquet"
+
+SOURCES = {
+    "a corpus cut short": (CORPUS, lambda whole: whole[:-9], "a.parquet: not readable as Parquet"),
+    "a corpus with a garbled page": (
+        CORPUS,
+        lambda whole: whole[:30] + bytes(b ^ 85 for b in whole[30:200]) + whole[200:],
+        "a.parquet: not readable as Parquet",
+    ),
+    "a corpus of bytes": (
+        CORPUS,
+        {"text": [b"a"]},
+        "a.parquet: column text is binary; it must be a string",
+    ),
+    "latin-1 in a corpus": (
+        CORPUS,
+        {"text": not_utf8(b"plain", "é".encode(), LATIN)},
+        r"a\.parquet: row 2: text is not UTF-8 \(byte 0xe9 at 3\)",
+    ),
+    "a lone surrogate in a corpus": (
+        CORPUS,
+        {"text": not_utf8(b"plain", SURROGATE)},
+        r"a\.parquet: row 1: text is not UTF-8 \(byte 0xed at 0\)",
+    ),
+    "a corpus of blanks": (CORPUS, {"text": ["", " "]}, "folder real/corpus has no document"),
+    "a split with garbage for a page": (
+        TRAIN,
+        lambda whole: whole[:30] + bytes(b ^ 85 for b in whole[30:200]) + whole[200:],
+        "train.parquet: not readable as Parquet",
+    ),
+    "latin-1 in a split": (
+        TRAIN,
+        COLA | {"sentence": not_utf8(b"plain", LATIN, b"c")},
+        r"train\.parquet: row 1: sentence is not UTF-8",
+    ),
+    "latin-1 in the last split": (
+        "glue/cola/validation.parquet",
+        COLA | {"sentence": not_utf8(LATIN, b"b", b"c")},
+        r"validation\.parquet: row 0: sentence is not UTF-8",
+    ),
+    "a null label": (TRAIN, COLA | {"label": [0, None, 1]}, "row 1: label = nan; it must be 0 to"),
+    "an infinite label": (TRAIN, COLA | {"label": [0.0, np.inf, 1.0]}, "row 1: label = inf"),
+    "lists for labels": (TRAIN, COLA | {"label": [[0], [1], [0]]}, "label is object; it must be a"),
+    "text for row numbers": (
+        TRAIN,
+        COLA | {"idx": ["0", "1", "x"]},
+        "idx is .*; it must be a whol",
+    ),
+    "a null row number": (TRAIN, COLA | {"idx": [0, None, 2]}, "idx is .*; it must be a whole num"),
+    "an empty dev split": (
+        "glue/cola/validation.parquet",
+        {"sentence": pa.array([], pa.string()), "label": pa.array([], pa.int64())},
+        r"validation\.parquet: has no rows",
+    ),
+    "shards that do not fit": (
+        "glue/cola/train-2.parquet",
+        {"text": ["a"], "label": [0]},
+        r"train-\*\.parquet: columns text, label in one file, sentence, label, idx in another",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_defect_of_the_data_changes_nothing_that_was_made(tmp_path, name):
+    place, change, says = SOURCES[name]
+    folder = make_folder(tmp_path / "real", ["cola", "rte"])
+    parameters = data_stage(tmp_path, folder)
+    corpus.run(parameters)
+    glue.prepare(parameters)
+    path = folder / place
+    whole = path.read_bytes() if path.exists() else None
+    if callable(change):
+        path.write_bytes(change(whole))
+    else:
+        pq.write_table(pa.table(change), path)
+    with refused(says, parameters.folder):
+        corpus.run(parameters)
+        glue.prepare(parameters)
+    path.unlink()
+    if whole:
+        path.write_bytes(whole)
+    made = tree(parameters.folder)
+    corpus.run(parameters)
+    glue.prepare(parameters)
+    assert tree(parameters.folder) == made
+
+
+def test_more_columns_and_empty_texts_are_no_defect(tmp_path):
+    folder = make_folder(tmp_path / "real", ["cola"])
+    table = {"sentence": ["a", "", "b\0c"], "label": [0, 1, 0], "source": ["x"] * 3}
+    pq.write_table(pa.table(table), folder / "glue" / "cola" / "train.parquet")
+    parameters = data_stage(tmp_path, folder)
+    glue.run(parameters, "cola")
+    made = glue.load(parameters.folder, "cola", "train")
+    assert list(made) == ["sentence", "label", "idx"]
+    assert made["sentence"].tolist() == table["sentence"]
+
+
+def test_a_folder_in_a_files_place_is_named(tmp_path):
+    folder = make_folder(tmp_path / "real", ["cola"])
+    (folder / "corpus" / "b.parquet").mkdir()
+    with refused(r"b\.parquet: is no file", tmp_path):
+        corpus.run(data_stage(tmp_path, folder))
+
+
+WORDS = [f"{a}{b}{c}" for a in "bdfglm" for b in "aeiou" for c in "nrst"]
+UNUSUAL = {
+    "NUL bytes": lambda: ["one\0two three \0"] * 500,
+    "one character a million times": lambda: ["a" * 10**6, "-" * 10**6, *WORDS],
+    "a document of 1 MB": lambda: [" ".join(np.random.default_rng(0).choice(WORDS, 250_000))],
+    "thirty thousand documents of a word": lambda: WORDS * 250,
+}
+
+
+def unusual(folder, texts, kinds=("wordpiece", "bpe")):
+    make_folder(folder / "real", ["cola"])
+    pq.write_table(pa.table({"text": texts}), folder / "real" / "corpus" / "a.parquet")
+    parameters = data_stage(folder, folder / "real")
+    assert corpus.run(parameters)["documents"] == len(texts)
+    for kind in kinds:
+        made = small_profile(folder).stage(config.Tokenizer, tokenizer_kind=kind)
+        assert tokenizer.run(config.Tokenizer(**made))["rows"] > 0
+    return parameters.folder
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_corpus_works(tmp_path, name):
+    unusual(tmp_path, UNUSUAL[name]())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "texts",
+    [
+        f"[' '.join(np.random.default_rng(0).choice({WORDS}, 2_500_000))]",
+        f"{WORDS} * 8334",
+        f"['a' * 10**7, *{WORDS}]",
+    ],
+    ids=["a document of 10 MB", "a million documents of a word", "one character 10 million times"],
+)
+def test_large_unusual_corpora_fit_in_memory(tmp_path, texts):
+    code = (
+        "import resource, sys, pathlib; import numpy as np; sys.path.insert(0, 'tests')\n"
+        f"import test_bad_input; test_bad_input.unusual(pathlib.Path({str(tmp_path)!r}), {texts})\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = command("-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) < 2500  # MiB; importing torch takes 700
+
+
+def test_a_long_document_is_encoded_in_pieces_that_change_no_token(monkeypatch):
+    text = "".join(np.random.default_rng(0).choice(list("abc   \n.,'é\t"), 20_000))
+    for kind in ("wordpiece", "bpe"):
+        tok = tokenizer.train(kind, 400, lambda: [text])
+        found = []
+        for size in (10**6, 300):
+            monkeypatch.setattr(tokenizer, "PIECE", size)
+            found.append(np.concatenate(list(tokenizer.pack([text, "and more"], tok, 32))))
+        assert np.array_equal(*found)
+
+
+def test_a_text_without_an_end_is_cut_at_the_model_s_length(small_run):
+    table = pd.DataFrame(
+        {"sentence": ["a" * 10**6, "word " * 10**5], "label": [0, 1], "idx": [0, 1]}
+    )
+    for kind in ("wordpiece", "bpe"):
+        tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
+        assert finetune.encode(table, glue.get("cola"), tok, 64).lengths.max() <= 64
+
+
+def test_a_corpus_too_small_for_a_segment_leaves_no_packed_file(tmp_path):
+    folder = make_folder(tmp_path / "real", ["cola"])
+    pq.write_table(pa.table({"text": ["word"] * 3}), folder / "corpus" / "a.parquet")
+    parameters = data_stage(tmp_path, folder)
+    corpus.run(parameters)
+    made = small_profile(tmp_path).stage(config.Tokenizer)
+    with pytest.raises(UserError, match="max_length = 64: the corpus fills no segment"):
+        tokenizer.run(config.Tokenizer(**made))
+    left = {path.name for path in (parameters.folder / "tokenizer" / "wordpiece").iterdir()}
+    assert not left & {"tokens.bin", "packing.json", "manifest.json"}
+
+
+# --- checkpoints and tokenizers ----------------------------------------------------------------
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A copy of the small run that a test may damage."""
+    made = small_profile(tmp_path)
+    shutil.copytree(small_run.folder, made.folder)
+    return made
+
+
+def tuning(profile, **changes):
+    values = profile.stage(config.Finetune, model="scratch", tasks=["cola"], seeds=[0])
+    return config.Finetune(**(values | changes))
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-99])
+
+
+def architecture(folder):
+    shutil.copy(folder.parent.parent / "roberta" / "encoder" / "model.safetensors", folder)
+
+
+def with_nan(folder):
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tokens(folder):
+    tok = tokenizer.load(folder)
+    tok.add_tokens([f"more{n}" for n in range(9)])
+    tok.save_pretrained(folder)
+
+
+def padding(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder.parent.parent / "roberta" / "encoder" / name, folder)
+
+
+ENCODERS = {
+    "cut short": (cut, "model.safetensors", "cannot be opened as an encoder"),
+    "another architecture": (architecture, "model.safetensors", "it is not a electra|cannot be op"),
+    "a weight that is NaN": (with_nan, "model.safetensors", r"\w+ is not finite; pre-train it ag"),
+    "more tokens than weights": (tokens, "tokenizer.json", r"has \d+ tokens, the checkpoint \d+"),
+    "another model's tokenizer": (padding, "tokenizer.json", "pads with 1, the checkpoint with 0"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_bad_encoder_is_named_and_records_stay(run, name):
+    damage, file, says = ENCODERS[name]
+    folder = run.folder / "models" / "scratch"
+    damage(folder / "encoder")
+    with refused(rf"encoder/{file}: missing or changed since its manifest", run.folder):
+        finetune.run(tuning(run))
+    # Someone else's checkpoint, with a manifest that vouches for it.
+    manifest = files.read_json(folder / "manifest.json")
+    files.seal(folder, manifest, list(manifest["files"]))
+    with refused(f"encoder: .*{says}", run.folder):
+        finetune.run(tuning(run))
+
+
+def test_a_bad_tokenizer_stops_pre_training_and_the_model_stays(run):
+    folder = run.folder / "tokenizer" / "wordpiece"
+    tokens(folder)
+    with refused(r"wordpiece/tokenizer\w*\.json: missing or changed", run.folder):
+        pretrain.run(pretraining(run, "bert", pretrain_seed=5))
+    manifest = files.read_json(folder / "manifest.json")
+    files.seal(folder, manifest, list(manifest["files"]))
+    with refused(r"wordpiece: has \d+ tokens, its manifest says", run.folder):
+        pretrain.run(pretraining(run, "bert", pretrain_seed=5))
+
+
+def test_an_edited_manifest_is_named(run):
+    folder = run.folder / "models" / "scratch"
+    whole = files.read_json(folder / "manifest.json")
+    for change, says in (({"files": 3}, "names no files"), (None, "names no files")):
+        (folder / "manifest.json").write_text(json.dumps(change and whole | change))
+        with refused(rf"manifest\.json: {says}: damaged, delete", run.folder):
+            finetune.run(tuning(run))
+    del whole["specification"]
+    (folder / "manifest.json").write_text(json.dumps(whole))
+    with refused(r"manifest\.json: has no specification: damaged, delete", run.folder):
+        finetune.run(tuning(run))
+
+
+def test_an_impossible_precision_leaves_finished_work(run):
+    with refused("precision = 'float16': on a CPU", run.folder):
+        pretrain.run(pretraining(run, "bert", precision="float16"))
+    with refused("precision = 'float16': on a CPU", run.folder):
+        finetune.run(tuning(run, precision="float16"))
+
+
+# --- training that diverges --------------------------------------------------------------------
+
+
+def break_at(monkeypatch, module, name, number, change):
+    """From a call on, `change` is made of what a function returns."""
+    real, calls = getattr(module, name), []
+
+    def breaks(*arguments, **options):
+        calls.append(1)
+        found = real(*arguments, **options)
+        return change(found) if len(calls) >= number else found
+
+    monkeypatch.setattr(module, name, breaks)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda loss: loss * float("nan"), "the loss is not finite at step 6"),
+        (lambda loss: loss * float("inf"), "the loss is not finite at step 6"),
+        (lambda loss: loss * 3, r"the loss is \d+.* at step 8, was \d\.\d+ at the first step"),
+    ],
+    ids=["nan", "infinite", "three times the first"],
+)
+def test_a_loss_that_diverges_stops_with_the_last_good_state(run, monkeypatch, change, says):
+    made = tree(run.folder)
+    break_at(monkeypatch, pretrain, "masked_loss", 6, change)
+    wrong = pretraining(run, "bert", pretrain_seed=5)
+    folder = run.folder / "models" / "bert"
+    with pytest.raises(
+        UserError,
+        match=f"pretrain_learning_rate = 0.0015: bert diverges, {says}; lower the rate.*anew.*; "
+        f"the checkpoint of step 4 is kept in {folder}",
+    ):
+        pretrain.run(wrong)
+    (kept,) = folder.glob("checkpoint-*")
+    monkeypatch.undo()
+    # What was finished is there, and not done again when the parameters are as they were.
+    pretrain.run(pretraining(run, "bert"))
+    assert {
+        k: v for k, v in tree(run.folder).items() if k != str(kept.relative_to(run.folder))
+    } == (made)
+    # The last good state is one to go on from.
+    assert checkpoint.load(folder, "none", *trained(0)) is None
+    assert pretrain.run(wrong)["pretrain"]["steps"] == run.pretrain_steps
+
+
+def test_weights_that_are_not_finite_take_no_good_checkpoints_place(tmp_path):
+    checkpoint.save(tmp_path, *trained(2), {"spec": "a", "step": 2})
+    model, optimiser = trained(4)
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    says = f"model.0.weight is not finite after step 4: lower.*step 2 is kept in {tmp_path}"
+    with refused(says, tmp_path):
+        checkpoint.save(tmp_path, model, optimiser, {"spec": "a", "step": 4})
+
+
+def test_a_checkpoint_with_nan_gives_way_to_the_one_before(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, *trained(2), {"spec": "a", "step": 2})
+    model, optimiser = trained(4)
+    with torch.no_grad():
+        model[0].bias[0] = float("nan")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "not_finite", lambda tensors: "")
+        checkpoint.save(tmp_path, model, optimiser, {"spec": "a", "step": 4})
+    with pytest.warns(UserWarning, match=r"000000004\.safetensors: damaged.*0\.bias is not finite"):
+        assert checkpoint.load(tmp_path, "a", *trained(0))["step"] == 2
+
+
+def test_a_spike_that_comes_down_again_goes_on(run, monkeypatch):
+    real, calls = pretrain.masked_loss, []
+
+    def spike(*arguments):
+        calls.append(1)
+        return real(*arguments) * (3 if len(calls) in (5, 6) else 1)
+
+    monkeypatch.setattr(pretrain, "masked_loss", spike)
+    assert pretrain.run(pretraining(run, "bert", pretrain_seed=5))["pretrain"]["steps"] == 12
+
+
+def test_a_rate_that_is_absurd_stops_by_itself(run):
+    with pytest.raises(UserError, match=r"pretrain_learning_rate = 0\.9: bert diverges, the loss"):
+        pretrain.run(pretraining(run, "bert", pretrain_learning_rate=0.9, pretrain_warmup_steps=0))
+
+
+def test_a_fine_tuning_that_diverges_names_task_seed_and_step(run, monkeypatch):
+    before = tree(run.folder / "records")
+    break_at(monkeypatch, finetune, "loss", 3, lambda loss: loss * float("nan"))
+    says = (
+        "finetune_learning_rate = 0.001: scratch on cola, seed 7, diverges, the loss is not finite "
+        "at step 3; lower the rate.*; the checkpoint of step 2 is kept in"
+    )
+    with pytest.raises(UserError, match=says):
+        finetune.run(tuning(run, seeds=[7], checkpoint_steps=2, finetune_batch_size=8))
+    after = tree(run.folder / "records")
+    del before["scratch/cola/manifest.json"]  # not all that was asked for is there
+    assert after == before
+
+
+# --- places that cannot be written -------------------------------------------------------------
+
+
+def in_the_way(path):
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_text("a file")
+
+
+STAGES = {
+    "corpus": ("data", lambda run: corpus.run(config.Data(**run.stage(config.Data)))),
+    "tasks": ("data", lambda run: glue.prepare(config.Data(**run.stage(config.Data)))),
+    "tokenizer": (
+        "tokenizer",
+        lambda run: tokenizer.run(config.Tokenizer(**run.stage(config.Tokenizer))),
+    ),
+    "pre-training": ("models", lambda run: pretrain.run(pretraining(run, "bert"))),
+    "fine-tuning": ("records", lambda run: finetune.run(tuning(run))),
+    "tokenised splits": (
+        "encoded",
+        lambda run: finetune.run(tuning(run, seeds=[7], max_length=48)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_file_where_a_folder_should_be(run, name):
+    folder, stage = STAGES[name]
+    in_the_way(run.folder / folder)
+    with refused(rf"{run.folder}/{folder}.*: cannot write: ", run.folder):
+        stage(run)
+
+
+@pytest.mark.parametrize("place", ["/proc/runs", "/sys/runs"])
+def test_a_place_that_refuses_even_root(place):
+    parameters = config.Data(**small_profile(place).stage(config.Data))
+    with pytest.raises(UserError, match=f"{place}/small/data/corpus: cannot write: "):
+        corpus.run(parameters)
+
+
+@contextlib.contextmanager
+def full_after(size):
+    """No file may grow beyond `size` bytes, as with a quota."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "folders", "says"),
+    [
+        ("corpus", 1000, ["data/corpus"], "data/corpus"),
+        ("tasks", 1000, ["data/glue"], "data/glue/cola"),
+        ("tokenizer", 8000, ["tokenizer"], "tokenizer/wordpiece"),
+        ("tokenizer", 30_000, ["tokenizer"], "tokenizer/wordpiece/tokens.bin"),
+        ("pre-training", 4000, ["models/bert"], "models/bert/checkpoint-.*"),
+        ("fine-tuning", 4000, ["records/scratch"], "checkpoint-.*|cola/seed-0.parquet"),
+        ("tokenised splits", 1000, ["encoded"], r"encoded/.*\.safetensors"),
+    ],
+)
+def test_a_disk_that_fills_while_a_stage_writes(run, name, size, folders, says):
+    whole = tree(run.folder)
+    for folder in folders:
+        shutil.rmtree(run.folder / folder)
+    stage = STAGES[name][1]
+    with full_after(size), pytest.raises(UserError, match=rf"({says}): cannot write: .*too large"):
+        stage(run)
+    for folder in folders:
+        left = {path.name for path in (run.folder / folder).rglob("*") if path.is_file()}
+        assert not left & {"manifest.json", "tokens.bin", "model.safetensors"}
+        assert not [name for name in left if name.startswith(".") and name != ".lock"]
+    stage(run)
+    if name in ("corpus", "tasks", "tokenizer"):
+        again = tree(run.folder)
+        kept = {key for key in whole if any(key.startswith(folder) for folder in folders)}
+        kept -= {key for key in kept if key.startswith("tokenizer/bpe")}
+        assert kept
+        assert all(again[key] == whole[key] for key in kept)
+
+
+def test_a_disk_that_is_full_keeps_the_checkpoint_before(run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this test mounts a small disk, which takes root's rights")
+    try:
+        wanted = pretraining(run, "bert", pretrain_seed=5, checkpoints=str(disk))
+        says = "checkpoint-.*-000000008.safetensors: cannot write: .*No space left"
+        with pytest.raises(UserError, match=says):
+            pretrain.run(wanted)
+        (kept,) = disk.rglob("*.safetensors")
+        assert kept.stem.endswith("-000000004")
+        assert not [path for path in disk.rglob(".*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# --- the Hub -----------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextlib.contextmanager
+def answering(status, text):
+    """The address of a server that gives the same answer to everything."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_HEAD = do_POST = do_CONNECT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (200, b"<html>Please log in to the network</html>"),
+        (200, b"{}"),
+        (200, b"[]"),
+        (200, b'{"id": "x", "sha": null}'),
+        (200, b'{"id": "x", "sha": "main"}'),
+        (200, b"\xff\xfe\x00"),
+        (403, b"no"),
+        (500, b""),
+    ],
+)
+def test_a_hub_that_answers_garbage(tmp_path, monkeypatch, status, text):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    parameters = config.Data(**small_profile(tmp_path).stage(config.Data, source="hub"))
+    with answering(status, text) as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        with refused(r"source = 'hub': cannot reach .*embedded.*folder", tmp_path):
+            corpus.run(parameters)
+
+
+# --- through the front doors -------------------------------------------------------------------
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+def one_line(done, says, lines=1):
+    assert done.returncode not in (0, None)
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == lines, done.stderr
+
+
+def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
+    values = small_profile(tmp_path).stage(config.Data, source="hub")
+    code = (
+        "import json, sys; from helpers import config, corpus\n"
+        "config.run_main(lambda: corpus.run(config.Data(**json.loads(sys.argv[1]))))"
+    )
+    with answering(200, b"<html>") as address:
+        proxies = {"HTTPS_PROXY": address, "https_proxy": address, "HF_HUB_OFFLINE": "0"}
+        done = command("-c", code, json.dumps(values), **proxies)
+    one_line(done, "error: source = 'hub': cannot reach the Hugging Face Hub")
+    assert not (tmp_path / "small").exists() or not tree(tmp_path / "small")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "says"),
+    [
+        ("notebooks/01_data.ipynb", "{", "--parameters: not JSON"),
+        ("notebooks/01_data.ipynb", "[1]", "--parameters = [1]: must be a JSON object"),
+        ("notebooks/07_more.ipynb", "{}", "07_more.ipynb: not a stage"),
+        ("01_data.ipynb", "{}", "01_data.ipynb: no such file"),
+    ],
+)
+def test_the_runner_refuses_in_one_line(tmp_path, notebook, parameters, says):
+    out = tmp_path / "out.ipynb"
+    done = command("scripts/run_notebook.py", notebook, str(out), "--parameters", parameters)
+    one_line(done, says)
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_bad_file_goes_through_a_notebook_as_one_line(tmp_path):
+    folder = make_folder(tmp_path / "real", ["cola"])
+    pq.write_table(pa.table({"text": not_utf8(LATIN)}), folder / "corpus" / "a.parquet")
+    values = data_stage(tmp_path, folder).model_dump()
+    runner = ["scripts/run_notebook.py", "notebooks/01_data.ipynb"]
+    out = tmp_path / "out.ipynb"
+    done = command(*runner, str(out), "--parameters", json.dumps(values))
+    one_line(done, "a.parquet: row 0: text is not UTF-8")
+    assert out.exists()  # kept, with the error
+    out = "/proc/out.ipynb"
+    one_line(command(*runner, out, "--parameters", json.dumps(values)), f"{out}: cannot write")
+
+
+@pytest.mark.slow
+def test_a_folder_without_the_right_to_write(tmp_path):
+    """Root without CAP_DAC_OVERRIDE is refused as anyone is."""
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root's rights are dropped by setpriv, which is not installed")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o555)
+    values = small_profile(tmp_path / "runs").stage(config.Data)
+    call = [sys.executable, "scripts/run_notebook.py", "notebooks/01_data.ipynb"]
+    call += [str(tmp_path / "out.ipynb"), "--parameters", json.dumps(values)]
+    done = subprocess.run(
+        [*(drop if os.geteuid() == 0 else []), *call], cwd=ROOT, capture_output=True, text=True
+    )
+    one_line(done, "runs/small/data/corpus: cannot write: Permission denied")
+
+
+def test_verify_names_an_edited_record(run, tmp_path):
+    values = run.model_dump(exclude={"model", "tokenizer_kind"})
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    path = run.folder / "records" / "scratch" / "cola" / "seed-0.json"
+    path.write_text(path.read_text().replace('"score": ', '"score": 1'))
+    manifest = run.folder / "records" / "roberta" / "cola" / "manifest.json"
+    manifest.write_text("[]")
+    done = command("scripts/verify.py", "--profile", str(tmp_path / "small.yaml"))
+    one_line(done, f"{path}: missing or changed since its manifest", lines=3)
+    assert f"{manifest}: names no files: damaged" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["scripts/study.py", "plan", "--profile", "{bad}"], "bad.yaml: pretrain_batch_size = -1"),
+        (["scripts/study.py", "run", "--profile", "{heads}"], "generator_fraction = 0.3"),
+        (["scripts/study.py", "run", "--profile", "{proc}"], "/proc/runs/small: cannot write"),
+        (["scripts/verify.py", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
+        (["scripts/leaderboard.py", "check", "--folder", "{bad}"], "bad.yaml: no such folder"),
+        (
+            [
+                "scripts/leaderboard.py",
+                "submit",
+                "--run",
+                "{bad}",
+                "--model",
+                "x",
+                "--out",
+                "{out}",
+            ],
+            "no finished records",
+        ),
+        (["scripts/export.py", "--run", "{bad}"], "no finished model there"),
+    ],
+)
+def test_scripts_refuse_in_one_line(tmp_path, arguments, says):
+    values = small_profile("/proc/runs").model_dump(exclude={"model", "tokenizer_kind"})
+    profiles = {
+        "bad": {"pretrain_batch_size": -1},
+        "heads": {"generator_fraction": 0.3, "models": ["electra"], "runs": str(tmp_path / "r")},
+        "proc": {},
+    }
+    places = {"out": str(tmp_path / "out")}
+    for name, changes in profiles.items():
+        places[name] = str(tmp_path / f"{name}.yaml")
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values | changes))
+    before = tree(tmp_path)
+    one_line(command(*(text.format(**places) for text in arguments)), says)
+    assert tree(tmp_path) == before

@@ -223,7 +223,7 @@ def position_scores(run: Path, names: Sequence[str]) -> pd.DataFrame:
     if name:
         quiet()
         source = run / "models" / name / "encoder"
-        trained = AutoModel.from_pretrained(source, local_files_only=True)
+        trained = AutoModel.from_pretrained(source, local_files_only=True, use_safetensors=True)
         packed = tokenizer.rows(run / "tokenizer" / models.get(name).tokenizer)[:64]
         tokens, shape = torch.from_numpy(packed.astype(np.int64)), trained.config
     else:

@@ -288,7 +288,7 @@ def read_source(whole: Path, folder: Path, chance: random.Random) -> None:
 def read_corpus(whole: Path, folder: Path, chance: random.Random) -> None:
     """A corpus of a folder source, then a tokenizer of it."""
     shutil.copytree(whole / "source" / "corpus", folder / "in" / "corpus")
-    (path,) = (folder / "in" / "corpus").iterdir()
+    (path,) = (folder / "in" / "corpus").glob("*.parquet")
     damage_parquet(path, chance)
     data = _data(folder)
     with _sealed(data.folder / "data" / "corpus"):
@@ -443,7 +443,7 @@ def attempt(target: str, seed: int, whole: Path) -> tuple[str, str]:
             own = [f for f in place if str(ROOT) in f.filename and ".venv" not in f.filename][-1]
             where = f"{Path(own.filename).name}:{own.lineno}"
             verdict = ("finding", f"{type(error).__name__} at {where}: {str(error)[:200]!r}")
-        left = [p for p in folder.rglob(".*") if p.name != ".lock"]
+        left = [p for p in folder.rglob(".*") if p.name not in (".lock", files.KEPT)]
         if left and verdict[0] != "finding":
             verdict = ("finding", f"left behind: {left[0].name}")
     return verdict

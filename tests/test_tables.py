@@ -507,6 +507,21 @@ def test_write_leaves_every_fragment_and_the_same_bytes_twice(tmp_path):
     assert "electra-deberta" in text
 
 
+def test_the_headline_ranks_the_means_and_says_what_the_data_was(published, embedded):
+    text = tables.headline(embedded, published, MODELS, TASKS)
+    assert "not GLUE" in text
+    rows = table_rows(text)[1:]
+    means = embedded.groupby(["model", "seed"])["score"].mean().groupby("model").median()
+    names = means.rename(lambda model: tables.model_name(published, model))
+    shown = [float(row[1]) for row in rows]
+    assert shown == sorted(shown, reverse=True)
+    assert {row[0] for row in rows} == set(names.index)
+    for name, mean, above in rows:
+        assert float(mean) == pytest.approx(names[name], abs=0.006)
+        if name != "scratch":
+            assert float(above) == pytest.approx(names[name] - names["scratch"], abs=0.006)
+
+
 # --- figures
 
 
@@ -550,6 +565,17 @@ def test_the_score_figure_has_a_point_per_seed(published, embedded):
     assert sum(len(line.get_xdata()) for line in upper.lines) == 5 * 8
     assert sum(len(line.get_xdata()) for line in lower.lines) == len(embedded)
     assert not upper.get_shared_y_axes().joined(upper, lower)
+
+
+def test_embedded_points_stand_apart_from_published_ones(published, embedded):
+    (axis,) = plots.overview(embedded, published, MODELS, TASKS).axes
+    assert "not GLUE" in axis.get_title()
+    assert all(line.get_fillstyle() == "full" for line in axis.lines)
+    low, high = axis.get_xlim()
+    assert high / low >= 10**1.49
+    both = plots.compute(embedded, published, MODELS, TASKS).axes
+    assert len(both) == 4
+    assert not both[0].get_shared_y_axes().joined(both[0], both[2])
 
 
 def test_saved_figures_have_no_date(tmp_path):

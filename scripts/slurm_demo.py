@@ -34,12 +34,12 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontr
 NODES = ("node1", "node2")
 STUDY = {
     "documents": 400,
-    "train_rows": 64,
+    "train_rows": 192,
     "dev_rows": 48,
     "pretrain_steps": 240,
     "pretrain_warmup_steps": 24,
     "checkpoint_steps": 20,
-    "finetune_epochs": 2,
+    "finetune_epochs": 3,
     "finetune_job": "task",  # three jobs a model, which the profile makes one group
     "models": ["bert", "electra"],
     "tasks": ["cola", "mrpc", "rte"],

@@ -179,7 +179,7 @@ SOURCES = {
     "text for row numbers": (
         TRAIN,
         COLA | {"idx": ["0", "1", "x"]},
-        "idx is .*; it must be a whol",
+        "idx is .*; it must be a",
     ),
     "a null row number": (TRAIN, COLA | {"idx": [0, None, 2]}, "idx is .*; it must be a whole num"),
     "an empty dev split": (
@@ -190,7 +190,7 @@ SOURCES = {
     "shards that do not fit": (
         "glue/cola/train-2.parquet",
         {"text": ["a"], "label": [0]},
-        r"train-\*\.parquet: columns text, label in one file, sentence, label, idx in another",
+        r"train-\*\.parquet: columns sentence, label, idx in one file, text, label in another",
     ),
 }
 
@@ -296,9 +296,8 @@ def test_a_long_document_is_encoded_in_pieces_that_change_no_token(monkeypatch):
 
 
 def test_a_text_without_an_end_is_cut_at_the_model_s_length(small_run):
-    table = pd.DataFrame(
-        {"sentence": ["a" * 10**6, "word " * 10**5], "label": [0, 1], "idx": [0, 1]}
-    )
+    texts = ["a" * 10**6, "word " * 10**5]
+    table = pd.DataFrame({"sentence": texts, "label": [0, 1], "idx": [0, 1]})
     for kind in ("wordpiece", "bpe"):
         tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
         assert finetune.encode(table, glue.get("cola"), tok, 64).lengths.max() <= 64
@@ -354,8 +353,7 @@ def tokens(folder):
 
 
 def padding(folder):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder.parent.parent / "roberta" / "encoder" / name, folder)
+    tokenizer.train("bpe", 300, lambda: ["a few words"]).save_pretrained(folder)
 
 
 ENCODERS = {
@@ -451,11 +449,10 @@ def test_a_loss_that_diverges_stops_with_the_last_good_state(run, monkeypatch, c
     monkeypatch.undo()
     # What was finished is there, and not done again when the parameters are as they were.
     pretrain.run(pretraining(run, "bert"))
-    assert {
-        k: v for k, v in tree(run.folder).items() if k != str(kept.relative_to(run.folder))
-    } == (made)
+    there = tree(run.folder)
+    del there[str(kept.relative_to(run.folder))]
+    assert there == made
     # The last good state is one to go on from.
-    assert checkpoint.load(folder, "none", *trained(0)) is None
     assert pretrain.run(wrong)["pretrain"]["steps"] == run.pretrain_steps
 
 
@@ -564,12 +561,12 @@ def full_after(size):
 @pytest.mark.parametrize(
     ("name", "size", "folders", "says"),
     [
-        ("corpus", 1000, ["data/corpus"], "data/corpus"),
-        ("tasks", 1000, ["data/glue"], "data/glue/cola"),
+        ("corpus", 1000, ["data/corpus"], r"data/\.corpus\.partial/part-00000\.parquet"),
+        ("tasks", 1000, ["data/glue"], r"data/glue/\.cola\.partial/train\.parquet"),
         ("tokenizer", 8000, ["tokenizer"], "tokenizer/wordpiece"),
         ("tokenizer", 30_000, ["tokenizer"], "tokenizer/wordpiece/tokens.bin"),
         ("pre-training", 4000, ["models/bert"], "models/bert/checkpoint-.*"),
-        ("fine-tuning", 4000, ["records/scratch"], "checkpoint-.*|cola/seed-0.parquet"),
+        ("fine-tuning", 1000, ["records/scratch"], r"cola/seed-0\.parquet"),
         ("tokenised splits", 1000, ["encoded"], r"encoded/.*\.safetensors"),
     ],
 )
@@ -754,25 +751,20 @@ def test_verify_names_an_edited_record(run, tmp_path):
     assert f"{manifest}: names no files: damaged" in done.stderr
 
 
+@pytest.mark.slow  # seven processes that import torch
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["scripts/study.py", "plan", "--profile", "{bad}"], "bad.yaml: pretrain_batch_size = -1"),
-        (["scripts/study.py", "run", "--profile", "{heads}"], "generator_fraction = 0.3"),
+        (
+            ["scripts/study.py", "run", "--profile", "{heads}"],
+            "generator_fraction = 0.6: hidden 128",
+        ),
         (["scripts/study.py", "run", "--profile", "{proc}"], "/proc/runs/small: cannot write"),
         (["scripts/verify.py", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
         (["scripts/leaderboard.py", "check", "--folder", "{bad}"], "bad.yaml: no such folder"),
         (
-            [
-                "scripts/leaderboard.py",
-                "submit",
-                "--run",
-                "{bad}",
-                "--model",
-                "x",
-                "--out",
-                "{out}",
-            ],
+            ["scripts/leaderboard.py", "submit", "--run", "{bad}", "--model=x", "--out", "{out}"],
             "no finished records",
         ),
         (["scripts/export.py", "--run", "{bad}"], "no finished model there"),
@@ -782,7 +774,7 @@ def test_scripts_refuse_in_one_line(tmp_path, arguments, says):
     values = small_profile("/proc/runs").model_dump(exclude={"model", "tokenizer_kind"})
     profiles = {
         "bad": {"pretrain_batch_size": -1},
-        "heads": {"generator_fraction": 0.3, "models": ["electra"], "runs": str(tmp_path / "r")},
+        "heads": {"generator_fraction": 0.6, "models": ["electra"], "runs": str(tmp_path / "r")},
         "proc": {},
     }
     places = {"out": str(tmp_path / "out")}

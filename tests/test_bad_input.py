@@ -265,18 +265,19 @@ def test_an_unusual_corpus_works(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "texts",
+    ("texts", "kind"),
     [
-        f"[' '.join(np.random.default_rng(0).choice({WORDS}, 2_500_000))]",
-        f"{WORDS} * 8334",
-        f"['a' * 10**7, *{WORDS}]",
+        (f"[' '.join(np.random.default_rng(0).choice({WORDS}, 2_500_000))]", "bpe"),
+        (f"{WORDS} * 8334", "wordpiece"),
+        (f"['a' * 10**7, *{WORDS}]", "bpe"),
     ],
     ids=["a document of 10 MB", "a million documents of a word", "one character 10 million times"],
 )
-def test_large_unusual_corpora_fit_in_memory(tmp_path, texts):
+def test_large_unusual_corpora_fit_in_memory(tmp_path, texts, kind):
     code = (
         "import resource, sys, pathlib; import numpy as np; sys.path.insert(0, 'tests')\n"
-        f"import test_bad_input; test_bad_input.unusual(pathlib.Path({str(tmp_path)!r}), {texts})\n"
+        "import test_bad_input as test\n"
+        f"test.unusual(pathlib.Path({str(tmp_path)!r}), {texts}, [{kind!r}])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     done = command("-c", code)
@@ -588,6 +589,19 @@ def test_a_disk_that_fills_while_a_stage_writes(run, name, size, folders, says):
         kept -= {key for key in kept if key.startswith("tokenizer/bpe")}
         assert kept
         assert all(again[key] == whole[key] for key in kept)
+
+
+def test_a_disk_that_fills_while_a_model_is_saved_keeps_the_one_before(run):
+    made = tree(run.folder)
+    wrong = pretraining(run, "bert", pretrain_seed=5, checkpoint_steps=1000)
+    with (
+        full_after(4000),
+        pytest.raises(UserError, match=r"bert/encoder: cannot write: .*too large"),
+    ):
+        pretrain.run(wrong)
+    assert not (run.folder / "models" / "bert" / "manifest.json").exists()
+    pretrain.run(pretraining(run, "bert"))  # not trained again
+    assert tree(run.folder) == made
 
 
 def test_a_disk_that_is_full_keeps_the_checkpoint_before(run, tmp_path):

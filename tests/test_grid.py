@@ -71,7 +71,7 @@ def test_a_misspelt_parameter_stops_plain_papermill_in_one_line(tmp_path):
 def test_the_runner_checks_before_it_starts_a_kernel(tmp_path, name, parameters, says):
     values = small_profile(tmp_path).stage(config.Tokenizer) | parameters
     with pytest.raises(config.UserError, match=says):
-        run_notebook.execute(tmp_path / f"{name}.ipynb", tmp_path / "out.ipynb", values)
+        run_notebook.execute(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", values)
     assert not (tmp_path / "out.ipynb").exists()
 
 

@@ -70,7 +70,7 @@ def test_the_front_door_hands_the_profile_to_snakemake(monkeypatch):
         text=True,
         check=True,
     )
-    assert '--cluster "profiles/slurm"' in done.stdout
+    assert '--cluster="$CLUSTER"' in done.stdout
 
 
 def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):

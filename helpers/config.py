@@ -8,6 +8,7 @@ audit belongs to no run and no profile: its defaults stand in :class:`Audit`.
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -384,6 +385,10 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
     return validate(cls, {k: v for k, v in ours.items() if k in cls.model_fields}, "parameter")
 
 
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[\w-]{1,40}", text) else repr(text[:40])
+
+
 class _YamlLoader(yaml.SafeLoader):
     """YAML's safe loader, which also refuses aliases, keys that are not text, and a key twice."""
 
@@ -400,7 +405,7 @@ class _YamlLoader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:str":
                 why = "a field's name must be text"
             elif key.value in seen:
-                why = f"field {key.value[:40]!r} stands there twice"
+                why = f"field {_key(key.value)} stands there twice"
             if why:
                 raise yaml.constructor.ConstructorError(None, None, why, key.start_mark)
             seen.add(key.value)

@@ -78,7 +78,7 @@ PROFILES = {
         TINY.replace("max_length: 32", "max_length: 1024"),
         "max_length = 1024: .*less than or equal to 512",
     ),
-    "a parameter twice": (TINY + "clip: 2.0\n", "line 52: field 'clip' stands there twice"),
+    "a parameter twice": (TINY + "clip: 2.0\n", "line 52: field clip stands there twice"),
     "a number for a name": (TINY + "1: 2\n", "line 52: a field's name must be text"),
     "an object of Python's": ("a: !!python/object:os.system {}", "line 1: could not determine"),
     "a nest without an end": ("a: " + "[" * 5000, "nested too deeply"),

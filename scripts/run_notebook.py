@@ -58,9 +58,9 @@ def check(notebook: Path, parameters: dict[str, object]) -> None:
         raise config.UserError(
             f"{notebook.name}: not a stage; {config.did_you_mean(notebook.stem, config.NOTEBOOKS)}"
         )
+    config.validate(cls, parameters, notebook.name)
     if not notebook.is_file():
         raise config.UserError(f"{notebook}: no such file")
-    config.validate(cls, parameters, notebook.name)
 
 
 def parse(text: str) -> dict[str, object]:

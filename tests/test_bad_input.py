@@ -712,7 +712,11 @@ def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
         ("notebooks/01_data.ipynb", "{", "--parameters: not JSON"),
         ("notebooks/01_data.ipynb", "[1]", "--parameters = [1]: must be a JSON object"),
         ("notebooks/07_more.ipynb", "{}", "07_more.ipynb: not a stage"),
-        ("01_data.ipynb", "{}", "01_data.ipynb: no such file"),
+        (
+            "01_data.ipynb",
+            json.dumps(config.load_profile("tiny").stage(config.Data)),
+            "no such file",
+        ),
     ],
 )
 def test_the_runner_refuses_in_one_line(tmp_path, notebook, parameters, says):

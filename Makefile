@@ -70,7 +70,7 @@ serve: .venv/ready ## serve the built book of PROFILE on localhost
 test: .venv/ready ## lint, then run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup --no-loadscope-reorder
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
 	$(BIN)/python scripts/bench.py --data="$$DATA"

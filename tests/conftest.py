@@ -28,6 +28,21 @@ SMALL = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Under `pytest -n`: a file's tests stay in one process, with them all that need the grid.
+
+    Files with slow tests come first, so that no process waits long for another at the end.
+    """
+    groups = {}
+    for item in items:
+        name = "grid" if {"grid", "book"} & set(item.fixturenames) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+    ordered = sorted(groups.values(), key=lambda g: -sum("slow" in i.keywords for i in g))
+    items[:] = [item for group in ordered for item in group]
+
+
 @pytest.fixture(autouse=True)
 def _in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)

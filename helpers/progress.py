@@ -59,10 +59,11 @@ class _Line(Progress):
         sys.stdout.flush()
 
     def close(self) -> None:
-        """The last line."""
+        """The last line; none where nothing was done."""
         if not self.disable:
             self.disable = True
-            self.display()
+            if self.n:
+                self.display()
 
 
 def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) -> Progress:

@@ -1,6 +1,7 @@
 """A small run of the study, made once per session and shared by the tests that only read it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,14 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# `make test` hands its own variables on; a make that a test starts is to have its defaults.
+_MAKEFILE = (Path(__file__).resolve().parent.parent / "Makefile").read_text(encoding="utf-8")
+for _name in [
+    *re.search("^OPTIONS := (.*)$", _MAKEFILE, re.M)[1].split(),
+    "MAKEFLAGS",
+    "MAKELEVEL",
+]:
+    os.environ.pop(_name, None)
 
 from helpers import config, corpus, finetune, glue, pretrain, tokenizer
 

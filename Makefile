@@ -4,6 +4,7 @@ DATA    ?=
 MODELS  ?=
 TASKS   ?=
 SEEDS   ?=
+STEPS   ?=
 RUN     ?= runs/$(PROFILE)
 MODEL   ?=
 ABOUT   ?=
@@ -19,14 +20,14 @@ PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := PROFILE DATA MODELS TASKS SEEDS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
+OPTIONS := PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
 
 BIN   := .venv/bin
 STUDY  = $(BIN)/python scripts/study.py
-GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS"
+GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS" --steps="$$STEPS"
 
 .DEFAULT_GOAL := help
 .PHONY: help book run status report keep site plan serve test bench verify chaos slurm-demo export submission \
@@ -34,7 +35,7 @@ GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TA
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'

@@ -141,7 +141,7 @@ class Pretrain(Stage):
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="segments per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
-    pretrain_warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
+    pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
     pretrain_tokens_per_pass: int = Field(
@@ -174,15 +174,6 @@ class Pretrain(Stage):
             raise ValueError(
                 "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate passes; use "
                 "default, or pretrain_tokens_per_pass = 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_warmup(self) -> "Pretrain":
-        if self.pretrain_warmup_steps > self.pretrain_steps:
-            raise ValueError(
-                f"pretrain_warmup_steps = {self.pretrain_warmup_steps}: at most "
-                f"pretrain_steps = {self.pretrain_steps}"
             )
         return self
 

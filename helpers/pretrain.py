@@ -558,6 +558,7 @@ def _train(
     state["place"] = segments.place
 
     every = max(1, total // LOG_POINTS)
+    warmup = round(parameters.pretrain_warmup * total)
     sums = {
         key: torch.tensor(value, dtype=torch.float64, device=device)
         for key, value in state["sums"].items()
@@ -583,9 +584,7 @@ def _train(
             tokens = segments.batch(number)
             torch.manual_seed(training.derive_seed(seed, "step", number))
             generator.manual_seed(training.derive_seed(seed, "mask", number))
-            rate = parameters.pretrain_learning_rate * training.schedule(
-                number, parameters.pretrain_warmup_steps, total
-            )
+            rate = parameters.pretrain_learning_rate * training.schedule(number, warmup, total)
             if number == first:
                 losses, spent = _compiling(step, tokens, generator, rate, parameters.torch_compile)
                 state["compile_seconds"] += spent
@@ -653,7 +652,7 @@ def _check_loss(
 def _diverged(parameters: config.Pretrain, what: str, kept: Path, state: dict[str, Any]) -> None:
     raise UserError(
         f"pretrain_learning_rate = {parameters.pretrain_learning_rate}: {parameters.model} "
-        f"diverges, {what}; lower the rate or lengthen pretrain_warmup_steps (training then begins "
+        f"diverges, {what}; lower the rate or raise pretrain_warmup (training then begins "
         f"anew); {checkpoint.last(kept, state['spec'])}"
     )
 

@@ -28,7 +28,7 @@ from helpers import config, corpus, files, finetune, glue, pretrain, records, to
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = {"documents": 200, "train_rows": 48, "dev_rows": 24, "world_words": 200}
 SHAPE = {"max_length": 64, "wordpiece_vocabulary": 400, "bpe_vocabulary": 400}
-STEPS = {"pretrain_steps": 410, "pretrain_batch_size": 8, "pretrain_warmup_steps": 6}
+STEPS = {"pretrain_steps": 410, "pretrain_batch_size": 8, "pretrain_warmup": 0.015}
 KEEP = {"checkpoint_steps": 7, "finetune_epochs": 6, "finetune_epochs_small": 6, "threads": 1}
 TASKS, SEEDS = ["cola"], [0]
 TABLES = ("summary.txt", "table1_measured.md", "comparisons.md", "scratch.md")

@@ -57,7 +57,7 @@ from helpers.config import UserError
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = {"documents": 60, "train_rows": 16, "dev_rows": 8, "world_words": 200, "threads": 1}
 STUDY |= {"max_length": 32, "wordpiece_vocabulary": 300, "bpe_vocabulary": 320}
-STUDY |= {"pretrain_steps": 3, "pretrain_batch_size": 4, "pretrain_warmup_steps": 1}
+STUDY |= {"pretrain_steps": 3, "pretrain_batch_size": 4, "pretrain_warmup": 0.34}
 STUDY |= {"finetune_epochs": 1, "models": ["bert"], "tasks": ["cola", "stsb", "mnli"]}
 HANGS = 60.0  # seconds for one input
 NUMBERS = [0, -1, 1, 3, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf]

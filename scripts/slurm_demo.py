@@ -37,7 +37,7 @@ STUDY = {
     "train_rows": 192,
     "dev_rows": 48,
     "pretrain_steps": 240,
-    "pretrain_warmup_steps": 24,
+    "pretrain_warmup": 0.1,
     "checkpoint_steps": 20,
     "finetune_epochs": 3,
     "finetune_job": "task",  # three jobs a model, which the profile makes one group

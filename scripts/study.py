@@ -25,19 +25,28 @@ ROOT = Path(__file__).resolve().parent.parent
 GPU = Path("/dev/nvidia0")
 
 
-def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str]]:
+def load(options: argparse.Namespace) -> tuple[Profile, dict[str, str | int]]:
     """The profile with the command line's changes, checked against registry and tasks."""
     changes = {
         name: value
         for name in ("data", "models", "tasks", "seeds")
         if (value := getattr(options, name))
     }
+    if options.steps:
+        changes["pretrain_steps"] = _whole(options.steps)
     profile = config.load_profile(options.profile, **changes)
     models.get_size(profile.size)
     for name in profile.models:
         costs.outline(name, profile)  # tells what makes no model before anything runs
     glue.available(profile.source, profile.data, profile.tasks)
     return profile, changes
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise config.UserError(f"STEPS = {text!r}: must be a whole number") from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
         return _run(options, profile, changes, lock)
 
 
-def _run(options: argparse.Namespace, profile: Profile, changes: dict[str, str], lock: int) -> int:
+def _run(
+    options: argparse.Namespace, profile: Profile, changes: dict[str, str | int], lock: int
+) -> int:
     folder = profile.folder
     environment = os.environ | {
         "PROFILE": str(options.profile),
@@ -219,6 +230,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", default="", help="registry names")
     parser.add_argument("--tasks", default="", help="GLUE tasks")
     parser.add_argument("--seeds", default="", help="fine-tuning seeds")
+    parser.add_argument("--steps", default="", help="of pre-training: the budget of each model")
 
 
 ACTIONS = {"run": run, "plan": plan, "status": status, "notebook": notebook}

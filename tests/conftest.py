@@ -29,7 +29,7 @@ SMALL = {
     "train_rows": 48,
     "dev_rows": 32,
     "pretrain_steps": 12,
-    "pretrain_warmup_steps": 2,
+    "pretrain_warmup": 0.17,
     "pretrain_batch_size": 8,
     "checkpoint_steps": 4,
     "finetune_epochs": 1,

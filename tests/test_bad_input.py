@@ -492,7 +492,7 @@ def test_a_spike_that_comes_down_again_goes_on(run, monkeypatch):
 
 def test_a_rate_that_is_absurd_stops_by_itself(run):
     with pytest.raises(UserError, match=r"pretrain_learning_rate = 0\.9: bert diverges, the loss"):
-        pretrain.run(pretraining(run, "bert", pretrain_learning_rate=0.9, pretrain_warmup_steps=0))
+        pretrain.run(pretraining(run, "bert", pretrain_learning_rate=0.9, pretrain_warmup=0.0))
 
 
 def test_a_fine_tuning_that_diverges_names_task_seed_and_step(run, monkeypatch):

@@ -353,7 +353,7 @@ def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
         ("06_audit", {}),
         ("01_data", {}),
         ("02_tokenizer", {}),
-        ("03_pretrain", {"pretrain_steps": 20, "pretrain_warmup_steps": 2}),
+        ("03_pretrain", {"pretrain_steps": 20, "pretrain_warmup": 0.1}),
         ("04_finetune", {"model": "scratch", "tasks": "cola rte", "seeds": "0"}),
     ):
         done = colab.open(stage, tmp_path / stage, **parameters)

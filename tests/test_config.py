@@ -26,7 +26,7 @@ def test_the_paper_profile_states_the_released_recipe():
     paper = config.load_profile("paper")
     assert paper.pretrain_steps == 1_000_000
     assert paper.pretrain_batch_size == 128
-    assert (paper.pretrain_learning_rate, paper.pretrain_warmup_steps) == (5e-4, 10_000)
+    assert (paper.pretrain_learning_rate, paper.pretrain_warmup) == (5e-4, 0.01)
     assert (paper.wordpiece_vocabulary, paper.bpe_vocabulary) == (30_522, 50_265)
 
 
@@ -92,7 +92,7 @@ def tiny(**changes):
         ({"pretrain_batch_size": -1}, "pretrain_batch_size = -1.*greater than or equal to 1"),
         ({"pretrain_steps": 2.5}, "pretrain_steps = 2.5"),
         ({"pretrain_steps": True}, "pretrain_steps = True"),
-        ({"pretrain_warmup_steps": 5000}, "pretrain_warmup_steps = 5000: at most"),
+        ({"pretrain_warmup": 5000.0}, "pretrain_warmup = 5000.0: input should be less"),
         ({"precision": "fp16"}, "precision = 'fp16'.*'float16'"),
         ({"profile": "x; rm -rf"}, "profile = 'x; rm -rf'"),
         ({"profile": "../up"}, "profile = '../up'"),

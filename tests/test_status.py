@@ -226,7 +226,7 @@ def test_make_run_and_plain_papermill_write_the_same_bytes(small_run, tmp_path):
         folder.mkdir(parents=True)
         (folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
         changes = {"runs": str(folder.parent), "model": "electra", "max_length": 64}
-        changes |= {"pretrain_steps": 12, "pretrain_warmup_steps": 2, "pretrain_batch_size": 8}
+        changes |= {"pretrain_steps": 12, "pretrain_warmup": 0.17, "pretrain_batch_size": 8}
         if way == "make":
             made = " ".join(f"{name}={value}" for name, value in changes.items())
             done = subprocess.run(

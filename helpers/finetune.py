@@ -514,6 +514,13 @@ def _finished(target: Path, seed: int, spec: str) -> dict[str, Any] | None:
     if not isinstance(found, dict) or found.get("spec") != spec:
         return None  # of other parameters, or of another version of the schema
     record = records.read(path)
+    if (target / files.MANIFEST).exists():
+        vouched = files.read_manifest(target / files.MANIFEST)["files"]
+        if vouched.get(path.name, files.sha256(path)) != files.sha256(path):
+            raise UserError(
+                f"{path}: changed since its manifest was written; delete it and run "
+                "notebooks/04_finetune.ipynb again"
+            )
     return record if record["predictions"] == files.sha256(kept) else None
 
 

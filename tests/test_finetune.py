@@ -234,6 +234,9 @@ def test_an_edited_record_is_refused(small_run):
         path.write_text(whole.replace('"seed": 0', '"seed": 4'))
         with pytest.raises(UserError, match=r"seed-0\.json: missing or changed"):
             records.read_all(small_run.folder, ["scratch"], ["stsb"])
+        with pytest.raises(UserError, match=r"seed-0\.json: changed since its manifest was"):
+            finetune.run(stage(small_run, tasks=["stsb"], seeds=[0]))
+        assert '"seed": 4' in path.read_text()
     finally:
         path.write_text(whole)
 

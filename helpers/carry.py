@@ -1,0 +1,165 @@
+"""A run's state in a few small files, to go on from on another machine.
+
+What is cheap to make again stays behind: data, tokenizers, packed corpus, encoders whose
+fine-tuning is finished. Records, predictions, logs, executed notebooks, encoders still to be
+fine-tuned and the newest checkpoints travel, as far as the limit allows.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+from safetensors.torch import load, save
+
+from helpers import checkpoint, files, records
+from helpers.config import UserError
+
+SMALL = (
+    "records/*/*/*.json",
+    "records/*/*/*.parquet",
+    "models/*/log.csv",
+    "notebooks/*.ipynb",
+)
+WEIGHTS = "encoder/model.safetensors"
+
+
+def pack(
+    run: Path, out: Path, limit: int, piece: int, tasks: list[str], seeds: list[int]
+) -> list[str]:
+    """Writes a run's state to ``carry-<n>`` and ``carry.json``; what lay there is replaced.
+
+    Args:
+        run: The run's folder.
+        out: Where the pieces go.
+        limit: Bytes of all pieces.
+        piece: Bytes of one.
+        tasks: Tasks that each model is to be fine-tuned on.
+        seeds: Seeds of each task.
+
+    Returns:
+        A line for everything that is rounded or left behind.
+
+    Raises:
+        UserError: When not even the records fit, or the pieces cannot be written.
+    """
+    content = {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for pattern in SMALL
+        for path in sorted(run.glob(pattern))
+    }
+    said, room = [], limit - 2**16
+    room -= sum(_compressed(data) for data in content.values())
+    if room < 0:
+        raise UserError(f"limit = {limit} bytes: the records need {limit - room}")
+    for manifest in sorted(run.glob("models/*/manifest.json")):
+        model = manifest.parent
+        if finished(run, model.name, tasks, seeds):
+            content[f"models/{model.name}/manifest.json"] = manifest.read_bytes()
+            continue
+        added, line = _encoder(model, room)
+        room -= sum(_compressed(data) for data in added.values())
+        content |= {f"models/{model.name}/{name}": data for name, data in added.items()}
+        said += [line] if line else []
+    for folder in sorted({path.parent for path in run.glob("models/*/checkpoint-*")}):
+        added, line = _checkpoint(folder, out, room)
+        room -= sum(_compressed(data) for data in added.values())
+        content |= {f"models/{folder.name}/{name}": data for name, data in added.items()}
+        said.append(line)
+    _split(content, out, piece, said)
+    return said
+
+
+def finished(run: Path, model: str, tasks: list[str], seeds: list[int]) -> bool:
+    """Whether a model has a record of every task and seed."""
+    cells = (records.folder(run, model, task) for task in tasks)
+    return all((cell / f"seed-{seed}.json").exists() for cell in cells for seed in seeds)
+
+
+def unpack(folder: Path, run: Path) -> list[str]:
+    """Puts what :func:`pack` wrote into a run's folder; a model that is finished there stays.
+
+    Args:
+        folder: Holds the pieces.
+        run: The run's folder, made if need be.
+
+    Returns:
+        What :func:`pack` said of it.
+
+    Raises:
+        UserError: When a piece is missing or damaged, or holds what does not belong in a run.
+    """
+    about = files.read_json(folder / "carry.json")
+    try:
+        data = b"".join((folder / name).read_bytes() for name in about["pieces"])
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise UserError(f"{folder}: its pieces are damaged; copy them again")
+    here = {path.parent.name for path in run.glob("models/*/manifest.json")}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # Manifests last: what they vouch for is there before them.
+        for name in sorted(archive.namelist(), key=lambda n: (n.endswith("manifest.json"), n)):
+            top, *rest = Path(name).parts
+            if top not in ("records", "models", "notebooks") or ".." in rest:
+                raise UserError(f"{folder}: holds {name!r}, which belongs in no run")
+            old = (run / name).exists() and "checkpoint-" in name
+            if old or (top == "models" and rest[0] in here):
+                continue
+            with files.replacing(run / name) as temporary:
+                temporary.write_bytes(archive.read(name))
+    return about["lost"]
+
+
+def _compressed(data: bytes) -> int:
+    """Bytes in the archive, with its entry's head."""
+    return len(zlib.compress(data, 1)) + 400
+
+
+def _encoder(model: Path, room: int) -> tuple[dict[str, bytes], str]:
+    """Files of a finished encoder, rounded if need be, and a line about what that costs."""
+    manifest = files.read_json(model / "manifest.json")
+    content = {name: (model / name).read_bytes() for name in manifest["files"]}
+    content["manifest.json"] = (model / "manifest.json").read_bytes()
+    if sum(_compressed(data) for data in content.values()) <= room:
+        return content, ""
+    tensors = load(content[WEIGHTS])
+    rounded = {name: tensor.bfloat16().to(tensor.dtype) for name, tensor in tensors.items()}
+    content[WEIGHTS] = save(rounded, metadata={"format": "pt"})
+    manifest["files"][WEIGHTS] = hashlib.sha256(content[WEIGHTS]).hexdigest()
+    content["manifest.json"] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+    if sum(_compressed(data) for data in content.values()) <= room:
+        return content, f"{model.name}: encoder rounded to bfloat16"
+    return {}, f"{model.name}: encoder left behind, it will be pre-trained again"
+
+
+def _checkpoint(folder: Path, out: Path, room: int) -> tuple[dict[str, bytes], str]:
+    """The newest checkpoint in its light form, and a line about what is lost."""
+    try:
+        lost = checkpoint.lighten(folder, out, room)
+    except UserError as error:
+        return {}, f"{folder.name}: checkpoint left behind ({error})"
+    path = max(out.glob("checkpoint-*.safetensors"))
+    content = {path.name: path.read_bytes()}
+    path.unlink()
+    return content, f"{folder.name}: checkpoint with {lost}"
+
+
+def _split(content: dict[str, bytes], out: Path, piece: int, said: list[str]) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in content.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 1)
+    data = buffer.getvalue()
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("carry-*"):
+        old.unlink()
+    names = []
+    for start in range(0, len(data), piece):
+        names.append(f"carry-{len(names):02d}")
+        with files.replacing(out / names[-1]) as temporary:
+            temporary.write_bytes(data[start : start + piece])
+    about = {"pieces": names, "sha256": hashlib.sha256(data).hexdigest(), "lost": said}
+    files.write_json(out / "carry.json", about)

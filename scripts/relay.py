@@ -1,0 +1,119 @@
+"""Runs a study in short turns, each on a machine that may be new: unpack, go on, stop, pack.
+
+One turn: what the last turn packed is unpacked; notebooks run one after another, model by model,
+until all is done or the time is up; then training saves itself, and what the next turn needs is
+packed into pieces of a few megabytes. Data and tokenizers are made again where they are missing.
+Exit status: 0 when the study is finished, 75 when another turn is needed.
+
+    scripts/relay.py --profile hour --data data --state state --out state --minutes 9
+
+It needs papermill and ipykernel beside the core; Snakemake and the book's tools it does not.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helpers import carry, config, files, glue, grid
+from helpers.config import Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE = 60  # seconds that a notebook has to save its state
+MIB = 2**20
+
+
+def order(profile: Profile) -> list[grid.Job]:
+    """The notebooks of a study, data first, then model by model; no analysis and no book."""
+    place = {name: number for number, name in enumerate(profile.models)}
+    found = [job for job in grid.jobs(profile) if job.stage <= "04_finetune"]
+    return sorted(found, key=lambda job: (job.stage > "02_tokenizer", place.get(job.model, -1)))
+
+
+def turn(profile: Profile, end: float) -> bool:
+    """Runs jobs until `end` (of time.monotonic); whether the study is finished.
+
+    Raises:
+        UserError: When a job fails; its own line stands above.
+    """
+    trained = False
+    for job in order(profile):
+        if grid.look(profile, job).state == "done":
+            continue
+        if time.monotonic() >= end:
+            return False
+        trained = trained or job.stage in grid.TRAINED
+        status = _execute(job, profile.folder / "notebooks" / f"{job.name}.ipynb", end)
+        if status == config.PREEMPTED and not trained:
+            raise config.UserError(
+                "minutes: data and tokenizers alone take longer, and a new machine makes them "
+                "again; give a turn more"
+            )
+        if status == config.PREEMPTED:
+            return False
+        if status:
+            raise config.UserError(f"{job.name}: failed; what it said stands above")
+    return True
+
+
+def _execute(job: grid.Job, executed: Path, end: float) -> int:
+    """Runs one notebook; SIGTERM at `end`. Its status, PREEMPTED if it had to be killed."""
+    command = [
+        *(sys.executable, str(ROOT / "scripts" / "run_notebook.py")),
+        *(str(ROOT / "notebooks" / f"{job.stage}.ipynb"), str(executed)),
+        *("--parameters", job.parameters.model_dump_json()),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        return process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return config.PREEMPTED
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="hour", help="name in profiles/, or a .yaml file")
+    parser.add_argument("--data", default="", help="folder with glue/ and corpus/")
+    parser.add_argument("--models", default="", help="registry names, in the order to run them")
+    parser.add_argument("--tasks", default="", help="GLUE tasks")
+    parser.add_argument("--seeds", default="", help="fine-tuning seeds")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of training in this turn")
+    parser.add_argument("--state", type=Path, help="folder with the pieces of the last turn")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pieces")
+    parser.add_argument("--limit-mib", type=float, default=57.0, help="of all pieces")
+    parser.add_argument("--piece-mib", type=float, default=15.0, help="of one piece")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
+    profile = config.load_profile(options.profile, **changes)
+    tasks = glue.available(profile.source, profile.data, profile.tasks)
+    tasks.sort(key=lambda name: glue.get(name).official_rows["train"])  # small ones first
+    profile = config.load_profile(options.profile, **changes | {"tasks": tasks})
+    with files.holding(profile.folder):
+        if options.state and (options.state / "carry.json").exists():
+            for line in carry.unpack(options.state, profile.folder):
+                print(f"carried: {line}", file=sys.stderr)
+        try:
+            done = turn(profile, end)
+        finally:
+            limit, piece = int(options.limit_mib * MIB), int(options.piece_mib * MIB)
+            for line in carry.pack(profile.folder, options.out, limit, piece, tasks, profile.seeds):
+                print(f"packed: {line}", file=sys.stderr)
+    print("the study is finished" if done else "not finished: run another turn", file=sys.stderr)
+    return 0 if done else config.PREEMPTED
+
+
+if __name__ == "__main__":
+    config.run_main(main)

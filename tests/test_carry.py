@@ -1,0 +1,148 @@
+"""A run's state packed for another machine, and what is lost on the way."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT, small_profile
+from safetensors.torch import load_file
+from test_survival import trained
+
+from helpers import carry, checkpoint, config, files
+from helpers.config import UserError
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import relay
+
+TASKS, SEEDS = ["cola", "stsb", "mnli"], [0]
+ROOM, PIECE = 30_000_000, 200_000
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """Two models that are fine-tuned, one that is not, one under way."""
+    folder = tmp_path / "run"
+    for name in ("records", "models/roberta", "models/scratch", "models/bert"):
+        shutil.copytree(small_run.folder / name, folder / name)
+    return folder
+
+
+def test_what_is_cheap_to_make_again_stays_behind(run, tmp_path):
+    assert carry.pack(run, tmp_path / "out", ROOM, PIECE, TASKS, SEEDS) == []
+    pieces = sorted((tmp_path / "out").glob("carry-*"))
+    assert len(pieces) > 1
+    assert all(path.stat().st_size <= PIECE for path in pieces)
+    there = tmp_path / "there"
+    assert carry.unpack(tmp_path / "out", there) == []
+    for path in run.rglob("seed-0.*"):
+        assert (there / path.relative_to(run)).read_bytes() == path.read_bytes()
+    assert not (there / "models" / "roberta" / "encoder").exists()
+    assert carry.finished(there, "roberta", TASKS, SEEDS)
+    assert not carry.finished(there, "bert", TASKS, SEEDS)
+    spec = files.read_json(run / "models" / "bert" / "manifest.json")["spec"]
+    assert files.sealed(there / "models" / "bert", spec)
+
+
+def test_an_encoder_that_does_not_fit_is_rounded_and_still_vouched_for(run, tmp_path):
+    encoder = run / "models" / "bert" / carry.WEIGHTS
+    room = 2**16 + 2 * encoder.stat().st_size // 3 + 200_000
+    (line,) = carry.pack(run, tmp_path / "out", room, PIECE, TASKS, SEEDS)
+    assert line == "bert: encoder rounded to bfloat16"
+    there = tmp_path / "there"
+    assert carry.unpack(tmp_path / "out", there) == [line]
+    spec = files.read_json(run / "models" / "bert" / "manifest.json")["spec"]
+    assert files.sealed(there / "models" / "bert", spec)
+    mine, whole = load_file(there / "models" / "bert" / carry.WEIGHTS), load_file(encoder)
+    for name, tensor in whole.items():
+        assert mine[name].dtype == tensor.dtype
+        assert torch.equal(mine[name], tensor.bfloat16().float()), name
+    lines = carry.pack(run, tmp_path / "out", 2**16 + 200_000, PIECE, TASKS, SEEDS)
+    assert lines == ["bert: encoder left behind, it will be pre-trained again"]
+    with pytest.raises(UserError, match="limit = 70000 bytes: the records need"):
+        carry.pack(run, tmp_path / "out", 70_000, PIECE, TASKS, SEEDS)
+
+
+def test_a_checkpoint_travels_light(run, tmp_path):
+    state = {"spec": "a", "step": 200}
+    path = checkpoint.save(run / "models" / "electra", *trained(200), state)
+    (line,) = carry.pack(run, tmp_path / "out", ROOM, PIECE, TASKS, SEEDS)
+    assert line.startswith("electra: checkpoint with weights rounded to bfloat16")
+    carry.unpack(tmp_path / "out", tmp_path / "there")
+    place = tmp_path / "there" / "models" / "electra"
+    assert checkpoint.load(place, "a", *trained(0))["step"] == 200
+    whole = path.read_bytes()
+    carry.unpack(tmp_path / "out", run)  # one that is there is better than a rounded one
+    assert path.read_bytes() == whole
+
+
+def test_damaged_or_foreign_pieces_are_refused(run, tmp_path):
+    out, there = tmp_path / "out", tmp_path / "there"
+    carry.pack(run, out, ROOM, PIECE, TASKS, SEEDS)
+    first = out / "carry-00"
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(UserError, match="its pieces are damaged; copy them again"):
+        carry.unpack(out, there)
+    first.unlink()
+    with pytest.raises(UserError, match="carry-00: cannot be read: No such file"):
+        carry.unpack(out, there)
+    with zipfile.ZipFile(first, "w") as archive:
+        archive.writestr("models/../../escaped", "x")
+    about = {"pieces": ["carry-00"], "lost": []}
+    about["sha256"] = hashlib.sha256(first.read_bytes()).hexdigest()
+    (out / "carry.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="escaped', which belongs in no run"):
+        carry.unpack(out, there)
+    assert not there.exists()
+
+
+def relayed(monkeypatch, statuses):
+    """Names of the jobs that a turn starts, with the status that each is to end with."""
+    started = []
+
+    def execute(job, executed, end):
+        assert executed.name == f"{job.name}.ipynb"
+        started.append(job.name)
+        return statuses[len(started) - 1] if len(started) <= len(statuses) else 0
+
+    monkeypatch.setattr(relay, "_execute", execute)
+    return started
+
+
+def test_a_turn_goes_model_by_model_and_ends_in_time(tmp_path, monkeypatch):
+    profile = small_profile(tmp_path, models=["electra", "roberta"], tasks=["rte"])
+    started = relayed(monkeypatch, [])
+    assert relay.turn(profile, time.monotonic() + 60)
+    assert started == [
+        "01_data",
+        "02_tokenizer-bpe",
+        "02_tokenizer-wordpiece",
+        "03_pretrain-electra",
+        "04_finetune-electra",
+        "03_pretrain-roberta",
+        "04_finetune-roberta",
+    ]
+    started = relayed(monkeypatch, [0, 0, 0, config.PREEMPTED])
+    assert not relay.turn(profile, time.monotonic() + 60)
+    assert len(started) == 4
+    assert not relay.turn(profile, time.monotonic() - 1)
+    relayed(monkeypatch, [0, config.PREEMPTED])
+    with pytest.raises(UserError, match="minutes: data and tokenizers alone take longer"):
+        relay.turn(profile, time.monotonic() + 60)
+    relayed(monkeypatch, [0, 0, 0, 1])
+    with pytest.raises(UserError, match="03_pretrain-electra: failed"):
+        relay.turn(profile, time.monotonic() + 60)
+
+
+def test_a_turn_passes_over_what_is_finished(small_run, tmp_path, monkeypatch):
+    profile = small_profile(
+        small_run.folder.parent, models=["roberta", "bert"], tasks=["cola", "mnli"], seeds=[0]
+    )
+    started = relayed(monkeypatch, [])
+    assert relay.turn(profile, time.monotonic() + 60)
+    assert started == ["04_finetune-bert"]

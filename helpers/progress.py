@@ -44,6 +44,8 @@ class _Line(Progress):
     """The same as whole lines, for outputs that keep everything."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if not (self.total or self.n):
+            return  # how much there is to do is not known, and nothing is done
         shown = self.format_dict
         self.mininterval = min(max(SHORTEST_SECONDS, shown["elapsed"] / 20), LONGEST_SECONDS)
         total, seconds = self.total or self.n, (self.total or self.n) - self.n
@@ -59,11 +61,10 @@ class _Line(Progress):
         sys.stdout.flush()
 
     def close(self) -> None:
-        """The last line; none where nothing was done."""
+        """The last line."""
         if not self.disable:
             self.disable = True
-            if self.n:
-                self.display()
+            self.display()
 
 
 def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) -> Progress:

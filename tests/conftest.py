@@ -11,18 +11,13 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# `make test` hands its own variables on; a make that a test starts is to have its defaults.
-_MAKEFILE = (Path(__file__).resolve().parent.parent / "Makefile").read_text(encoding="utf-8")
-for _name in [
-    *re.search("^OPTIONS := (.*)$", _MAKEFILE, re.M)[1].split(),
-    "MAKEFLAGS",
-    "MAKELEVEL",
-]:
-    os.environ.pop(_name, None)
-
 from helpers import config, corpus, finetune, glue, pretrain, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+# `make test` hands its own variables on; a make that a test starts is to have its defaults.
+OPTIONS = re.search("^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+for name in [*OPTIONS[1].split(), "MAKEFLAGS", "MAKELEVEL"]:
+    os.environ.pop(name, None)
 SMALL = {
     "max_length": 64,
     "documents": 200,

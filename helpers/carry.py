@@ -7,7 +7,6 @@ fine-tuned and the newest checkpoints travel, as far as the limit allows.
 
 import hashlib
 import io
-import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,6 +22,8 @@ SMALL = (
     "models/*/log.csv",
     "notebooks/*.ipynb",
 )
+TOPS = ("records", "models", "notebooks", "checkpoints")
+CHECKPOINTS = ("models/*/checkpoint-*", "checkpoints/*/*/*/checkpoint-*")  # of both trainings
 WEIGHTS = "encoder/model.safetensors"
 
 
@@ -63,11 +64,13 @@ def pack(
         room -= sum(_compressed(data) for data in added.values())
         content |= {f"models/{model.name}/{name}": data for name, data in added.items()}
         said += [line] if line else []
-    for folder in sorted({path.parent for path in run.glob("models/*/checkpoint-*")}):
+    found = (path.parent for pattern in CHECKPOINTS for path in run.glob(pattern))
+    for folder in sorted(set(found)):
+        place = folder.relative_to(run).as_posix()
         added, line = _checkpoint(folder, out, room)
         room -= sum(_compressed(data) for data in added.values())
-        content |= {f"models/{folder.name}/{name}": data for name, data in added.items()}
-        said.append(line)
+        content |= {f"{place}/{name}": data for name, data in added.items()}
+        said.append(f"{place}: {line}")
     _split(content, out, piece, said)
     return said
 
@@ -103,10 +106,10 @@ def unpack(folder: Path, run: Path) -> list[str]:
         # Manifests last: what they vouch for is there before them.
         for name in sorted(archive.namelist(), key=lambda n: (n.endswith("manifest.json"), n)):
             top, *rest = Path(name).parts
-            if top not in ("records", "models", "notebooks") or ".." in rest:
+            if top not in TOPS or ".." in rest:
                 raise UserError(f"{folder}: holds {name!r}, which belongs in no run")
             old = (run / name).exists() and "checkpoint-" in name
-            if old or (top == "models" and rest[0] in here):
+            if old or (top == "models" and rest[0] in here and "checkpoint-" not in name):
                 continue
             with files.replacing(run / name) as temporary:
                 temporary.write_bytes(archive.read(name))
@@ -119,20 +122,39 @@ def _compressed(data: bytes) -> int:
 
 
 def _encoder(model: Path, room: int) -> tuple[dict[str, bytes], str]:
-    """Files of a finished encoder, rounded if need be, and a line about what that costs."""
+    """Files of a finished encoder, and a line where there is no room for them."""
     manifest = files.read_json(model / "manifest.json")
     content = {name: (model / name).read_bytes() for name in manifest["files"]}
     content["manifest.json"] = (model / "manifest.json").read_bytes()
     if sum(_compressed(data) for data in content.values()) <= room:
         return content, ""
-    tensors = load(content[WEIGHTS])
-    rounded = {name: tensor.bfloat16().to(tensor.dtype) for name, tensor in tensors.items()}
-    content[WEIGHTS] = save(rounded, metadata={"format": "pt"})
-    manifest["files"][WEIGHTS] = hashlib.sha256(content[WEIGHTS]).hexdigest()
-    content["manifest.json"] = json.dumps(manifest, indent=2, sort_keys=True).encode()
-    if sum(_compressed(data) for data in content.values()) <= room:
-        return content, f"{model.name}: encoder rounded to bfloat16"
     return {}, f"{model.name}: encoder left behind, it will be pre-trained again"
+
+
+def settle(model: Path, room: int) -> str:
+    """Rounds a finished encoder to bfloat16, in place, if it could not travel otherwise.
+
+    It is done before the first fine-tuning, so that all records of a model are of one encoder. The
+    file keeps its float32 format; half of its bits are zero and are squeezed out by :func:`pack`.
+
+    Args:
+        model: Folder of the model, with its manifest.
+        room: Bytes that the encoder may have on its way.
+
+    Returns:
+        A line that says so, or an empty one.
+    """
+    path = model / WEIGHTS
+    if _compressed(path.read_bytes()) <= room:
+        return ""
+    tensors = load(path.read_bytes())
+    rounded = {name: tensor.bfloat16().to(tensor.dtype) for name, tensor in tensors.items()}
+    manifest = files.read_manifest(model / files.MANIFEST)
+    files.unseal(model)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(save(rounded, metadata={"format": "pt"}))
+    files.seal(model, {k: v for k, v in manifest.items() if k != "files"}, list(manifest["files"]))
+    return f"{model.name}: encoder rounded to bfloat16"
 
 
 def _checkpoint(folder: Path, out: Path, room: int) -> tuple[dict[str, bytes], str]:
@@ -140,11 +162,11 @@ def _checkpoint(folder: Path, out: Path, room: int) -> tuple[dict[str, bytes], s
     try:
         lost = checkpoint.lighten(folder, out, room)
     except UserError as error:
-        return {}, f"{folder.name}: checkpoint left behind ({error})"
+        return {}, f"checkpoint left behind ({error})"
     path = max(out.glob("checkpoint-*.safetensors"))
     content = {path.name: path.read_bytes()}
     path.unlink()
-    return content, f"{folder.name}: checkpoint with {lost}"
+    return content, f"checkpoint with {lost}"
 
 
 def _split(content: dict[str, bytes], out: Path, piece: int, said: list[str]) -> None:
@@ -153,13 +175,12 @@ def _split(content: dict[str, bytes], out: Path, piece: int, said: list[str]) ->
         for name, data in content.items():
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 1)
     data = buffer.getvalue()
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("carry-*"):
-        old.unlink()
-    names = []
+    sha256, names = hashlib.sha256(data).hexdigest(), []
     for start in range(0, len(data), piece):
-        names.append(f"carry-{len(names):02d}")
+        names.append(f"carry-{sha256[:8]}-{len(names):02d}")
         with files.replacing(out / names[-1]) as temporary:
             temporary.write_bytes(data[start : start + piece])
-    about = {"pieces": names, "sha256": hashlib.sha256(data).hexdigest(), "lost": said}
-    files.write_json(out / "carry.json", about)
+    files.write_json(out / "carry.json", {"pieces": names, "sha256": sha256, "lost": said})
+    for old in out.glob("carry-*"):
+        if old.name not in names:
+            old.unlink()

@@ -208,8 +208,11 @@ def lighten(folder: Path, out: Path, limit: int) -> str:
     second = {}
     for name in names:
         if f"step.{name}" in tensors:
-            square = tensors[f"exp_avg_sq.{name}"]
             second[f"step.{name}"] = tensors[f"step.{name}"]
+        if f"octaves.{name}" in tensors:  # it is a light one already
+            second |= {key: tensors[key] for key in (f"octaves.{name}", f"largest.{name}")}
+        elif f"step.{name}" in tensors:
+            square = tensors[f"exp_avg_sq.{name}"]
             second[f"octaves.{name}"], second[f"largest.{name}"] = _to_octaves(square)
     lost = "weights rounded to bfloat16"
     if _size(light | second) <= limit:

@@ -14,7 +14,7 @@ from pydantic import Field
 from helpers import config, files, finetune, glue, models, pretrain
 from helpers.config import Strict, UserError, did_you_mean, validate
 
-# The geometric middle of the lowest and highest utilisation that peers' measured rates come to.
+# The geometric mean of the lowest and highest utilisation that peers' measured rates come to.
 UTILISATION = 0.05
 
 

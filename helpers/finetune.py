@@ -486,10 +486,11 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
         target = records.folder(parameters.folder, parameters.model, name)
         encoded: dict[str, Encoded] = {}
         written = {}
+        vouched = _vouched(target)
         for seed in parameters.seeds:
             wanted = specification(parameters, name, seed, pretrained, data[name])
             bar.set_postfix_str(f"{name}, seed {seed}", refresh=False)
-            record = _finished(target, seed, files.digest(wanted))
+            record = _finished(target, seed, files.digest(wanted), vouched)
             if record is not None:
                 bar.skip(steps[name])
             else:
@@ -505,7 +506,13 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     return found
 
 
-def _finished(target: Path, seed: int, spec: str) -> dict[str, Any] | None:
+def _vouched(target: Path) -> dict[str, str]:
+    """Hashes of a cell's files, as the manifest says, or said before a job began to add to it."""
+    there = [target / name for name in (files.MANIFEST, files.KEPT) if (target / name).exists()]
+    return files.read_manifest(there[0])["files"] if there else {}
+
+
+def _finished(target: Path, seed: int, spec: str, vouched: dict[str, str]) -> dict[str, Any] | None:
     path = target / f"seed-{seed}.json"
     kept = path.with_suffix(".parquet")
     if not path.exists() or not kept.exists():
@@ -514,13 +521,11 @@ def _finished(target: Path, seed: int, spec: str) -> dict[str, Any] | None:
     if not isinstance(found, dict) or found.get("spec") != spec:
         return None  # of other parameters, or of another version of the schema
     record = records.read(path)
-    if (target / files.MANIFEST).exists():
-        vouched = files.read_manifest(target / files.MANIFEST)["files"]
-        if vouched.get(path.name, files.sha256(path)) != files.sha256(path):
-            raise UserError(
-                f"{path}: changed since its manifest was written; delete it and run "
-                "notebooks/04_finetune.ipynb again"
-            )
+    if vouched.get(path.name, files.sha256(path)) != files.sha256(path):
+        raise UserError(
+            f"{path}: changed since its manifest was written; delete it and run "
+            "notebooks/04_finetune.ipynb again"
+        )
     return record if record["predictions"] == files.sha256(kept) else None
 
 
@@ -636,6 +641,7 @@ def _one(
         "predictions": files.sha256(predictions),
         "spec": spec,
     }
+    (target / files.KEPT).unlink(missing_ok=True)  # what it vouched for is no more as it was
     records.write(target / f"seed-{seed}.json", record)
     checkpoint.clear(kept)
     return record

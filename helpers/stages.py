@@ -53,7 +53,14 @@ def _study(parameters: config.Stage) -> config.Profile | None:
     if isinstance(parameters, config.Pretrain):
         shared.add("max_length")  # its segments are packed to this length
     study = config.load_profile(parameters.profile, **parameters.model_dump(include=shared))
-    return study if study.source == "embedded" else None
+    return study if study.source == "embedded" and _embedded(parameters.folder) else None
+
+
+def _embedded(run: Path) -> bool:
+    """Whether what a run has of data, if anything, is the embedded world's."""
+    there = [run / "data" / "corpus" / files.MANIFEST, *run.glob("data/glue/*/manifest.json")]
+    made = (files.read_json(path).get("source") for path in there if path.exists())
+    return all(source == "embedded" for source in made)
 
 
 def _lacks(study: config.Profile, stage: str, *places: str) -> bool:
@@ -73,8 +80,8 @@ def _corpus(study: config.Profile) -> None:
 
 
 def _tasks(study: config.Profile, tasks: list[str]) -> None:
-    if _lacks(study, "01_data", *(f"data/glue/{name}" for name in tasks)):
-        for name in tasks:
+    for name in tasks:
+        if _lacks(study, "01_data", f"data/glue/{name}"):
             glue.run(config.Data(**study.stage(config.Data)), name)
 
 

@@ -118,8 +118,16 @@ def keep(options: argparse.Namespace) -> int:
     if missing:
         names = ", ".join(f"{name} ({state})" for name, state in missing.items())
         raise config.UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
-    target = MEASURED / profile.profile
-    shutil.rmtree(target, ignore_errors=True)
+    kept = MEASURED / profile.profile
+    with files.building(kept) as target:
+        count = _keep(profile, found, target)
+    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
+    return 0
+
+
+def _keep(profile: config.Profile, found: dict[grid.Job, grid.State], target: Path) -> int:
+    """Writes what is kept of a run; the number of its records."""
     for model, task in grid.finished_cells(profile):
         _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
     for model in profile.models:
@@ -128,8 +136,13 @@ def keep(options: argparse.Namespace) -> int:
     frame = tables_of.load_records(target / "records")
     seeds.keep_comparisons(profile.folder, frame, profile.models, profile.tasks, target)
     shown = _shown(profile, found)
+    if not shown:
+        raise config.UserError(f"{profile.profile}: has no executed notebook to keep")
+    places = [place for place in (profile.data, profile.runs, profile.checkpoints) if place]
     for stage, place in shown.items():
         text = build_book.clean(place, rows=profile.source == "embedded").decode()
+        for path in filter(os.path.isabs, places):
+            text = text.replace(path, Path(path).name)
         files.write_text(target / "notebooks" / f"{stage}.json", text)
     # What a reader must know of it; paths of the machine it ran on are no part of that.
     about = profile.model_dump(exclude={"runs", "data", "checkpoints", "model", "tokenizer_kind"})
@@ -147,10 +160,9 @@ def keep(options: argparse.Namespace) -> int:
     )
     large = [path for path in target.rglob("*") if path.is_file() and path.stat().st_size > LARGEST]
     if large:
-        raise config.UserError(f"{large[0]}: above {LARGEST:,} bytes, too large to be kept")
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"kept {len(frame)} records in {os.path.relpath(target)}, {size / 1e6:.1f} MB in all")
-    return 0
+        name = large[0].relative_to(target)
+        raise config.UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
+    return len(frame)
 
 
 def _keep_cell(source: Path, target: Path) -> None:
@@ -160,6 +172,7 @@ def _keep_cell(source: Path, target: Path) -> None:
     for name in names:
         files.write_text(target / name, (source / name).read_text(encoding="utf-8"))
     files.seal(target, {"spec": manifest["spec"]}, names)
+    (target / files.KEPT).unlink()
 
 
 def site(options: argparse.Namespace) -> int:

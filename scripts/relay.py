@@ -26,6 +26,7 @@ from helpers.config import Profile
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 60  # seconds that a notebook has to save its state
 MIB = 2**20
+RECORDS = 8 * MIB  # of the pieces, for what is not an encoder
 
 
 def order(profile: Profile) -> list[grid.Job]:
@@ -35,15 +36,21 @@ def order(profile: Profile) -> list[grid.Job]:
     return sorted(found, key=lambda job: (job.stage > "02_tokenizer", place.get(job.model, -1)))
 
 
-def turn(profile: Profile, end: float) -> bool:
+def turn(profile: Profile, end: float, room: int = 2**62) -> bool:
     """Runs jobs until `end` (of time.monotonic); whether the study is finished.
+
+    Args:
+        profile: The study.
+        end: When to stop.
+        room: Bytes that an encoder may have on its way to the next machine.
 
     Raises:
         UserError: When a job fails; its own line stands above.
     """
     trained = False
     for job in order(profile):
-        if grid.look(profile, job).state == "done":
+        # Data and tokenizers are looked at each time: they do nothing twice, and see other data.
+        if job.stage in grid.TRAINED and grid.look(profile, job).state == "done":
             continue
         if time.monotonic() >= end:
             return False
@@ -58,6 +65,10 @@ def turn(profile: Profile, end: float) -> bool:
             return False
         if status:
             raise config.UserError(f"{job.name}: failed; what it said stands above")
+        if job.stage == "03_pretrain":
+            line = carry.settle(profile.folder / "models" / job.model, room)
+            if line:
+                print(line, file=sys.stderr)
     return True
 
 
@@ -72,13 +83,25 @@ def _execute(job: grid.Job, executed: Path, end: float) -> int:
     try:
         return process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
+        return config.PREEMPTED
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Lets a notebook that still runs save its state, and kills it if it takes too long."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return config.PREEMPTED
+
+
+def _stop(*_: object) -> None:
+    raise config.Preempted("stopped by SIGTERM; run another turn to go on")
 
 
 def main() -> int:
@@ -89,6 +112,7 @@ def main() -> int:
     parser.add_argument("--models", default="", help="registry names, in the order to run them")
     parser.add_argument("--tasks", default="", help="GLUE tasks")
     parser.add_argument("--seeds", default="", help="fine-tuning seeds")
+    parser.add_argument("--steps", type=int, help="of pre-training: the budget of each model")
     parser.add_argument("--minutes", type=float, default=9.0, help="of training in this turn")
     parser.add_argument("--state", type=Path, help="folder with the pieces of the last turn")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pieces")
@@ -97,6 +121,7 @@ def main() -> int:
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
+    changes["pretrain_steps"] = options.steps
     profile = config.load_profile(options.profile, **changes)
     tasks = glue.available(profile.source, profile.data, profile.tasks)
     tasks.sort(key=lambda name: glue.get(name).official_rows["train"])  # small ones first
@@ -105,10 +130,12 @@ def main() -> int:
         if options.state and (options.state / "carry.json").exists():
             for line in carry.unpack(options.state, profile.folder):
                 print(f"carried: {line}", file=sys.stderr)
+        limit, piece = int(options.limit_mib * MIB), int(options.piece_mib * MIB)
+        signal.signal(signal.SIGTERM, _stop)
         try:
-            done = turn(profile, end)
+            done = turn(profile, end, limit - RECORDS)
         finally:
-            limit, piece = int(options.limit_mib * MIB), int(options.piece_mib * MIB)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between
             for line in carry.pack(profile.folder, options.out, limit, piece, tasks, profile.seeds):
                 print(f"packed: {line}", file=sys.stderr)
     print("the study is finished" if done else "not finished: run another turn", file=sys.stderr)

@@ -113,26 +113,31 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
     before = signal.signal(signal.SIGTERM, preempt)
     try:
         with files.holding(executed.parent, notebooks.lock(executed).name):
-            papermill.execute_notebook(
-                str(notebook),
-                str(part),
-                parameters=parameters,
-                cwd=str(config.root()),
-                progress_bar=False,
-                stdout_file=lines,
-                kernel_manager_class=_kernel_manager(sockets, kernels),
-            )
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(part),
+                    parameters=parameters,
+                    cwd=str(config.root()),
+                    progress_bar=False,
+                    stdout_file=lines,
+                    kernel_manager_class=_kernel_manager(sockets, kernels),
+                )
+            finally:
+                if part.exists():
+                    files.write_text(executed, part.read_text(encoding="utf-8"))
+                    part.unlink()
     except (PapermillExecutionError, DeadKernelError) as error:
-        line = f"{executed}: {notebooks.failure(part) or type(error).__name__}"
+        line = f"{executed}: {notebooks.failure(executed) or type(error).__name__}"
+        raise (config.Preempted if asked else config.UserError)(line) from None
+    except RuntimeError as error:  # the kernel did not come up
+        line = f"{executed}: {' '.join(str(error).split())}"
         raise (config.Preempted if asked else config.UserError)(line) from None
     except OSError as error:  # papermill writes before it begins
         raise config.UserError(f"{executed}: cannot write: {error.strerror or error}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
         shutil.rmtree(sockets, ignore_errors=True)
-        if part.exists():
-            files.write_text(executed, part.read_text(encoding="utf-8"))
-            part.unlink()
 
 
 def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:

@@ -49,15 +49,21 @@ def test_what_is_cheap_to_make_again_stays_behind(run, tmp_path):
 
 
 def test_an_encoder_that_does_not_fit_is_rounded_and_still_vouched_for(run, tmp_path):
-    encoder = run / "models" / "bert" / carry.WEIGHTS
-    room = 2**16 + 2 * encoder.stat().st_size // 3 + 200_000
-    (line,) = carry.pack(run, tmp_path / "out", room, PIECE, TASKS, SEEDS)
-    assert line == "bert: encoder rounded to bfloat16"
+    model = run / "models" / "bert"
+    encoder = model / carry.WEIGHTS
+    size, whole = encoder.stat().st_size, load_file(encoder)
+    assert carry.settle(model, size) == ""
+    assert encoder.stat().st_size == size
+    assert carry.settle(model, 2 * size // 3) == "bert: encoder rounded to bfloat16"
+    assert carry.settle(model, 2 * size // 3) == ""  # it fits now
+    room = 2**16 + 2 * size // 3 + 200_000
+    assert carry.pack(run, tmp_path / "out", room, PIECE, TASKS, SEEDS) == []
     there = tmp_path / "there"
-    assert carry.unpack(tmp_path / "out", there) == [line]
-    spec = files.read_json(run / "models" / "bert" / "manifest.json")["spec"]
+    carry.unpack(tmp_path / "out", there)
+    spec = files.read_json(model / "manifest.json")["spec"]
+    assert files.sealed(model, spec)
     assert files.sealed(there / "models" / "bert", spec)
-    mine, whole = load_file(there / "models" / "bert" / carry.WEIGHTS), load_file(encoder)
+    mine = load_file(there / "models" / "bert" / carry.WEIGHTS)
     for name, tensor in whole.items():
         assert mine[name].dtype == tensor.dtype
         assert torch.equal(mine[name], tensor.bfloat16().float()), name
@@ -71,7 +77,7 @@ def test_a_checkpoint_travels_light(run, tmp_path):
     state = {"spec": "a", "step": 200}
     path = checkpoint.save(run / "models" / "electra", *trained(200), state)
     (line,) = carry.pack(run, tmp_path / "out", ROOM, PIECE, TASKS, SEEDS)
-    assert line.startswith("electra: checkpoint with weights rounded to bfloat16")
+    assert line.startswith("models/electra: checkpoint with weights rounded to bfloat16")
     carry.unpack(tmp_path / "out", tmp_path / "there")
     place = tmp_path / "there" / "models" / "electra"
     assert checkpoint.load(place, "a", *trained(0))["step"] == 200
@@ -83,17 +89,17 @@ def test_a_checkpoint_travels_light(run, tmp_path):
 def test_damaged_or_foreign_pieces_are_refused(run, tmp_path):
     out, there = tmp_path / "out", tmp_path / "there"
     carry.pack(run, out, ROOM, PIECE, TASKS, SEEDS)
-    first = out / "carry-00"
+    first = min(out.glob("carry-*"))
     whole = first.read_bytes()
     first.write_bytes(whole[:-1] + b"x")
     with pytest.raises(UserError, match="its pieces are damaged; copy them again"):
         carry.unpack(out, there)
     first.unlink()
-    with pytest.raises(UserError, match="carry-00: cannot be read: No such file"):
+    with pytest.raises(UserError, match="-00: cannot be read: No such file"):
         carry.unpack(out, there)
     with zipfile.ZipFile(first, "w") as archive:
         archive.writestr("models/../../escaped", "x")
-    about = {"pieces": ["carry-00"], "lost": []}
+    about = {"pieces": [first.name], "lost": []}
     about["sha256"] = hashlib.sha256(first.read_bytes()).hexdigest()
     (out / "carry.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="escaped', which belongs in no run"):
@@ -111,6 +117,7 @@ def relayed(monkeypatch, statuses):
         return statuses[len(started) - 1] if len(started) <= len(statuses) else 0
 
     monkeypatch.setattr(relay, "_execute", execute)
+    monkeypatch.setattr(carry, "settle", lambda *_: "")  # no model was made
     return started
 
 
@@ -145,4 +152,4 @@ def test_a_turn_passes_over_what_is_finished(small_run, tmp_path, monkeypatch):
     )
     started = relayed(monkeypatch, [])
     assert relay.turn(profile, time.monotonic() + 60)
-    assert started == ["04_finetune-bert"]
+    assert [name for name in started if name >= "03"] == ["04_finetune-bert"]

@@ -132,7 +132,9 @@ def finished(small_run, tmp_path):
         path.write_text(json.dumps(notebook))
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(profile.model_dump(exclude={"model", "tokenizer_kind"})))
-    return profile, Namespace(profile=str(path), data="", models="", tasks="", seeds="", run="")
+    return profile, Namespace(
+        profile=str(path), data="", models="", tasks="", seeds="", steps="", run=""
+    )
 
 
 def test_only_a_finished_run_is_kept(finished, tmp_path, monkeypatch):

@@ -27,10 +27,11 @@ export $(OPTIONS)
 
 BIN   := .venv/bin
 STUDY  = $(BIN)/python scripts/study.py
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup --no-loadscope-reorder
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS" --steps="$$STEPS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book run status report keep site plan serve test bench verify chaos slurm-demo export submission \
+.PHONY: help book run status report keep site plan serve test test-long bench verify chaos slurm-demo export submission \
         check-leaderboard check fuzz audit-dependencies clean
 
 help: ## list the targets
@@ -68,10 +69,13 @@ serve: .venv/ready ## serve the built book of PROFILE on localhost
 	@echo "http://localhost:$$PORT/"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory "runs/$$PROFILE/book/html" -- "$$PORT"
 
-test: .venv/ready ## lint, then run every test
+test: .venv/ready ## lint, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+test-long: .venv/ready ## run the tests that take minutes each: Colab, a study under kills, Slurm
+	$(PYTEST) -m long
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
 	$(BIN)/python scripts/bench.py --data="$$DATA"

@@ -508,7 +508,7 @@ def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
         axes[1, 1].sharey(axes[1, 0])
         axes[1, 1].autoscale(axis="y")
         handles, texts = axes[1, 0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

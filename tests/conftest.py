@@ -43,7 +43,9 @@ def pytest_collection_modifyitems(items):
         name = "grid" if {"grid", "book"} & set(item.fixturenames) else item.path.stem
         item.add_marker(pytest.mark.xdist_group(name))
         groups.setdefault(name, []).append(item)
-    ordered = sorted(groups.values(), key=lambda g: -sum("slow" in i.keywords for i in g))
+    ordered = sorted(
+        groups.values(), key=lambda g: -sum("slow" in i.keywords or "long" in i.keywords for i in g)
+    )
     items[:] = [item for group in ordered for item in group]
 
 

@@ -690,7 +690,9 @@ def one_line(done, says, lines=1):
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stderr
     assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == lines, done.stderr
+    # A kernel that is shut down in the middle of an interrupt says so; that is no part of ours.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("[IPKernelApp]")]
+    assert len(said) == lines, done.stderr
 
 
 def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
@@ -737,7 +739,7 @@ def test_a_bad_file_goes_through_a_notebook_as_one_line(tmp_path):
     one_line(done, "a.parquet: row 0: text is not UTF-8")
     assert out.exists()  # kept, with the error
     out = "/proc/out.ipynb"
-    one_line(command(*runner, out, "--parameters", json.dumps(values)), f"{out}: cannot write")
+    one_line(command(*runner, out, "--parameters", json.dumps(values)), "/proc: cannot write")
 
 
 @pytest.mark.slow

@@ -346,7 +346,7 @@ def last_line(done):
     return done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
     before = colab.torch()
     for stage, parameters in (
@@ -371,7 +371,7 @@ def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
     assert record["code"] == {"commit": colab.commit, "clean": True}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not os.environ.get("SMALL_BENCH_DEFAULTS"), reason="minutes; SMALL_BENCH_DEFAULTS=1 runs it"
 )

@@ -112,7 +112,7 @@ def wait(ready, seconds=90):
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_whose_node_dies_runs_again_and_nothing_is_left(tmp_path):
     log = tmp_path / "log"
     place = tmp_path / "cluster"

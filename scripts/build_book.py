@@ -137,8 +137,9 @@ def sources(
             raise ValueError(f"no executed notebook was given for the page {stage}")
         found[f"{stage}.ipynb"] = clean(ROOT / f"{stage}.ipynb", f"{note}\n{NOT_EXECUTED}")
     for place in RESULTS if note else ():
-        title, _, text = found[place].decode().partition("\n")
-        found[place] = f"{title}\n\n{note}\n{text}".encode()
+        # Below the title, which a page's settings may stand above.
+        before, title, text = re.split(r"(?m)^(# .*\n)", found[place].decode(), maxsplit=1)
+        found[place] = f"{before}{title}\n{note}\n{text}".encode()
     return found
 
 

@@ -9,11 +9,12 @@ import hashlib
 import io
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors.torch import load, save
 
-from helpers import checkpoint, files, records
+from helpers import checkpoint, files
 from helpers.config import UserError
 
 SMALL = (
@@ -27,9 +28,7 @@ CHECKPOINTS = ("models/*/checkpoint-*", "checkpoints/*/*/*/checkpoint-*")  # of 
 WEIGHTS = "encoder/model.safetensors"
 
 
-def pack(
-    run: Path, out: Path, limit: int, piece: int, tasks: list[str], seeds: list[int]
-) -> list[str]:
+def pack(run: Path, out: Path, limit: int, piece: int, finished: Collection[str]) -> list[str]:
     """Writes a run's state to ``carry-<n>`` and ``carry.json``; what lay there is replaced.
 
     Args:
@@ -37,8 +36,7 @@ def pack(
         out: Where the pieces go.
         limit: Bytes of all pieces.
         piece: Bytes of one.
-        tasks: Tasks that each model is to be fine-tuned on.
-        seeds: Seeds of each task.
+        finished: Models whose fine-tunings are all done: their encoders stay behind.
 
     Returns:
         A line for everything that is rounded or left behind.
@@ -57,7 +55,7 @@ def pack(
         raise UserError(f"limit = {limit} bytes: the records need {limit - room}")
     for manifest in sorted(run.glob("models/*/manifest.json")):
         model = manifest.parent
-        if finished(run, model.name, tasks, seeds):
+        if model.name in finished:
             content[f"models/{model.name}/manifest.json"] = manifest.read_bytes()
             continue
         added, line = _encoder(model, room)
@@ -73,12 +71,6 @@ def pack(
         said.append(f"{place}: {line}")
     _split(content, out, piece, said)
     return said
-
-
-def finished(run: Path, model: str, tasks: list[str], seeds: list[int]) -> bool:
-    """Whether a model has a record of every task and seed."""
-    cells = (records.folder(run, model, task) for task in tasks)
-    return all((cell / f"seed-{seed}.json").exists() for cell in cells for seed in seeds)
 
 
 def unpack(folder: Path, run: Path) -> list[str]:

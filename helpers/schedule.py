@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from helpers import config, costs, models
+from helpers import config, costs, grid, models
 from helpers.config import UserError
 from helpers.markup import escape, markdown
 
@@ -45,17 +45,16 @@ def jobs(
         UserError: For an unknown model, size or task.
     """
     rate = utilisation * gpu.peak_tflops * 1e12 * 3600  # FLOP an hour
+    trained = [name for name in profile.models if models.get(name).objective != "none"]
+    changes = {"models": trained, "finetune_job": "model" if grouped else "task"}
     found = []
-    for name in profile.models:
-        spec = models.get(name)
-        if spec.objective == "none":
-            continue
-        spent = costs.flops(name, profile) * costs.tokens(name, profile)
-        found.append(Job(f"pretrain {name}", spent / rate))
-        hours = {task: costs.finetuning(profile, name, task).flops / rate for task in profile.tasks}
-        if grouped:
-            hours = {"all": sum(hours.values())}
-        found += [Job(f"finetune {name} {t}", h, f"pretrain {name}") for t, h in hours.items()]
+    for job in grid.jobs(profile.model_copy(update=changes)):
+        first = f"pretrain {job.model}"
+        if job.stage == "03_pretrain":
+            found.append(Job(first, job.flops / rate))
+        elif job.stage == "04_finetune":
+            part = "all" if grouped else job.tasks[0]
+            found.append(Job(f"finetune {job.model} {part}", job.flops / rate, first))
     return found
 
 

@@ -45,6 +45,23 @@ def prepare(parameters: config.Stage) -> None:
         _tasks(study, parameters.tasks)
 
 
+def make_inputs(study: config.Profile) -> None:
+    """Runs both stages before the training ones: data, and each kind of tokenizer.
+
+    Args:
+        study: Its own tasks are made, no others.
+
+    Raises:
+        UserError: As the stages.
+    """
+    data = config.Data(**study.stage(config.Data))
+    corpus.run(data)
+    for name in study.tasks:
+        glue.run(data, name)
+    for kind in ("wordpiece", "bpe"):
+        tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
+
+
 def _study(parameters: config.Stage) -> config.Profile | None:
     """The profile that the run is named after, if its data is the embedded world."""
     if not config.find(f"profiles/{parameters.profile}.yaml").is_file():

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 import yaml
 
-from helpers import config, corpus, files, finetune, glue, pretrain, records, tokenizer
+from helpers import config, files, finetune, pretrain, records, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = {"documents": 200, "train_rows": 48, "dev_rows": 24, "world_words": 200}
@@ -38,16 +38,6 @@ def profile(runs: Path, models: list[str]) -> config.Profile:
     """A study of seconds."""
     changes = WORLD | SHAPE | STEPS | KEEP | {"runs": str(runs), "profile": "chaos"}
     return config.load_profile("tiny", **changes, seeds=SEEDS, tasks=TASKS, models=models)
-
-
-def prepare(study: config.Profile) -> None:
-    """Data and tokenizers."""
-    data = config.Data(**study.stage(config.Data))
-    corpus.run(data)
-    for task in study.tasks:
-        glue.run(data, task)
-    for kind in ("wordpiece", "bpe"):
-        tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
 
 
 def train(study: config.Profile, model: str) -> None:
@@ -162,7 +152,7 @@ def trained(folder: Path, model: str, kills: int, chance: random.Random) -> bool
     """Trains one model in peace and under kills; whether both ended the same."""
     whole, cut = (profile(folder / kind, [model]) for kind in ("whole", "cut"))
     for study in (whole, cut):
-        killed(lambda study=study: prepare(study), 0, chance)
+        killed(lambda study=study: stages.make_inputs(study), 0, chance)
     killed(lambda: train(whole, model), 0, chance)
     kills = killed(lambda: train(cut, model), kills, chance)
     wanted, found = (

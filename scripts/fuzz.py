@@ -48,6 +48,7 @@ from helpers import (
     predictions,
     pretrain,
     records,
+    stages,
     submission,
     tables,
     tokenizer,
@@ -202,12 +203,7 @@ def damage_parquet(path: Path, chance: random.Random) -> None:
 def prepare(folder: Path) -> config.Profile:
     """A small study with everything that is read: data, tokenizers, checkpoints, records."""
     study = config.load_profile("tiny", **STUDY, runs=str(folder), profile="whole", seeds=[0])
-    data = config.Data(**study.stage(config.Data))
-    corpus.run(data)
-    for task in study.tasks:
-        glue.run(data, task)
-    for kind in ("wordpiece", "bpe"):
-        tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
+    stages.make_inputs(study)
     pretrain.run(config.Pretrain(**study.stage(config.Pretrain)))
     finetune.run(config.Finetune(**study.stage(config.Finetune)))
     source = folder / "source"

@@ -36,6 +36,13 @@ def order(profile: Profile) -> list[grid.Job]:
     return sorted(found, key=lambda job: (job.stage > "02_tokenizer", place.get(job.model, -1)))
 
 
+def finished(profile: Profile) -> set[str]:
+    """Models whose fine-tunings are all done."""
+    tunings = [job for job in order(profile) if job.stage == "04_finetune"]
+    left = {job.model for job in tunings if grid.look(profile, job).state != "done"}
+    return {job.model for job in tunings} - left
+
+
 def turn(profile: Profile, end: float, room: int = 2**62) -> bool:
     """Runs jobs until `end` (of time.monotonic); whether the study is finished.
 
@@ -136,7 +143,7 @@ def main() -> int:
             done = turn(profile, end, limit - RECORDS)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between
-            for line in carry.pack(profile.folder, options.out, limit, piece, tasks, profile.seeds):
+            for line in carry.pack(profile.folder, options.out, limit, piece, finished(profile)):
                 print(f"packed: {line}", file=sys.stderr)
     print("the study is finished" if done else "not finished: run another turn", file=sys.stderr)
     return 0 if done else config.PREEMPTED

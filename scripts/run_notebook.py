@@ -122,6 +122,8 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
                     progress_bar=False,
                     stdout_file=lines,
                     kernel_manager_class=_kernel_manager(sockets, kernels),
+                    # A kernel that is shut down in the middle of an interrupt would log it.
+                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 )
             finally:
                 if part.exists():

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-from helpers import config, corpus, finetune, glue, pretrain, tokenizer
+from helpers import config, finetune, pretrain, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 # `make test` hands its own variables on; a make that a test starts is to have its defaults.
@@ -64,11 +64,7 @@ def small_run(tmp_path_factory):
     """Data, both tokenizers, every model pre-trained, two of them fine-tuned on three tasks."""
     os.chdir(ROOT)
     profile = small_profile(tmp_path_factory.mktemp("runs"))
-    data = config.Data(**profile.stage(config.Data))
-    corpus.run(data)
-    glue.prepare(data)
-    for kind in ("wordpiece", "bpe"):
-        tokenizer.run(config.Tokenizer(**profile.stage(config.Tokenizer, tokenizer_kind=kind)))
+    stages.make_inputs(profile)
     for model in profile.models:
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=model)))
     for model in ("roberta", "scratch"):

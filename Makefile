@@ -5,6 +5,7 @@ MODELS  ?=
 TASKS   ?=
 SEEDS   ?=
 STEPS   ?=
+CORPUS  ?=
 RUN     ?= runs/$(PROFILE)
 MODEL   ?=
 ABOUT   ?=
@@ -20,7 +21,7 @@ PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
+OPTIONS := CORPUS PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
@@ -31,12 +32,12 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS" --steps="$$STEPS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book run status report keep site plan serve test test-long bench verify chaos slurm-demo export submission \
+.PHONY: help book run status report keep beyond site plan serve test test-long bench verify chaos slurm-demo export submission \
         check-leaderboard check fuzz audit-dependencies clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORPUS="mixed prose" CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -57,7 +58,11 @@ report: .venv/ready ## build the book from what is finished of PROFILE, marking 
 	@$(BIN)/python scripts/publish.py report $(GIVEN)
 
 keep: .venv/ready ## copy records, logs and notebooks of the finished PROFILE to results/measured
-	@$(BIN)/python scripts/publish.py keep $(GIVEN)
+	@$(BIN)/python scripts/publish.py keep $(GIVEN) --corpus="$$CORPUS"
+
+beyond: .venv/ready ## run the recipe study of PROFILE=beyond, write results/beyond.json
+	@$(STUDY) run $(GIVEN) --cores="$$CORES" --cluster="$$CLUSTER"
+	@$(BIN)/python scripts/publish.py beyond $(GIVEN)
 
 site: .venv/ready ## build the published book from the run kept in results/measured (or RUN)
 	@$(BIN)/python scripts/publish.py site --run="$(if $(filter file,$(origin RUN)),,$$RUN)"

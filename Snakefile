@@ -120,7 +120,7 @@ rule pretrain:
         "notebooks/03_pretrain-{model}.ipynb",
     params:
         stage=lambda wildcards: parameters(config.Pretrain, model=wildcards.model),
-        spec=lambda wildcards: json.dumps([asdict(MODELS[wildcards.model]), asdict(SIZE)]),
+        spec=lambda wildcards: json.dumps([models.entry(MODELS[wildcards.model]), asdict(SIZE)]),
     threads: THREADS
     resources:
         gpu=1,

@@ -158,7 +158,18 @@ def table(
 def tokens(name: str, profile: config.Profile) -> int:
     """Tokens of one pre-training: steps x segments x the length that the model reads."""
     length = models.usable_length(models.get(name).tokenizer, profile.max_length)
-    return profile.pretrain_steps * profile.pretrain_batch_size * length
+    own = pretraining(name, profile)
+    return own.pretrain_steps * own.pretrain_batch_size * length
+
+
+def pretraining(name: str, profile: config.Profile) -> config.Pretrain:
+    """Parameters of a model's pre-training, with what its own recipe changes.
+
+    Raises:
+        UserError: For an unknown model, or a recipe that leaves an impossible parameter.
+    """
+    given = config.Pretrain(**profile.stage(config.Pretrain, model=name))
+    return pretrain.recipe(given, models.get(name))
 
 
 class Finetuning(NamedTuple):

@@ -61,6 +61,13 @@ def plus_minus(mean: float, error: float) -> str:
     return score(mean) if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
 
 
+def signed(value: float, error: float) -> str:
+    """A difference and its standard error; a dash, or no error, where there is none."""
+    if math.isnan(value):
+        return NONE
+    return f"{value:+.2f}" if math.isnan(error) else f"{value:+.2f} ± {error:.2f}"
+
+
 def span(values: Iterable[float]) -> str:
     """One quantity, or the least and the greatest."""
     found = sorted(set(values))

@@ -8,7 +8,7 @@ Parameter counts at the paper's size are in ``results/published.json``.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,26 @@ from helpers.config import UserError, did_you_mean, root
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What a model changes in a profile's pre-training; nothing, unless it says so.
+
+    Attributes:
+        dropout: In place of the profile's, hidden and attention.
+        batch: Factor on the segments per step. The steps are divided by it: equal tokens.
+        rate: Factor on the peak learning rate.
+        end_rate: Part of the peak that is left at the last step; 0 is a decay to the budget, 1
+            none at all.
+        seed: Added to the seed of weights, order and masks.
+    """
+
+    dropout: float | None = None
+    batch: int = 1
+    rate: float = 1.0
+    end_rate: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Spec:
     """One model of the study.
 
@@ -51,6 +71,7 @@ class Spec:
         tie_softmax: Whether the generator's output softmax shares the token embeddings.
         model_type: transformers' name of an architecture, as in ``config.json``: ``roformer``.
         config: Fields of its configuration that differ from the size and from its defaults.
+        recipe: What differs from the profile in its pre-training.
     """
 
     architecture: Literal["bert", "roberta", "deberta", "transformers"]
@@ -62,6 +83,7 @@ class Spec:
     tie_softmax: bool = True
     model_type: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = Recipe()
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,76 @@ REGISTRY: dict[str, Spec] = {
     "scratch": Spec("bert", "none"),
 }
 
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that differs from another in one thing, or in several that are named.
+
+    Attributes:
+        base: The other one, of the registry.
+        change: What differs, for a reader.
+        spec: Its entry.
+        replicate: Whether nothing differs but chance, so that it measures the noise.
+    """
+
+    base: str
+    change: str
+    spec: Spec
+    replicate: bool = False
+
+
+def _variant(base: str, change: str, **changes: Any) -> Variant:  # noqa: ANN401
+    recipe = changes.get("recipe", Recipe())
+    return Variant(base, change, replace(REGISTRY[base], **changes), recipe.seed > 0)
+
+
+VARIANTS: dict[str, Variant] = {
+    "another-seed": _variant(
+        "electra-deberta", "nothing but the pre-training seed", recipe=Recipe(seed=1)
+    ),
+    "third-seed": _variant(
+        "electra-deberta", "nothing but the pre-training seed", recipe=Recipe(seed=2)
+    ),
+    "quarter-generator": _variant(
+        "electra-deberta", "generator a quarter as wide", generator_fraction=0.25
+    ),
+    "tied-softmax": _variant(
+        "electra-deberta", "generator's softmax tied to the embeddings", tie_softmax=True
+    ),
+    "no-dropout": _variant(
+        "electra-deberta", "no dropout in pre-training", recipe=Recipe(dropout=0.0)
+    ),
+    "large-batch": _variant(
+        "electra-deberta", "batch × 4, peak rate × 2", recipe=Recipe(batch=4, rate=2.0)
+    ),
+    "constant-rate": _variant(
+        "electra-deberta", "no decay of the rate after warm-up", recipe=Recipe(end_rate=1.0)
+    ),
+    "masked-only": _variant(
+        "electra-deberta",
+        "MLM in place of replaced-token detection",
+        objective="mlm",
+        generator_fraction=0.0,
+        tie_softmax=True,
+    ),
+    # transformers has a pre-LN encoder of RoBERTa alone, so this one is compared with RoBERTa.
+    "pre-ln": _variant(
+        "roberta",
+        "layer norm before each block, not after",
+        architecture="transformers",
+        model_type="roberta-prelayernorm",
+        config={"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "all-together": _variant(
+        "electra-deberta",
+        "quarter generator, tied softmax, no dropout",
+        generator_fraction=0.25,
+        tie_softmax=True,
+        recipe=Recipe(dropout=0.0),
+    ),
+}
+"""Of the recipe study: each changes one thing of the paper's recipe, or all that is said to pay."""
+
 SIZES: dict[str, Size] = {
     # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
     "paper": Size(12, 256, 4, 1024, embedding=128, roberta_embedding=256, bert_positions=512),
@@ -125,9 +217,13 @@ def get(name: str) -> Spec:
     """
     if name in REGISTRY:
         return REGISTRY[name]
+    if name in VARIANTS:
+        return VARIANTS[name].spec
     path = root() / "models" / name / "config.json"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or not path.is_file():
-        raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
+        raise UserError(
+            f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY | VARIANTS)}"
+        )
     values = files.read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object, a configuration of transformers")
@@ -135,6 +231,14 @@ def get(name: str) -> Spec:
     spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=own)
     _config_class(spec, str(path))
     return spec
+
+
+def entry(spec: Spec) -> dict[str, Any]:
+    """An entry as plain values, for what names a run; a recipe that changes nothing is left out."""
+    values = asdict(spec)
+    if spec.recipe == Recipe():
+        del values["recipe"]
+    return values
 
 
 def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:
@@ -208,6 +312,8 @@ def build_config(
         "pad_token_id": 0,
         "initializer_range": size.initial,
     }
+    if spec.tokenizer == "bpe":
+        common |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     if spec.architecture == "transformers":
         # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
         return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
@@ -217,7 +323,6 @@ def build_config(
             **common, embedding_size=size.embedding, max_position_embeddings=positions
         )
     if spec.architecture == "roberta":
-        common |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
         return RobertaConfig(
             **common, max_position_embeddings=max_length, type_vocab_size=1, layer_norm_eps=1e-5
         )

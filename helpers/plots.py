@@ -389,7 +389,7 @@ def compute(
 def overview(
     records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
 ) -> Figure:
-    """Measured quality against the FLOPs of pre-training, in one panel.
+    """Measured quality against the FLOPs of pre-training, in one panel: the headline's mean.
 
     Args:
         records: As for `compute`.
@@ -400,7 +400,8 @@ def overview(
     Returns:
         The figure; published points stand in it only where they can be compared.
     """
-    present = [task for task in tasks if task in set(records["task"])]
+    present = statistics.counted(records, tasks)
+    records = records[records["task"].isin(present)]
     with _style():
         figure, axes = _axes(4.9, 3.7)
         axis = axes[0, 0]

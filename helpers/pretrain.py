@@ -412,7 +412,7 @@ def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[s
     return {
         "stage": "pretrain",
         "parameters": values,
-        "model": asdict(spec),
+        "model": models.entry(spec),
         "size": asdict(models.get_size(parameters.size)),
         "tokens": packed["spec"],
     }
@@ -454,7 +454,30 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
 
     files.need_whole(source, "02_tokenizer", remedy)
     with files.holding(folder):
-        return _make(parameters, spec, packed, wanted, folder)
+        return _make(recipe(parameters, spec), spec, packed, wanted, folder)
+
+
+def recipe(parameters: config.Pretrain, spec: models.Spec) -> config.Pretrain:
+    """The parameters of a pre-training with what the model's own recipe changes in them.
+
+    Args:
+        parameters: Of the stage.
+        spec: The model's entry.
+
+    Raises:
+        UserError: For a change that leaves an impossible parameter.
+    """
+    own = spec.recipe
+    changes: dict[str, Any] = {
+        "pretrain_batch_size": own.batch * parameters.pretrain_batch_size,
+        "pretrain_steps": max(1, round(parameters.pretrain_steps / own.batch)),
+        "pretrain_learning_rate": own.rate * parameters.pretrain_learning_rate,
+        "pretrain_seed": own.seed + parameters.pretrain_seed,
+    }
+    if own.dropout is not None:
+        changes["pretrain_dropout"] = own.dropout
+    where = f"recipe of {parameters.model}"
+    return config.validate(config.Pretrain, parameters.model_dump() | changes, where)
 
 
 def _make(
@@ -584,7 +607,8 @@ def _train(
             tokens = segments.batch(number)
             torch.manual_seed(training.derive_seed(seed, "step", number))
             generator.manual_seed(training.derive_seed(seed, "mask", number))
-            rate = parameters.pretrain_learning_rate * training.schedule(number, warmup, total)
+            factor = training.schedule(number, warmup, total, task.spec.recipe.end_rate)
+            rate = parameters.pretrain_learning_rate * factor
             if number == first:
                 losses, spent = _compiling(step, tokens, generator, rate, parameters.torch_compile)
                 state["compile_seconds"] += spent

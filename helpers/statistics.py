@@ -196,6 +196,20 @@ def cell(records: pd.DataFrame, model: str, task: str) -> Summary:
     return summary(chosen["score"])
 
 
+def counted(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """The tasks whose mean is a run's headline: those that are GLUE's own, whole.
+
+    Where there is none, as on the embedded world, all that have a record.
+
+    Args:
+        records: Rows with columns task, complete.
+        tasks: The tasks asked for, in order.
+    """
+    whole = records.groupby("task")["complete"].all()
+    present = [task for task in tasks if task in whole.index]
+    return [task for task in present if whole[task]] or present
+
+
 def seed_means(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> pd.Series:
     """Mean of the tasks, seed by seed.
 

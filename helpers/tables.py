@@ -25,6 +25,7 @@ from helpers.markup import (
     quantity,
     record_link,
     score,
+    signed,
     span,
 )
 
@@ -702,7 +703,7 @@ def scratch(
             own = model == "scratch"
             ratio = NONE if own or not error > 0 else f"{gain / error:.1f}"
             mean = record_link(plus_minus(found.mean, found.se), model)
-            cells = [mean, NONE if own else _signed(gain, error), ratio]
+            cells = [mean, NONE if own else signed(gain, error), ratio]
             name = escape(model_name(published, model))
             lines.append([name, str(len(group)), *cells, f"{found.n} / {control.n}"])
     header = ["Model", "Tasks", "Mean", "Difference", "In standard errors", "Seeds / scratch"]
@@ -714,12 +715,6 @@ def scratch(
     return text + _notes(warnings(records, published, models, tasks))
 
 
-def _signed(value: float, error: float) -> str:
-    if math.isnan(value):
-        return NONE
-    return f"{value:+.2f}" if math.isnan(error) else f"{value:+.2f} ± {error:.2f}"
-
-
 def headline(
     records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
 ) -> str:
@@ -727,32 +722,70 @@ def headline(
 
     Args:
         records: Records of one profile and data source (`select`).
-        published: The published figures, for names.
+        published: The published figures, for names and means.
         models: The models asked for.
         tasks: The tasks asked for.
 
     Returns:
-        Markdown: what the data was, table. Medians over seeds of the mean of the tasks.
+        Markdown: what the data was, table. Medians over seeds of the mean of the tasks: of the
+        complete ones with its interval and beside the published mean of the same, then of all.
     """
-    shown = present_tasks(records, tasks)
+    shown, main = present_tasks(records, tasks), statistics.counted(records, tasks)
     found = {
-        model: statistics.mean_of_tasks(records, model, shown)
+        model: statistics.mean_of_tasks(records, model, main)
         for model in present_models(records, models)
     }
     order = sorted((m for m in found if found[m].n), key=lambda m: -found[m].median)
     control = found["scratch"].median if "scratch" in order else math.nan
+    embedded, fewer = is_embedded(records), len(main) < len(shown)
+    theirs = audit.scores(published)
     rows = []
     for model in order:
-        own = found[model].median
-        gain = NONE if model == "scratch" or math.isnan(control) else f"{own - control:+.2f}"
-        name = escape(model_name(published, model))
-        rows.append([name, record_link(score(own), model), gain])
+        own = found[model]
+        gain = NONE if model == "scratch" else signed(own.median - control, math.nan)
+        row = [escape(model_name(published, model)), record_link(_typical(own, embedded), model)]
+        if not embedded:
+            row += [_published_mean(theirs, model, main)]
+        if fewer:
+            row += [score(statistics.mean_of_tasks(records, model, shown).median)]
+        rows.append([*row, gain])
+    header = ["Model", f"Mean of {len(main)}, × 100"]
+    header += [] if embedded else [f"Published mean of {len(main)}"]
+    header += [f"Mean of {len(shown)} †"] * fewer + ["Above scratch"]
+    return f"{_what_data(records, published, main, fewer)}\n\n{markdown(header, rows)}"
+
+
+def _typical(found: statistics.Summary, embedded: bool) -> str:
+    return score(found.median) if embedded else typical(found)
+
+
+def _published_mean(scores: pd.DataFrame, model: str, tasks: Sequence[str]) -> str:
+    return derived(_some_mean(scores.loc[model], tasks)) if model in scores.index else NONE
+
+
+def _what_data(
+    records: pd.DataFrame, published: dict[str, Any], main: Sequence[str], fewer: bool
+) -> str:
+    """What stands above the headline: the run, its corpus, which tasks count."""
     source = SOURCES[records["source"].iloc[0]]
     text = f"Profile {escape(records['profile'].iloc[0])}, {source}"
     if is_embedded(records):
-        text += ": a generated language, **not GLUE**. Compare these means with each other only"
-    header = ["Model", f"Mean of {len(shown)}, × 100", "Above scratch"]
-    return f"{text}.\n\n{markdown(header, rows)}"
+        return (
+            f"{text}: a generated language, **not GLUE**. Compare these means with each other only."
+        )
+    trained = records[records["pretrain.tokens"] > 0]
+    if not trained.empty:
+        corpora = "; ".join(escape(corpus) for corpus in _unique(trained["corpus"]))
+        passes = span(trained["pretrain.epochs"])
+        text += f"; pre-trained on {span(trained['pretrain.tokens'])} tokens, {passes} passes over "
+        text += corpora
+    names = ", ".join(task_name(published, task) for task in main)
+    text += f". Medians over seeds; the mean of {len(main)} is that of {names}"
+    if complete := set(main) == set(complete_tasks(records, main)):
+        text += ", which are GLUE's own, whole"
+    if fewer and complete:
+        text += "; † counts reduced tasks too, and compares with nothing published"
+    return text + "."
 
 
 def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str]) -> str:

@@ -113,17 +113,18 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
     return np.random.default_rng(derive_seed(*parts))
 
 
-def schedule(step: int, warmup: int, total: int) -> float:
-    """Factor on the peak learning rate: linear warm-up, then linear decay to zero.
+def schedule(step: int, warmup: int, total: int, end: float = 0.0) -> float:
+    """Factor on the peak learning rate: linear warm-up, then linear decay.
 
     Args:
         step: Steps already taken.
         warmup: Steps of warm-up.
         total: Steps in all.
+        end: Factor that the decay ends at; 1 is no decay.
     """
     if step < warmup:
         return (step + 1) / warmup
-    return (total - step) / max(1, total - warmup)
+    return end + (1 - end) * (total - step) / max(1, total - warmup)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -3,7 +3,8 @@
 `make report` shows what is finished of a run. `make keep` copies what is small of a finished run to
 ``results/measured/<profile>``: records, loss logs, comparisons and one executed notebook a stage,
 as JSON that no formatter takes for a source. Rows of the data are left out, unless the data is the
-embedded world. `make site` builds the published book from there. None of them trains anything.
+embedded world. `make site` builds the published book from there; `make beyond` ends with the table
+of a recipe study, ``results/beyond.json``. None of these trains anything.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import build_book
 import run_notebook
 import study
 
-from helpers import config, executed, files, grid, models, records, seeds
+from helpers import beyond, config, executed, files, grid, markup, models, records, seeds
 from helpers import tables as tables_of
 from helpers.config import Profile
 
@@ -112,21 +113,40 @@ def _unfinished(missing: dict[str, str]) -> str:
 
 def keep(options: argparse.Namespace) -> int:
     """Copies what is small of a finished run to ``results/measured/<profile>``."""
+    profile, found = _finished(options)
+    kept = MEASURED / profile.profile
+    with files.building(kept) as target:
+        count = _keep(profile, found, target, options.corpus)
+    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
+    return 0
+
+
+def _finished(options: argparse.Namespace) -> tuple[Profile, dict[grid.Job, grid.State]]:
+    """The profile and its jobs, all of them done."""
     profile, _ = study.load(options)
     found = grid.survey(profile)
     missing = _missing(found)
     if missing:
         names = ", ".join(f"{name} ({state})" for name, state in missing.items())
         raise config.UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
-    kept = MEASURED / profile.profile
-    with files.building(kept) as target:
-        count = _keep(profile, found, target)
-    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
-    print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
+    return profile, found
+
+
+def recipes(options: argparse.Namespace) -> int:
+    """Writes what each change of the recipe was worth to ``results/beyond.json``."""
+    profile, _ = _finished(options)
+    found = beyond.measure(tables_of.load_records(profile.folder / "records"), profile)
+    place = ROOT / "results" / "beyond.json"
+    files.write_json(place, found.model_dump())
+    print(beyond.table(found))
+    print(f"written to {os.path.relpath(place)}")
     return 0
 
 
-def _keep(profile: config.Profile, found: dict[grid.Job, grid.State], target: Path) -> int:
+def _keep(
+    profile: config.Profile, found: dict[grid.Job, grid.State], target: Path, corpus: str
+) -> int:
     """Writes what is kept of a run; the number of its records."""
     for model, task in grid.finished_cells(profile):
         _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
@@ -154,6 +174,7 @@ def _keep(profile: config.Profile, found: dict[grid.Job, grid.State], target: Pa
             "finished": max(executed.ended(place) for place in shown.values()),
             "hardware": sorted(hardware),
             "commits": sorted(commit for commit in commits if commit),
+            "corpus": _corpus(profile.folder, corpus),
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,
         },
@@ -163,6 +184,13 @@ def _keep(profile: config.Profile, found: dict[grid.Job, grid.State], target: Pa
         name = large[0].relative_to(target)
         raise config.UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
     return len(frame)
+
+
+def _corpus(folder: Path, what: str) -> str:
+    """The corpus of a run in one phrase: what it is, by the reader's name for it, and how much."""
+    about = files.read_json(folder / "data" / "corpus" / files.MANIFEST)
+    amount = f"{about['documents']:,} documents, {about['bytes'] / 1e9:.2g} GB"
+    return f"{what or about['name']}, {amount}"
 
 
 def _keep_cell(source: Path, target: Path) -> None:
@@ -214,13 +242,15 @@ def _measured(name: str, about: dict[str, object]) -> str:
     commits = ", ".join(f"`{commit[:12]}`" for commit in about["commits"]) or "not known"
     return (
         f":::{{note}}\nMeasured, and not rerun for this page: run `{name}`, finished on "
-        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. Its "
+        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. "
+        f"Pre-training read {markup.quantity(about['tokens'])} tokens of its corpus: "
+        f"{markup.escape(about['corpus'])}. Its "
         f"records, loss logs and executed notebooks are kept in "
         f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
     )
 
 
-ACTIONS = {"report": report, "keep": keep, "site": site}
+ACTIONS = {"report": report, "keep": keep, "beyond": recipes, "site": site}
 
 
 def main() -> int:
@@ -228,6 +258,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=ACTIONS)
     study.add_options(parser)
+    parser.add_argument("--corpus", default="", help="what the corpus is, for keep: mixed prose")
     parser.add_argument("--run", default="", help="folder of a kept run, for site")
     options = parser.parse_args()
     return ACTIONS[options.action](options)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -43,24 +44,32 @@ def finished(profile: Profile) -> set[str]:
     return {job.model for job in tunings} - left
 
 
-def turn(profile: Profile, end: float, room: int = 2**62) -> bool:
-    """Runs jobs until `end` (of time.monotonic); whether the study is finished.
+class Turn(NamedTuple):
+    """What a turn came to: whether the study is finished, and whether it trained anything."""
+
+    finished: bool
+    trained: bool
+
+
+def turn(profile: Profile, end: float, room: int = 2**62, trained: bool = False) -> Turn:
+    """Runs jobs until `end`.
 
     Args:
         profile: The study.
-        end: When to stop.
+        end: When to stop, of time.monotonic.
         room: Bytes that an encoder may have on its way to the next machine.
+        trained: Whether this call has trained another study before.
 
     Raises:
-        UserError: When a job fails; its own line stands above.
+        UserError: When a job fails; its own line stands above. Or when nothing was trained because
+            data and tokenizers took all the time.
     """
-    trained = False
     for job in order(profile):
         # Data and tokenizers are looked at each time: they do nothing twice, and see other data.
         if job.stage in grid.TRAINED and grid.look(profile, job).state == "done":
             continue
         if time.monotonic() >= end:
-            return False
+            return Turn(False, trained)
         trained = trained or job.stage in grid.TRAINED
         status = _execute(job, profile.folder / "notebooks" / f"{job.name}.ipynb", end)
         if status == config.PREEMPTED and not trained:
@@ -69,14 +78,58 @@ def turn(profile: Profile, end: float, room: int = 2**62) -> bool:
                 "again; give a turn more"
             )
         if status == config.PREEMPTED:
-            return False
+            return Turn(False, trained)
         if status:
             raise config.UserError(f"{job.name}: failed; what it said stands above")
         if job.stage == "03_pretrain":
             line = carry.settle(profile.folder / "models" / job.model, room)
             if line:
                 print(line, file=sys.stderr)
-    return True
+    return Turn(True, trained)
+
+
+def go(
+    profile: Profile,
+    end: float,
+    state: Path | None,
+    out: Path,
+    limit: int,
+    piece: int,
+    trained: bool = False,
+) -> Turn:
+    """One turn: unpacks `state`, runs jobs until `end`, packs into `out`.
+
+    Args:
+        profile: The study.
+        end: When to stop, of time.monotonic.
+        state: Pieces of the last turn; none, or an empty folder, at the first.
+        out: Folder for the pieces.
+        limit: Bytes of all pieces.
+        piece: Bytes of one.
+        trained: As for :func:`turn`.
+
+    Raises:
+        UserError: When a job fails or the pieces cannot be read or written.
+        Preempted: After SIGTERM; what there is has been packed.
+    """
+    with files.holding(profile.folder):
+        if state and (state / "carry.json").exists():
+            for line in carry.unpack(state, profile.folder):
+                print(f"carried: {line}", file=sys.stderr)
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            return turn(profile, end, limit - RECORDS, trained)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between
+            for line in carry.pack(profile.folder, out, limit, piece, finished(profile)):
+                print(f"packed: {line}", file=sys.stderr)
+
+
+def small_first(profile: Profile) -> Profile:
+    """The profile with the tasks that its data has, those with few rows first."""
+    tasks = glue.available(profile.source, profile.data, profile.tasks)
+    tasks.sort(key=lambda name: glue.get(name).official_rows["train"])
+    return profile.model_copy(update={"tasks": tasks})
 
 
 def _execute(job: grid.Job, executed: Path, end: float) -> int:
@@ -129,22 +182,9 @@ def main() -> int:
     end = time.monotonic() + 60 * options.minutes
     changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
     changes["pretrain_steps"] = options.steps
-    profile = config.load_profile(options.profile, **changes)
-    tasks = glue.available(profile.source, profile.data, profile.tasks)
-    tasks.sort(key=lambda name: glue.get(name).official_rows["train"])  # small ones first
-    profile = config.load_profile(options.profile, **changes | {"tasks": tasks})
-    with files.holding(profile.folder):
-        if options.state and (options.state / "carry.json").exists():
-            for line in carry.unpack(options.state, profile.folder):
-                print(f"carried: {line}", file=sys.stderr)
-        limit, piece = int(options.limit_mib * MIB), int(options.piece_mib * MIB)
-        signal.signal(signal.SIGTERM, _stop)
-        try:
-            done = turn(profile, end, limit - RECORDS)
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between
-            for line in carry.pack(profile.folder, options.out, limit, piece, finished(profile)):
-                print(f"packed: {line}", file=sys.stderr)
+    profile = small_first(config.load_profile(options.profile, **changes))
+    limit, piece = int(options.limit_mib * MIB), int(options.piece_mib * MIB)
+    done = go(profile, end, options.state, options.out, limit, piece).finished
     print("the study is finished" if done else "not finished: run another turn", file=sys.stderr)
     return 0 if done else config.PREEMPTED
 

@@ -138,7 +138,7 @@ def plan(options: argparse.Namespace) -> int:
     total = 0.0
     for name in profile.models:
         trained = models.get(name).objective != "none"
-        steps = profile.pretrain_steps * trained
+        steps = costs.pretraining(name, profile).pretrain_steps * trained
         tokens = costs.tokens(name, profile) * trained
         flops = tokens * costs.flops(name, profile)
         encoder = models.encoder(costs.outline(name, profile).model)

@@ -9,7 +9,8 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, small_profile
+import yaml
+from conftest import ROOT, command, small_profile
 from safetensors.torch import load_file
 from test_survival import trained
 
@@ -17,6 +18,7 @@ from helpers import carry, checkpoint, config, files
 from helpers.config import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))
+import gpu_plan
 import relay
 
 DONE = {"roberta", "scratch"}
@@ -122,7 +124,7 @@ def relayed(monkeypatch, statuses):
 def test_a_turn_goes_model_by_model_and_ends_in_time(tmp_path, monkeypatch):
     profile = small_profile(tmp_path, models=["electra", "roberta"], tasks=["rte"])
     started = relayed(monkeypatch, [])
-    assert relay.turn(profile, time.monotonic() + 60)
+    assert relay.turn(profile, time.monotonic() + 60).finished
     assert started == [
         "01_data",
         "02_tokenizer-bpe",
@@ -133,12 +135,14 @@ def test_a_turn_goes_model_by_model_and_ends_in_time(tmp_path, monkeypatch):
         "04_finetune-roberta",
     ]
     started = relayed(monkeypatch, [0, 0, 0, config.PREEMPTED])
-    assert not relay.turn(profile, time.monotonic() + 60)
+    assert relay.turn(profile, time.monotonic() + 60) == (False, True)
     assert len(started) == 4
-    assert not relay.turn(profile, time.monotonic() - 1)
+    assert relay.turn(profile, time.monotonic() - 1) == (False, False)
     relayed(monkeypatch, [0, config.PREEMPTED])
     with pytest.raises(UserError, match="minutes: data and tokenizers alone take longer"):
         relay.turn(profile, time.monotonic() + 60)
+    relayed(monkeypatch, [0, config.PREEMPTED])
+    assert not relay.turn(profile, time.monotonic() + 60, trained=True).finished
     relayed(monkeypatch, [0, 0, 0, 1])
     with pytest.raises(UserError, match="03_pretrain-electra: failed"):
         relay.turn(profile, time.monotonic() + 60)
@@ -149,6 +153,40 @@ def test_a_turn_passes_over_what_is_finished(small_run, tmp_path, monkeypatch):
         small_run.folder.parent, models=["roberta", "bert"], tasks=["cola", "mnli"], seeds=[0]
     )
     started = relayed(monkeypatch, [])
-    assert relay.turn(profile, time.monotonic() + 60)
+    assert relay.turn(profile, time.monotonic() + 60).finished
     assert [name for name in started if name >= "03"] == ["04_finetune-bert"]
     assert relay.finished(profile) == {"roberta"}
+
+
+@pytest.mark.long
+def test_the_gpu_plan_goes_on_from_call_to_call_on_new_machines(tmp_path):
+    profile = small_profile(
+        tmp_path / "runs", models=["scratch", "electra"], tasks=["rte"], seeds=[0]
+    )
+    path, state = tmp_path / "small.yaml", tmp_path / "state"
+    path.write_text(yaml.safe_dump(profile.model_dump(exclude={"model", "tokenizer_kind"})))
+    said = []
+    for _ in range(12):
+        done = command(
+            *("scripts/gpu_plan.py", "--profile", str(path), "--state", str(state)),
+            *("--out", str(state), "--minutes", "1.2", "--speed-minutes", "0.1", "--longer", "3"),
+        )
+        said.append(done.stderr)
+        assert done.returncode in (0, config.PREEMPTED), done.stderr
+        if done.returncode == 0:
+            break
+        shutil.rmtree(profile.folder.parent)  # the next machine is bare
+    assert done.returncode == 0
+    assert len(said) > 1
+    assert "speed: stopped after" in said[0]
+    assert not any("speed:" in text for text in said[1:])
+    assert "best so far: electra; again on 3 times the tokens" in said[-1]
+    steps = []
+    for name in ("small", "small-longer"):
+        run = profile.folder.parent / name
+        steps += [
+            files.read_json(run / "models" / "electra" / "manifest.json")["pretrain"]["steps"]
+        ]
+        assert (run / "records" / "electra" / "rte" / "seed-0.json").exists()
+    assert steps == [12, 36]
+    assert {path.name for path in state.iterdir()} == {"small", "small-longer", gpu_plan.SPEED}

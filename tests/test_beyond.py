@@ -1,0 +1,168 @@
+"""The recipe study: what a variant changes in pre-training, and what its table makes of noise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import small_profile
+from safetensors.numpy import load_file
+from scipy import stats
+from test_tables import make_run
+
+from helpers import beyond, config, files, finetune, models, pretrain, tables, training
+from helpers.config import UserError
+
+TASKS = ["cola", "rte"]
+
+
+@pytest.fixture
+def study(small_run, tmp_path):
+    """A profile of its own over the data and tokens of the small run."""
+    profile = small_profile(tmp_path)
+    profile.folder.mkdir()
+    for name in ("data", "tokenizer"):
+        (profile.folder / name).symlink_to(small_run.folder / name)
+    return profile
+
+
+def train(profile, model, **changes):
+    values = profile.stage(config.Pretrain, model=model) | changes
+    manifest = pretrain.run(config.Pretrain(**values))
+    folder = profile.folder / "models" / model
+    return manifest, load_file(folder / "encoder" / "model.safetensors"), folder
+
+
+def same(one, other):
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_recipe_changes_what_it_says_and_reads_as_many_tokens(study):
+    plain, weights, folder = train(study, "electra-deberta")
+    base = pd.read_csv(folder / "log.csv")
+    assert "recipe" not in plain["specification"]["model"]
+    large, _, folder = train(study, "large-batch")
+    log = pd.read_csv(folder / "log.csv")
+    assert large["pretrain"]["steps"] == plain["pretrain"]["steps"] / 4
+    assert large["pretrain"]["tokens"] == plain["pretrain"]["tokens"]
+    assert log["rate"].max() == pytest.approx(2 * base["rate"].max())
+    _, _, folder = train(study, "constant-rate")
+    log = pd.read_csv(folder / "log.csv")
+    assert log["rate"].iloc[-1] == study.pretrain_learning_rate > base["rate"].iloc[-1]
+    assert not same(weights, train(study, "another-seed")[1])
+
+
+def test_a_recipe_is_the_parameter_it_stands_for(study, monkeypatch):
+    seeded = train(study, "another-seed")[1]
+    assert same(seeded, train(study, "electra-deberta", pretrain_seed=1)[1])
+    undisturbed = train(study, "no-dropout", pretrain_dropout=0.5)[1]
+    assert same(undisturbed, train(study, "electra-deberta", pretrain_dropout=0.0)[1])
+    spec = replace(models.REGISTRY["bert"], recipe=models.Recipe(rate=1000.0))
+    monkeypatch.setitem(models.REGISTRY, "hot", spec)
+    with pytest.raises(UserError, match=r"recipe of hot: pretrain_learning_rate = 1\.?5?"):
+        train(study, "hot")
+
+
+def test_the_rate_may_end_above_zero():
+    assert training.schedule(12, 4, 12, end=0.25) == 0.25
+    assert training.schedule(8, 4, 12, end=0.25) == pytest.approx(0.625)
+    assert training.schedule(1, 4, 12, end=0.25) == training.schedule(1, 4, 12)
+
+
+def test_every_variant_names_a_base_of_its_size():
+    for name, variant in models.VARIANTS.items():
+        assert variant.base in models.REGISTRY
+        assert name not in models.REGISTRY
+        base = models.REGISTRY[variant.base]
+        assert (models.entry(variant.spec) == models.entry(base)) is False
+        sizes = []
+        for spec in (variant.spec, base):
+            task = pretrain.build(spec, models.get_size("tiny"), 200, 64)
+            sizes.append(models.count(models.encoder(task.model)))
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def test_the_pre_ln_encoder_is_trained_to_its_end(study):
+    train(study, "pre-ln")
+    values = study.stage(config.Finetune, model="pre-ln", tasks=["cola"], seeds=[0])
+    (record,) = finetune.run(config.Finetune(**values))
+    assert record["model"] == "pre-ln"
+    encoder = study.folder / "models" / "pre-ln" / "encoder" / "config.json"
+    assert files.read_json(encoder)["model_type"] == "roberta-prelayernorm"
+
+
+def make_study(scores):
+    """A study of one task from a name's score by seed; the names are those of the variants."""
+    found = []
+    for name, values in scores.items():
+        variant = models.VARIANTS.get(name)
+        found.append(
+            {
+                "name": name,
+                "base": variant.base if variant else "",
+                "change": variant.change if variant else "",
+                "replicate": bool(variant and variant.replicate),
+                **{"steps": 10, "tokens": 1000, "epochs": 0.1, "seconds": 1.0},
+                "flops": 0.5e9 if name == "quarter-generator" else 1e9,
+                "scores": {"cola": values},
+            }
+        )
+    about = {"profile": "beyond", "source": "folder", "corpus": "prose", "size": "mini"}
+    about |= {"train_rows": {"cola": 100}, "seeds": [0, 1], "hardware": ["AMD EPYC"]}
+    about |= {"versions": {"torch": "2.13.0"}, "commits": ["a" * 40], "models": found}
+    rates = {"pretrain_batch_size": 16, "pretrain_learning_rate": 0.002, "pretrain_dropout": 0.1}
+    return config.validate(beyond.Study, about | {"parameters": rates}, "beyond.json")
+
+
+def test_a_difference_has_the_error_of_a_regression_on_the_change():
+    scores = {"electra-deberta": [40.0, 42.0], "another-seed": [43.0, 43.0]}
+    scores |= {"third-seed": [41.5, 41.5], "quarter-generator": [47.0, 46.0]}
+    found = beyond.effects(make_study(scores)).set_index("name")
+    assert list(found.index) == ["electra-deberta", "quarter-generator"]
+    line = stats.linregress([0, 0, 0, 1], [41.0, 43.0, 41.5, 46.5])
+    row = found.loc["quarter-generator"]
+    assert row["difference"] == pytest.approx(line.slope)
+    assert row["error"] == pytest.approx(line.stderr)
+    half = stats.t.ppf(0.975, 2) * line.stderr
+    assert (row["low"], row["high"]) == pytest.approx((line.slope - half, line.slope + half))
+    assert row["flops"] == 0.5
+    assert found.loc["electra-deberta", "runs"] == 3
+
+
+def test_the_table_says_what_is_known_of_the_noise():
+    scores = {"electra-deberta": [40.0], "another-seed": [41.0], "no-dropout": [60.0]}
+    scores |= {"roberta": [41.0], "pre-ln": [41.2]}
+    text = beyond.table(make_study(scores))
+    assert "Pre-trained several times: electra-deberta (2)" in text
+    assert "Intervals that leave zero out: 1 of 2" in text
+    assert "nothing but" not in text
+    assert "no dropout in pre-training | electra-deberta | 1.00 | 60.00 | +19.50" in text
+    without = beyond.table(make_study({"electra-deberta": [40.0], "no-dropout": [42.0]}))
+    assert "| +2.00 | – |" in without
+    assert "the noise is not known" in without
+
+
+def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
+    names = ["electra-deberta", "another-seed", "no-dropout"]
+    run = make_run(tmp_path / "records", "folder", models=names, tasks=TASKS)
+    frame = tables.load_records(run)
+    profile = config.load_profile(
+        "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
+    )
+    found = beyond.measure(frame, profile)
+    assert [one.name for one in found.models] == names
+    mine = frame[(frame["model"] == "no-dropout") & (frame["task"] == "rte")]
+    assert found.models[2].scores["rte"] == list(mine.sort_values("seed")["score"])
+    assert found.models[2].base == "electra-deberta"
+    assert found.train_rows["rte"] == mine["rows"].iloc[0]["train"]
+    files.write_json(tmp_path / "beyond.json", found.model_dump())
+    again = beyond.load(tmp_path / "beyond.json")
+    assert again == found
+    assert beyond.by_task(again).count("\n") == 2 + len(names)
+
+    wider = profile.model_copy(update={"seeds": [0, 1, 2]})
+    with pytest.raises(UserError, match="electra-deberta has no record of cola, seed 2"):
+        beyond.measure(frame, wider)
+    plain = profile.model_copy(update={"models": ["bert"]})
+    with pytest.raises(UserError, match="models has no variant of a recipe: another-seed"):
+        beyond.measure(frame, plain)

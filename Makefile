@@ -6,6 +6,7 @@ TASKS   ?=
 SEEDS   ?=
 STEPS   ?=
 CORPUS  ?=
+REMARK  ?=
 RUN     ?= runs/$(PROFILE)
 MODEL   ?=
 ABOUT   ?=
@@ -21,7 +22,7 @@ PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := CORPUS PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
+OPTIONS := CORPUS REMARK PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
@@ -37,7 +38,7 @@ GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TA
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORPUS="mixed prose" CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORPUS="mixed prose" REMARK="A sentence." CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -58,7 +59,7 @@ report: .venv/ready ## build the book from what is finished of PROFILE, marking 
 	@$(BIN)/python scripts/publish.py report $(GIVEN)
 
 keep: .venv/ready ## copy records, logs and notebooks of the finished PROFILE to results/measured
-	@$(BIN)/python scripts/publish.py keep $(GIVEN) --corpus="$$CORPUS"
+	@$(BIN)/python scripts/publish.py keep $(GIVEN) --corpus="$$CORPUS" --remark="$$REMARK"
 
 beyond: .venv/ready ## run the recipe study of PROFILE=beyond, write results/beyond.json
 	@$(STUDY) run $(GIVEN) --cores="$$CORES" --cluster="$$CLUSTER"

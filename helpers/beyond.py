@@ -7,14 +7,18 @@ fine-tuned in the same way. Variants that change nothing but the seed measure th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 import pandas as pd
+import torch
 from pydantic import Field
 from scipy import stats
+from transformers import AutoModel
 
-from helpers import config, files, glue, models
+from helpers import config, files, glue, models, tokenizer
 from helpers.config import Strict, UserError
 from helpers.markup import NONE, escape, markdown, quantity, score, signed, span
 
@@ -33,6 +37,7 @@ class Trained(Strict):
     epochs: float = Field(gt=0, description="passes over the corpus")
     flops: float = Field(gt=0, description="matrix products of pre-training")
     seconds: float = Field(ge=0, description="wall time of pre-training")
+    rank: float | None = Field(description="effective rank of the encoder's last hidden states")
     scores: dict[str, list[float]] = Field(
         min_length=1, description="metric x 100 by task, one per fine-tuning seed"
     )
@@ -45,6 +50,7 @@ class Study(Strict):
     source: str
     corpus: str
     size: str
+    hidden: int = Field(ge=1, description="width of the encoder, the largest rank")
     parameters: dict[str, int | float | str | bool] = Field(description="of training, as given")
     train_rows: dict[str, int]
     seeds: list[int]
@@ -63,12 +69,40 @@ def load(path: Path) -> Study:
     return config.validate(Study, files.read_json(Path(path)), str(path))
 
 
-def measure(records: pd.DataFrame, profile: config.Profile) -> Study:
+@torch.inference_mode()
+def effective_rank(run: Path, model: str, segments: int = 16) -> float:
+    """How many directions the last hidden states of a pre-trained encoder spread over.
+
+    The exponential of the entropy of their covariance's eigenvalues, each over the sum (Roy and
+    Vetterli 2007): 1 where all lie on a line, the width where they spread alike. An encoder that
+    has collapsed tells its inputs apart no more, and fine-tuning finds nothing in it.
+
+    Args:
+        run: The run's folder.
+        model: A model of it.
+        segments: Segments of the packed corpus, the first ones.
+    """
+    source = run / "models" / model / "encoder"
+    network = AutoModel.from_pretrained(
+        source, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
+    packed = tokenizer.rows(run / "tokenizer" / models.get(model).tokenizer)
+    tokens = torch.from_numpy(packed[:segments].astype(np.int64))
+    states = network(tokens).last_hidden_state.flatten(0, 1)
+    shares = torch.linalg.svdvals(states - states.mean(0)).double().square()
+    shares = shares[shares > 0] / shares.sum()
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def measure(
+    records: pd.DataFrame, profile: config.Profile, ranks: Mapping[str, float] | None = None
+) -> Study:
     """The study from the records of a finished run.
 
     Args:
         records: `tables.load_records`; every model, task and seed of the profile.
         profile: Its models are variants and their bases.
+        ranks: `effective_rank` by model; a model that is not there has none.
 
     Raises:
         UserError: No model is a variant, a base has no record, or a fine-tuning is missing.
@@ -78,7 +112,8 @@ def measure(records: pd.DataFrame, profile: config.Profile) -> Study:
         known = ", ".join(models.VARIANTS)
         raise UserError(f"profile {profile.profile}: models has no variant of a recipe: {known}")
     names = [*dict.fromkeys(v.base for v in variants.values()), *variants]
-    trained = [_trained(records, name, profile) for name in names]
+    known = ranks or {}
+    trained = [_trained(records, name, profile) | {"rank": known.get(name)} for name in names]
     shown = records[records["model"].isin(names)]
     rows = {task: group["rows"].iloc[0]["train"] for task, group in shown.groupby("task")}
     kept = ("pretrain_", "finetune_", "precision")
@@ -89,6 +124,7 @@ def measure(records: pd.DataFrame, profile: config.Profile) -> Study:
         "source": shown["source"].iloc[0],
         "corpus": shown["corpus"].iloc[0],
         "size": profile.size,
+        "hidden": models.get_size(profile.size).hidden,
         "parameters": values,
         "train_rows": {task: rows[task] for task in profile.tasks if task in rows},
         "seeds": profile.seeds,
@@ -201,18 +237,14 @@ def by_task(study: Study) -> str:
             escape(one.name),
             *(score(fmean(one.scores[task])) for task in tasks),
             score(fmean(map(fmean, one.scores.values()))),
+            score(one.rank, 1),
             quantity(one.flops),
             f"{one.seconds:,.0f}",
         ]
         for one in study.models
     ]
-    head = [
-        "Model",
-        *(glue.TASKS[task].name for task in tasks),
-        f"Mean of {len(tasks)}",
-        "FLOPs",
-        "Seconds",
-    ]
+    head = ["Model", *(glue.TASKS[task].name for task in tasks), f"Mean of {len(tasks)}"]
+    head += [f"Rank, of {study.hidden}", "FLOPs", "Seconds"]
     return markdown(head, rows)
 
 

@@ -163,6 +163,7 @@ VARIANTS: dict[str, Variant] = {
     "large-batch": _variant(
         "electra-deberta", "batch × 4, peak rate × 2", recipe=Recipe(batch=4, rate=2.0)
     ),
+    "high-rate": _variant("electra-deberta", "peak rate × 4", recipe=Recipe(rate=4.0)),
     "constant-rate": _variant(
         "electra-deberta", "no decay of the rate after warm-up", recipe=Recipe(end_rate=1.0)
     ),

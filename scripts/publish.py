@@ -116,7 +116,7 @@ def keep(options: argparse.Namespace) -> int:
     profile, found = _finished(options)
     kept = MEASURED / profile.profile
     with files.building(kept) as target:
-        count = _keep(profile, found, target, options.corpus)
+        count = _keep(profile, found, target, options)
     size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
     print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
     return 0
@@ -136,7 +136,8 @@ def _finished(options: argparse.Namespace) -> tuple[Profile, dict[grid.Job, grid
 def recipes(options: argparse.Namespace) -> int:
     """Writes what each change of the recipe was worth to ``results/beyond.json``."""
     profile, _ = _finished(options)
-    found = beyond.measure(tables_of.load_records(profile.folder / "records"), profile)
+    ranks = {name: beyond.effective_rank(profile.folder, name) for name in profile.models}
+    found = beyond.measure(tables_of.load_records(profile.folder / "records"), profile, ranks)
     place = ROOT / "results" / "beyond.json"
     files.write_json(place, found.model_dump())
     print(beyond.table(found))
@@ -145,7 +146,10 @@ def recipes(options: argparse.Namespace) -> int:
 
 
 def _keep(
-    profile: config.Profile, found: dict[grid.Job, grid.State], target: Path, corpus: str
+    profile: config.Profile,
+    found: dict[grid.Job, grid.State],
+    target: Path,
+    options: argparse.Namespace,
 ) -> int:
     """Writes what is kept of a run; the number of its records."""
     for model, task in grid.finished_cells(profile):
@@ -174,7 +178,8 @@ def _keep(
             "finished": max(executed.ended(place) for place in shown.values()),
             "hardware": sorted(hardware),
             "commits": sorted(commit for commit in commits if commit),
-            "corpus": _corpus(profile.folder, corpus),
+            "corpus": _corpus(profile.folder, options.corpus),
+            "remark": options.remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,
         },
@@ -244,7 +249,7 @@ def _measured(name: str, about: dict[str, object]) -> str:
         f":::{{note}}\nMeasured, and not rerun for this page: run `{name}`, finished on "
         f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. "
         f"Pre-training read {markup.quantity(about['tokens'])} tokens of its corpus: "
-        f"{markup.escape(about['corpus'])}. Its "
+        f"{markup.escape(about['corpus'])}. {markup.escape(about['remark'])} Its "
         f"records, loss logs and executed notebooks are kept in "
         f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
     )
@@ -259,6 +264,7 @@ def main() -> int:
     parser.add_argument("action", choices=ACTIONS)
     study.add_options(parser)
     parser.add_argument("--corpus", default="", help="what the corpus is, for keep: mixed prose")
+    parser.add_argument("--remark", default="", help="sentences for the reader of a kept run")
     parser.add_argument("--run", default="", help="folder of a kept run, for site")
     options = parser.parse_args()
     return ACTIONS[options.action](options)

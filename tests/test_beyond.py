@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import small_profile
 from safetensors.numpy import load_file
 from scipy import stats
 from test_tables import make_run
+from transformers import AutoModel
 
-from helpers import beyond, config, files, finetune, models, pretrain, tables, training
+from helpers import beyond, config, files, finetune, models, pretrain, tables, tokenizer, training
 from helpers.config import UserError
 
 TASKS = ["cola", "rte"]
@@ -102,12 +104,18 @@ def make_study(scores):
                 "base": variant.base if variant else "",
                 "change": variant.change if variant else "",
                 "replicate": bool(variant and variant.replicate),
-                **{"steps": 10, "tokens": 1000, "epochs": 0.1, "seconds": 1.0},
+                **{"steps": 10, "tokens": 1000, "epochs": 0.1, "seconds": 1.0, "rank": None},
                 "flops": 0.5e9 if name == "quarter-generator" else 1e9,
                 "scores": {"cola": values},
             }
         )
-    about = {"profile": "beyond", "source": "folder", "corpus": "prose", "size": "mini"}
+    about = {
+        "profile": "beyond",
+        "source": "folder",
+        "corpus": "prose",
+        "size": "mini",
+        "hidden": 128,
+    }
     about |= {"train_rows": {"cola": 100}, "seeds": [0, 1], "hardware": ["AMD EPYC"]}
     about |= {"versions": {"torch": "2.13.0"}, "commits": ["a" * 40], "models": found}
     rates = {"pretrain_batch_size": 16, "pretrain_learning_rate": 0.002, "pretrain_dropout": 0.1}
@@ -149,11 +157,12 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     profile = config.load_profile(
         "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
     )
-    found = beyond.measure(frame, profile)
+    found = beyond.measure(frame, profile, {"no-dropout": 3.5})
     assert [one.name for one in found.models] == names
     mine = frame[(frame["model"] == "no-dropout") & (frame["task"] == "rte")]
     assert found.models[2].scores["rte"] == list(mine.sort_values("seed")["score"])
     assert found.models[2].base == "electra-deberta"
+    assert [one.rank for one in found.models] == [None, None, 3.5]
     assert found.train_rows["rte"] == mine["rows"].iloc[0]["train"]
     files.write_json(tmp_path / "beyond.json", found.model_dump())
     again = beyond.load(tmp_path / "beyond.json")
@@ -166,3 +175,14 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     plain = profile.model_copy(update={"models": ["bert"]})
     with pytest.raises(UserError, match="models has no variant of a recipe: another-seed"):
         beyond.measure(frame, plain)
+
+
+def test_the_effective_rank_is_that_of_the_covariance(small_run):
+    found = beyond.effective_rank(small_run.folder, "bert", segments=4)
+    encoder = AutoModel.from_pretrained(small_run.folder / "models" / "bert" / "encoder").eval()
+    rows = tokenizer.rows(small_run.folder / "tokenizer" / "wordpiece")[:4].astype(np.int64)
+    with torch.inference_mode():
+        states = encoder(torch.from_numpy(rows)).last_hidden_state.reshape(-1, 128).numpy()
+    values = np.linalg.eigvalsh(np.cov(states.T.astype(np.float64))).clip(1e-12)
+    assert found == pytest.approx(np.exp(stats.entropy(values)), rel=1e-3)
+    assert 1 < found < 128

@@ -133,7 +133,15 @@ def finished(small_run, tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(profile.model_dump(exclude={"model", "tokenizer_kind"})))
     return profile, Namespace(
-        profile=str(path), data="", models="", tasks="", seeds="", steps="", run="", corpus=""
+        profile=str(path),
+        data="",
+        models="",
+        tasks="",
+        seeds="",
+        steps="",
+        run="",
+        corpus="",
+        remark="",
     )
 
 

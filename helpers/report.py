@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import (
+    beyond,
     costs,
     explain,
     explain_page,
@@ -62,6 +63,8 @@ FRAGMENTS = (
     "rank_shares.md",
     "equal_models.md",
     "stated.md",
+    "beyond.md",
+    "beyond_tasks.md",
     "summary.txt",
 )
 
@@ -75,8 +78,8 @@ def write(
         records_folder: ``runs/<profile>/records``; entries of the leaderboard are checked with the
             dev labels in ``runs/<profile>/data`` where they are GLUE's own.
         published: ``results/published.json``; beside it stand what ``make bench`` measured
-            (``bench.json``, ``curves.json``, ``stream.json``, ``profile.json``) and ``gpus.json``;
-            ``leaderboard/`` stands beside its folder.
+            (``bench.json``, ``curves.json``, ``stream.json``, ``profile.json``), ``make beyond``'s
+            ``beyond.json`` and ``gpus.json``; ``leaderboard/`` stands beside its folder.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.
@@ -90,6 +93,7 @@ def write(
     curves = speeds.load(beside / "curves.json", speeds.Curves)
     stream = speeds.load(beside / "stream.json", speeds.Stream)
     profile = speeds.load(beside / "profile.json", speeds.Profile)
+    recipes = beyond.load(beside / "beyond.json")
     gpus = costs.load(beside / "gpus.json")
     everything = tables.load_records(records_folder)
     records = tables.select(everything, models, tasks)
@@ -139,6 +143,8 @@ def write(
         "rank_shares.md": explain_page.rank_shares(figures),
         "equal_models.md": explain_page.equal_models(figures),
         "stated.md": explain_page.stated(figures),
+        "beyond.md": beyond.table(recipes),
+        "beyond_tasks.md": beyond.by_task(recipes),
         "summary.txt": tables.summary(records, figures, *asked),
     }
     for name in FRAGMENTS:

@@ -750,7 +750,7 @@ def headline(
             row += [score(statistics.mean_of_tasks(records, model, shown).median)]
         rows.append([*row, gain])
     header = ["Model", f"Mean of {len(main)}, × 100"]
-    header += [] if embedded else [f"Published mean of {len(main)}"]
+    header += [] if embedded else ["Published"]
     header += [f"Mean of {len(shown)} †"] * fewer + ["Above scratch"]
     return f"{_what_data(records, published, main, fewer)}\n\n{markdown(header, rows)}"
 

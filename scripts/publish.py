@@ -19,7 +19,7 @@ import build_book
 import run_notebook
 import study
 
-from helpers import beyond, config, executed, files, grid, markup, models, records, seeds
+from helpers import beyond, config, executed, files, grid, markup, models, records, seeds, training
 from helpers import tables as tables_of
 from helpers.config import Profile
 
@@ -136,6 +136,7 @@ def _finished(options: argparse.Namespace) -> tuple[Profile, dict[grid.Job, grid
 def recipes(options: argparse.Namespace) -> int:
     """Writes what each change of the recipe was worth to ``results/beyond.json``."""
     profile, _ = _finished(options)
+    training.quiet()
     ranks = {name: beyond.effective_rank(profile.folder, name) for name in profile.models}
     found = beyond.measure(tables_of.load_records(profile.folder / "records"), profile, ranks)
     place = ROOT / "results" / "beyond.json"

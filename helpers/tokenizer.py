@@ -287,13 +287,15 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     training.begin(1)
 
     state = _packing_state(folder, files.digest([name, made["files"]]))
-    if state["shards"]:
+    if state["shards"] or state["trained"] == name:
         tok = load(folder)
     else:
         step = -(-made["documents"] // TRAINING_DOCUMENTS)
         tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
         with files.building(folder) as new, saving():
             tok.save_pretrained(new)
+        state["trained"] = name
+        files.write_json(folder / PACKING, state)
     dtype = DTYPES[len(tok) > 2**16]
     count, unknown = _pack_shards(source, folder, tok, length, dtype, state, made["bytes"])
     if not count:
@@ -321,14 +323,19 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
 
 
 def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
-    """How far an interrupted packing came: whole shards done, and the tokens left over."""
+    """How far an interrupted packing came: whole shards done, and the tokens left over.
+
+    ``trained`` is the specification that the tokenizer in the folder was trained under.
+    """
     fresh = {"spec": spec, "shards": 0, "rows": 0, "size": 0, "unknown": 0, "bytes": 0, "rest": []}
+    fresh["trained"] = ""
     packed = folder / "tokens.bin"
-    if not (folder / PACKING).exists() or not packed.exists():
+    if not (folder / PACKING).exists():
         return fresh
-    found = files.read_json(folder / PACKING)
-    whole = found["spec"] == spec and packed.stat().st_size >= found["size"]
-    return found if whole else fresh
+    found = {"trained": ""} | files.read_json(folder / PACKING)
+    size = packed.stat().st_size if packed.exists() else 0
+    whole = found["spec"] == spec and size >= found["size"]
+    return found if whole else fresh | {"trained": found["trained"]}
 
 
 def _pack_shards(

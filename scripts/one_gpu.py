@@ -1,0 +1,253 @@
+"""A study on one large GPU: its notebooks side by side, for one small encoder does not fill it.
+
+All models are pre-trained at once. Each is fine-tuned as soon as it is ready, one notebook a seed,
+so that the many short steps of fine-tuning, which wait for their launch, wait at the same time.
+Where NVIDIA's multi-process service (MPS) is installed, the notebooks' kernels also run at the same
+time; without it they take turns.
+
+    scripts/one_gpu.py --profile hour --data data --minutes 50
+
+What is finished is not done again, so the same command goes on after a stop. `--out` gets the
+records, logs and notebooks in pieces, as scripts/relay.py packs them. Exit status: 0 when the study
+is finished, 75 when its minutes were too few.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import relay
+
+from helpers import carry, config, files, grid, models
+from helpers.config import Profile
+
+ROOT = relay.ROOT
+SHARED = ("data", "tokenizer", "models", "encoded")  # what seeds have in common with their run
+PAUSE = 0.2  # seconds between two looks at what runs
+SERVICE = "nvidia-cuda-mps-control"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One notebook to execute.
+
+    Attributes:
+        name: Tells it from others.
+        needs: Names of those that must be done before.
+        notebook: Of ``notebooks/``, without its ending.
+        executed: Where it is written.
+        parameters: Of the stage.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    notebook: str
+    executed: Path
+    parameters: config.Strict
+
+
+def parts(profile: Profile) -> list[Part]:
+    """The notebooks of a study in the order they are started; what is done is left out.
+
+    Fine-tuning is one notebook a model and seed, each in a folder of its own under ``seeds/``. The
+    notebook of the model follows: it finds their records, and trains nothing.
+    """
+    found = []
+    for job in relay.order(profile):
+        needs: tuple[str, ...] = ()
+        if job.stage == "02_tokenizer":
+            needs = ("01_data",)
+        elif job.stage == "03_pretrain":
+            needs = (f"02_tokenizer-{models.get(job.model).tokenizer}",)
+        elif job.stage == "04_finetune":
+            before = (f"03_pretrain-{job.model}",)
+            seeds = [_of_seed(profile, job, seed, before) for seed in profile.seeds]
+            needs = tuple(part.name for part in seeds)
+            found += seeds
+        executed = profile.folder / "notebooks" / f"{job.name}.ipynb"
+        found.append(Part(job.name, needs, job.stage, executed, job.parameters))
+    return sorted(found, key=lambda part: part.notebook)  # stable: all pre-training comes first
+
+
+def _of_seed(profile: Profile, job: grid.Job, seed: int, needs: tuple[str, ...]) -> Part:
+    runs = profile.folder / "seeds" / str(seed)
+    executed = runs / profile.profile / "notebooks" / f"{job.name}.ipynb"
+    parameters = job.parameters.model_copy(update={"runs": str(runs), "seeds": [seed]})
+    return Part(f"{job.name}-seed-{seed}", needs, job.stage, executed, parameters)
+
+
+def share(profile: Profile) -> None:
+    """Makes the folders of the seeds, which have all but their records in common with the run."""
+    for seed in profile.seeds:
+        view = profile.folder / "seeds" / str(seed) / profile.profile
+        view.mkdir(parents=True, exist_ok=True)
+        for name in SHARED:
+            (profile.folder / name).mkdir(exist_ok=True)
+            if not (view / name).exists():
+                (view / name).symlink_to(Path("../../..") / name)
+
+
+def gather(profile: Profile) -> None:
+    """Moves finished records and predictions of the seeds to the run's own."""
+    for seed in profile.seeds:
+        view = profile.folder / "seeds" / str(seed) / profile.profile
+        for record in sorted(view.glob(f"records/*/*/seed-{seed}.json")):
+            target = profile.folder / record.parent.relative_to(view)
+            target.mkdir(parents=True, exist_ok=True)
+            for path in (record.with_suffix(".parquet"), record):  # a record vouches for the other
+                if path.exists():
+                    path.replace(target / path.name)
+
+
+def run(profile: Profile, end: float, at_once: int) -> bool:
+    """Executes the notebooks of a study, `at_once` of them at a time, until `end`.
+
+    Args:
+        profile: The study.
+        end: When to stop, of time.monotonic.
+        at_once: Notebooks that run at the same time.
+
+    Returns:
+        Whether the study is finished.
+
+    Raises:
+        UserError: When notebooks failed. What does not depend on them is done before.
+    """
+    waiting, done, failed = parts(profile), set(), []
+    running: dict[Part, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            if time.monotonic() >= end:
+                return False
+            ready = [part for part in waiting if done.issuperset(part.needs)]
+            for part in ready[: at_once - len(running)]:
+                waiting.remove(part)
+                if part.notebook == "04_finetune":
+                    gather(profile)
+                if _finished(profile, part):
+                    done.add(part.name)
+                else:
+                    running[part] = _start(part)
+            for part, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[part]
+                if process.returncode:
+                    failed.append(part.name)
+                else:
+                    done.add(part.name)
+            if not running and not any(done.issuperset(part.needs) for part in waiting):
+                break  # what waits needs something that failed
+            time.sleep(PAUSE)
+    finally:
+        _stop(running.values())
+        gather(profile)
+    if failed:
+        raise config.UserError(f"{', '.join(failed)}: failed; what they said stands above")
+    return True
+
+
+def _finished(profile: Profile, part: Part) -> bool:
+    if part.notebook == "03_pretrain":
+        job = next(job for job in relay.order(profile) if job.name == part.name)
+        return grid.look(profile, job).state == "done"
+    return False  # the others do nothing twice and see changed inputs
+
+
+def _start(part: Part) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebook.py")]
+    command += [str(ROOT / "notebooks" / f"{part.notebook}.ipynb"), str(part.executed)]
+    command += ["--parameters", part.parameters.model_dump_json()]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+
+def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Lets all save their state at the same time, and kills those that take too long."""
+    left = list(running)
+    for process in left:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + relay.GRACE
+    for process in left:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def shared_gpu(folder: Path) -> Iterator[bool]:
+    """The multi-process service while inside, with its files in `folder`; whether there is one."""
+    path = shutil.which(SERVICE)
+    if path is None:
+        yield False
+        return
+    places = {"CUDA_MPS_PIPE_DIRECTORY": folder / "pipe", "CUDA_MPS_LOG_DIRECTORY": folder / "log"}
+    for name, place in places.items():
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(place)
+    started = subprocess.run([path, "-d"], check=False).returncode == 0
+    try:
+        yield started
+    finally:
+        if started:
+            subprocess.run([path], input=b"quit\n", check=False)
+        for name in places:
+            del os.environ[name]
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="hour", help="name in profiles/, or a .yaml file")
+    parser.add_argument("--data", default="", help="folder with glue/ and corpus/")
+    parser.add_argument("--models", default="", help="registry names, in the order to start them")
+    parser.add_argument("--tasks", default="", help="GLUE tasks")
+    parser.add_argument("--seeds", default="", help="fine-tuning seeds")
+    parser.add_argument("--steps", type=int, help="of pre-training: the budget of each model")
+    parser.add_argument("--minutes", type=float, default=60.0, help="until it stops")
+    parser.add_argument("--at-once", type=int, default=24, help="notebooks at the same time")
+    parser.add_argument("--no-mps", action="store_true", help="let the notebooks take turns")
+    parser.add_argument("--out", type=Path, help="folder for what is to be carried away")
+    parser.add_argument("--limit-mib", type=float, default=57.0, help="of all pieces")
+    parser.add_argument("--piece-mib", type=float, default=15.0, help="of one piece")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
+    changes |= {"pretrain_steps": options.steps, "threads": 1, "finetune_job": "model"}
+    profile = relay.small_first(config.load_profile(options.profile, **changes))
+    with files.holding(profile.folder):
+        share(profile)
+        service = contextlib.nullcontext(False)
+        if not options.no_mps:
+            service = shared_gpu(profile.folder / "mps")
+        with service as shared:
+            print(f"multi-process service: {'on' if shared else 'none'}", file=sys.stderr)
+            try:
+                done = run(profile, end, options.at_once)
+            finally:
+                if options.out:
+                    options.out.mkdir(parents=True, exist_ok=True)
+                    limit, piece = (
+                        int(n * relay.MIB) for n in (options.limit_mib, options.piece_mib)
+                    )
+                    ended = relay.finished(profile)
+                    for line in carry.pack(profile.folder, options.out, limit, piece, ended):
+                        print(f"packed: {line}", file=sys.stderr)
+    print("the study is finished" if done else "not finished: run it again", file=sys.stderr)
+    return 0 if done else config.PREEMPTED
+
+
+if __name__ == "__main__":
+    config.run_main(main)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from bench_work import (
+    MODES,
     PARTS,
     Place,
     Work,
@@ -157,6 +159,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--plan", default="", choices=("", "cpu", "gpu"), help="else the device's")
     parser.add_argument("--parts", default=",".join(PARTS), help="which comparisons")
+    parser.add_argument("--modes", default=",".join(MODES), help="of torch.compile, on a GPU")
     parser.add_argument("--pairs", type=int, default=5, help="timings of either side")
     parser.add_argument("--batch", type=int, default=16, help="segments per pre-training step")
     parser.add_argument("--steps", type=int, default=1, help="pre-training steps in one timing")
@@ -181,6 +184,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         plan = options.plan or ("gpu" if options.device == "cuda" else "cpu")
         place = Place(device, options.size, options.batch, options.steps, Path(name), plan=plan)
+        place = replace(place, modes=tuple(options.modes.split(",")))
         found = origin(place, options.threads) | {"peaks": peaks, "rows": []}
         for work in works(options, place):
             row = compare(work, options.pairs) | memory(work, device)

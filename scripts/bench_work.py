@@ -38,6 +38,7 @@ from helpers.dropout import exchange_dropout
 
 PARTS = ("pretrain", "switches", "finetune", "pack")
 LENGTH, VOCABULARY, DROPOUT, RATE = 128, 30_522, 0.1, 5e-4
+MODES = ("none", "default", "reduce-overhead")
 PRODUCTS = "its matrix products alone"
 GOALS = {"electra-deberta": 3.0, "deberta": 3.0, "bert": 1.6}  # ratios to float32, on a CPU
 RATES = {"electra": 1.2e6, "electra-deberta": 0.6e6, "bert": 1.5e6, "deberta": None}
@@ -58,6 +59,7 @@ class Place:
         folder: For temporary files.
         vocabulary: Rows of the models' embedding tables; tokenizers have that many at most.
         plan: ``cpu`` or ``gpu``: which comparisons of pre-training are made.
+        modes: Of torch.compile, in the plan for a GPU.
     """
 
     device: torch.device
@@ -67,6 +69,7 @@ class Place:
     folder: Path
     vocabulary: int = VOCABULARY
     plan: str = "cpu"
+    modes: tuple[str, ...] = MODES
 
 
 @dataclass(frozen=True)
@@ -333,7 +336,7 @@ def pretraining(place: Place) -> Iterator[Work]:
     names = tuple(RATES if gpu else GOALS)
     forms = [("bfloat16", "bfloat16")] if gpu else [("float32",) * 2, ("bfloat16", "float32")]
     forms += [] if gpu else [("bfloat16", "bfloat16")]
-    modes = ("none", "default", "reduce-overhead") if gpu else ("none",)
+    modes = place.modes if gpu else ("none",)
     for name in names:
         plain = gpu or models.get(name).objective == "rtd"
         for mine, other in forms:

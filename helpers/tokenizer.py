@@ -287,7 +287,8 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     training.begin(1)
 
     state = _packing_state(folder, files.digest([name, made["files"]]))
-    if state["shards"] or state["trained"] == name:
+    trained = state["trained"] == name and (folder / "tokenizer.json").exists()
+    if state["shards"] or trained:
         tok = load(folder)
     else:
         step = -(-made["documents"] // TRAINING_DOCUMENTS)

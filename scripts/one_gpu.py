@@ -35,6 +35,7 @@ ROOT = relay.ROOT
 SHARED = ("data", "tokenizer", "models", "encoded")  # what seeds have in common with their run
 PAUSE = 0.2  # seconds between two looks at what runs
 SERVICE = "nvidia-cuda-mps-control"
+TRIAL = "import torch; torch.ones(1, device='cuda').item()"
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,14 +198,16 @@ def shared_gpu(folder: Path) -> Iterator[bool]:
     for name, place in places.items():
         place.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(place)
-    started = subprocess.run([path, "-d"], check=False).returncode == 0
-    try:
-        yield started
-    finally:
-        if started:
-            subprocess.run([path], input=b"quit\n", check=False)
+    with contextlib.ExitStack() as after:
         for name in places:
-            del os.environ[name]
+            after.callback(os.environ.pop, name, None)
+        started = subprocess.run([path, "-d"], check=False).returncode == 0
+        if started:
+            after.callback(subprocess.run, [path], input=b"quit\n", check=False)
+            started = subprocess.run([sys.executable, "-c", TRIAL], check=False).returncode == 0
+        if not started:
+            after.close()  # notebooks take turns
+        yield started
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ from helpers import (
     models,
     progress,
     records,
+    replay,
     tokenizer,
     training,
 )
@@ -41,6 +42,7 @@ from helpers.dropout import exchange_dropout
 
 POOL = 32  # batches that are sorted by length together
 EVALUATION_BATCH = 128
+REPLAYED = 16  # lengths of batches are multiples of it where steps are replayed, so that few differ
 LARGEST_LABEL = 5.0  # of STS-B; the regression is trained on label / 5
 
 
@@ -141,11 +143,26 @@ def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterato
 
 
 def collate(
-    data: Encoded, index: np.ndarray, tok: PreTrainedTokenizerBase, device: torch.device
+    data: Encoded,
+    index: np.ndarray,
+    tok: PreTrainedTokenizerBase,
+    device: torch.device,
+    shapes: tuple[int, int] = (1, 0),
 ) -> dict[str, torch.Tensor]:
-    """Pads a batch to its own longest example; int64 tensors [batch, length]."""
+    """Pads a batch; int64 tensors [batch, length].
+
+    Args:
+        data: The split.
+        index: int64 [batch], its examples.
+        tok: Tokenizer.
+        device: Where the tensors are wanted.
+        shapes: The length is a multiple of the first number, if that is not above the second; else
+            it is that of the longest example.
+    """
     lengths = data.lengths[index]
-    place = np.arange(lengths.max())
+    multiple, largest = shapes
+    longest = int(lengths.max())
+    place = np.arange(max(longest, min(-(-longest // multiple) * multiple, largest)))
     real = place < lengths[:, None]
     source = (data.starts[index][:, None] + place)[real]
     batch = {"input_ids": np.full(real.shape, tok.pad_token_id), "attention_mask": real.astype(int)}
@@ -322,7 +339,8 @@ def train(
     total = epochs * per_epoch
     warmup = round(parameters.finetune_warmup * total)
     groups = layer_rates(model, parameters.finetune_learning_rate, parameters.finetune_layer_decay)
-    optimiser = torch.optim.AdamW(groups, eps=1e-6, weight_decay=0.0, fused=True)
+    graphs = replay.possible(device, dtype)
+    optimiser = torch.optim.AdamW(groups, eps=1e-6, weight_decay=0.0, fused=True, capturable=graphs)
     scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
     scale = LARGEST_LABEL if model.config.num_labels == 1 else 1
     labels = torch.tensor(data.labels / scale if scale > 1 else data.labels, device=device)
@@ -360,6 +378,24 @@ def train(
         state["joules"] = training.spent(meter, training.joules(device), used)
         state["scaler"] = scaler.state_dict()
 
+    def run_step(inputs: dict[str, torch.Tensor], factor: float = 0.0) -> dict[str, torch.Tensor]:
+        """One step; the factor on the rates, and the labels, may be among the inputs."""
+        optimiser.zero_grad(set_to_none=True)
+        right, factor = inputs.pop("right"), inputs.pop("factor", factor)
+        for group in optimiser.param_groups:
+            group["lr"] = group["base"] * factor
+        with training.autocast(device, dtype):
+            value = loss(model(**inputs).logits, right)
+        scaler.scale(value).backward()
+        scaler.unscale_(optimiser)
+        training.clip(model.parameters(), parameters.clip)
+        scaler.step(optimiser)
+        scaler.update()
+        return {"loss": value.detach()}
+
+    steps = replay.Replay(run_step, graphs)
+    usual = models.usable_length(models.get(parameters.model).tokenizer, parameters.max_length)
+    shapes = (REPLAYED, usual) if graphs else (1, 0)
     model.train()
     value, order = torch.zeros(()), []
     with checkpoint.preemption() if kept is not None else nullcontext(Event()) as asked:
@@ -371,18 +407,13 @@ def train(
             index = order[place]
             torch.manual_seed(training.derive_seed("finetune", seed, step))
             factor = training.schedule(step, warmup, total)
-            for group in optimiser.param_groups:
-                group["lr"] = group["base"] * factor
-            batch = collate(data, index, tok, device)
-            with training.autocast(device, dtype):
-                value = loss(model(**batch).logits, labels[torch.as_tensor(index)])
+            batch = collate(data, index, tok, device, shapes)
+            inputs = batch | {"right": labels[torch.as_tensor(index)]}
+            if steps.active:
+                value = steps(inputs | {"factor": torch.tensor(factor, device=device)})["loss"]
+            else:
+                value = run_step(inputs, factor)["loss"]
             watch.see(value, step + 1)
-            scaler.scale(value).backward()
-            scaler.unscale_(optimiser)
-            training.clip(model.parameters(), parameters.clip)
-            scaler.step(optimiser)
-            scaler.update()
-            optimiser.zero_grad(set_to_none=True)
             rows, length = batch["input_ids"].shape
             state["step"], state["tokens"] = step + 1, state["tokens"] + rows * length
             state["flops"] += rows * length * models.token_flops(model.config, length)

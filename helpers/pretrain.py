@@ -29,6 +29,7 @@ from helpers import (
     files,
     models,
     progress,
+    replay,
     tokenizer,
     training,
 )
@@ -588,7 +589,6 @@ def _train(
     }
     began, used = time.perf_counter() - state["seconds"], state["joules"]
     meter = training.joules(device)
-    generator = torch.Generator(device)
     task.train()
     bar = progress.bar(total, f"pre-train {parameters.model}", "steps", state["step"])
     first = state["step"] if parameters.torch_compile != "none" else None
@@ -606,15 +606,15 @@ def _train(
         for number in range(state["step"], total):
             tokens = segments.batch(number)
             torch.manual_seed(training.derive_seed(seed, "step", number))
-            generator.manual_seed(training.derive_seed(seed, "mask", number))
+            step.generator.manual_seed(training.derive_seed(seed, "mask", number))
             factor = training.schedule(number, warmup, total, task.spec.recipe.end_rate)
             rate = parameters.pretrain_learning_rate * factor
             if number == first:
-                losses, spent = _compiling(step, tokens, generator, rate, parameters.torch_compile)
+                losses, spent = _compiling(step, tokens, rate, parameters.torch_compile)
                 state["compile_seconds"] += spent
                 began += spent
             else:
-                losses = step(tokens, generator, rate)
+                losses = step(tokens, rate)
             watch.see(losses["loss"], number + 1)
             if state["start"] is None:
                 state["start"] = losses["loss"].item()
@@ -682,12 +682,12 @@ def _diverged(parameters: config.Pretrain, what: str, kept: Path, state: dict[st
 
 
 def _compiling(
-    step: "Step", tokens: torch.Tensor, generator: torch.Generator, rate: float, mode: str
+    step: "Step", tokens: torch.Tensor, rate: float, mode: str
 ) -> tuple[dict[str, torch.Tensor], float]:
     """The first step of a compiled run, and the seconds it took."""
     began = time.perf_counter()
     try:
-        losses = step(tokens, generator, rate)
+        losses = step(tokens, rate)
         losses["loss"].item()
     except torch.OutOfMemoryError:
         raise
@@ -714,6 +714,7 @@ class Step:
 
     Attributes:
         optimiser: AdamW over the parameters of `task`.
+        generator: Source of masks, on the device of `task`.
         scaler: Of the loss; not enabled but for float16.
     """
 
@@ -728,26 +729,37 @@ class Step:
     ) -> None:
         self.task, self.vocabulary = task, vocabulary
         self.dtype, self.clip, self.rows = dtype, clip, rows
-        self.optimiser = make_optimiser(task, task.spec.weight_decay)
+        device = next(task.parameters()).device
+        graphs = replay.possible(device, dtype) and mode != "reduce-overhead"
+        self.optimiser = make_optimiser(task, task.spec.weight_decay, graphs)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
         self.call = task if mode == "none" else torch.compile(task, mode=mode)
+        self.generator = torch.Generator(device)
+        self.replay = replay.Replay(self._run, graphs, [self.generator])
 
-    def __call__(
-        self, tokens: torch.Tensor, generator: torch.Generator, rate: float
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, tokens: torch.Tensor, rate: float) -> dict[str, torch.Tensor]:
         """One step.
+
+        Masks come from `generator`, dropout and samples from torch's own; both are seeded by the
+        caller.
 
         Args:
             tokens: int64 [batch, length].
-            generator: Source of masks, on the device of `tokens`. Dropout and samples draw from
-                torch's own.
             rate: Learning rate.
 
         Returns:
             Losses by name before the step, scalar tensors on the device: means over the batch,
-            however many passes it took.
+            however many passes it took. The next call may write over them.
         """
-        masked = mask_tokens(tokens, self.vocabulary, self.task.spec.masking, generator)
+        if not self.replay.active:
+            return self._run({"tokens": tokens}, rate)
+        return self.replay({"tokens": tokens, "rate": torch.tensor(rate, device=tokens.device)})
+
+    def _run(self, inputs: dict[str, torch.Tensor], rate: float = 0.0) -> dict[str, torch.Tensor]:
+        """One step as it is written; `inputs` may have a ``rate``, a scalar on the device."""
+        self.optimiser.zero_grad(set_to_none=True)
+        tokens = inputs["tokens"]
+        masked = mask_tokens(tokens, self.vocabulary, self.task.spec.masking, self.generator)
         chosen = masked.weights.sum().clamp(min=1)
         rows = self.rows or len(tokens)
         losses: dict[str, torch.Tensor] = {}
@@ -762,23 +774,32 @@ class Step:
                 # A sum, not the value: CUDA graphs write the next pass's over it.
                 losses[name] = losses.get(name, 0.0) + value.detach()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = inputs.get("rate", rate)
         self.scaler.unscale_(self.optimiser)
         training.clip(self.task.parameters(), self.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
         return losses
 
 
-def make_optimiser(task: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6; rate 0."""
+def make_optimiser(
+    task: nn.Module, weight_decay: float, capturable: bool = False
+) -> torch.optim.AdamW:
+    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6; rate 0.
+
+    Args:
+        task: Its parameters are optimised.
+        weight_decay: Of matrices.
+        capturable: Whether its steps may become part of a CUDA graph.
+    """
     named = list(task.named_parameters())
     groups = [
         {"params": [p for n, p in named if training.decays(n, p)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if not training.decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6, fused=True, capturable=capturable
+    )
 
 
 def _save(

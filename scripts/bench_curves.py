@@ -41,7 +41,6 @@ def curve(
 ) -> list[float]:
     """The loss of every step."""
     segments = pretrain.Segments(data.rows, place.batch, seed, place.device)
-    generator = torch.Generator(place.device)
     if side == "stock":
         loop = StockLoop(place, data, build_stock(place, name, seed), "float32")
     else:
@@ -52,13 +51,13 @@ def curve(
     bar = progress.bar(steps, f"{name}, {side}, seed {seed}", "steps")
     for number in range(steps):
         torch.manual_seed(training.derive_seed(seed, "step", number))
-        generator.manual_seed(training.derive_seed(seed, "mask", number))
         now = rate * training.schedule(number, steps // 10, steps)
         tokens = segments.batch(number)
         if side == "stock":
             losses.append(loop(list(tokens), now))
         else:
-            losses.append(step(tokens, generator, now)["loss"])
+            step.generator.manual_seed(training.derive_seed(seed, "mask", number))
+            losses.append(step(tokens, now)["loss"].clone())
         bar.update()
     bar.close()
     return torch.stack(losses).tolist()

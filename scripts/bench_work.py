@@ -198,13 +198,14 @@ def our_step(
     """Optimiser steps of ``helpers.pretrain``; like a Trainer, each timing has new moments."""
     device = place.device
     vocabulary = pretrain.Vocabulary.of(data.tok, device)
-    generator = torch.Generator(device)
     segments = pretrain.Segments(data.rows, place.batch, 0, device)
     step = pretrain.Step(task, vocabulary, getattr(torch, dtype), mode=mode)
 
     def seconds(steps: int) -> float:
-        step.optimiser.state.clear()
-        return timed(lambda: step(segments.batch(0), generator, RATE), device)(steps)
+        for moments in step.optimiser.state.values():
+            for moment in moments.values():
+                moment.zero_()
+        return timed(lambda: step(segments.batch(0), RATE), device)(steps)
 
     return seconds
 

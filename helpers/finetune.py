@@ -170,7 +170,7 @@ def collate(
     if "token_type_ids" in tok.model_input_names:
         batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
         batch["token_type_ids"][real] = data.types[source]
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    return {name: training.send(torch.from_numpy(array), device) for name, array in batch.items()}
 
 
 def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
@@ -408,9 +408,9 @@ def train(
             torch.manual_seed(training.derive_seed("finetune", seed, step))
             factor = training.schedule(step, warmup, total)
             batch = collate(data, index, tok, device, shapes)
-            inputs = batch | {"right": labels[torch.as_tensor(index)]}
+            inputs = batch | {"right": labels[training.send(torch.as_tensor(index), device)]}
             if steps.active:
-                value = steps(inputs | {"factor": torch.tensor(factor, device=device)})["loss"]
+                value = steps(inputs | {"factor": torch.full((), factor, device=device)})["loss"]
             else:
                 value = run_step(inputs, factor)["loss"]
             watch.see(value, step + 1)

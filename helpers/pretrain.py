@@ -753,7 +753,7 @@ class Step:
         """
         if not self.replay.active:
             return self._run({"tokens": tokens}, rate)
-        return self.replay({"tokens": tokens, "rate": torch.tensor(rate, device=tokens.device)})
+        return self.replay({"tokens": tokens, "rate": torch.full((), rate, device=tokens.device)})
 
     def _run(self, inputs: dict[str, torch.Tensor], rate: float = 0.0) -> dict[str, torch.Tensor]:
         """One step as it is written; `inputs` may have a ``rate``, a scalar on the device."""

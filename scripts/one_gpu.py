@@ -35,7 +35,12 @@ ROOT = relay.ROOT
 SHARED = ("data", "tokenizer", "models", "encoded")  # what seeds have in common with their run
 PAUSE = 0.2  # seconds between two looks at what runs
 SERVICE = "nvidia-cuda-mps-control"
-TRIAL = "import torch; torch.ones(1, device='cuda').item()"
+TRIAL = """
+import ctypes
+cuda, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+assert not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), 0)
+assert not cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,27 +62,38 @@ class Part:
     parameters: config.Strict
 
 
-def parts(profile: Profile) -> list[Part]:
-    """The notebooks of a study in the order they are started; what is done is left out.
+def parts(profile: Profile, made: bool = False) -> list[Part]:
+    """The notebooks of a study in the order they are started.
 
     Fine-tuning is one notebook a model and seed, each in a folder of its own under ``seeds/``. The
     notebook of the model follows: it finds their records, and trains nothing.
+
+    Args:
+        profile: The study.
+        made: Whether data and tokenizers are there and not looked at.
     """
-    found = []
+    before, seeds, after = [], [], []
     for job in relay.order(profile):
         needs: tuple[str, ...] = ()
         if job.stage == "02_tokenizer":
             needs = ("01_data",)
-        elif job.stage == "03_pretrain":
+        elif job.stage == "03_pretrain" and not made:
             needs = (f"02_tokenizer-{models.get(job.model).tokenizer}",)
         elif job.stage == "04_finetune":
-            before = (f"03_pretrain-{job.model}",)
-            seeds = [_of_seed(profile, job, seed, before) for seed in profile.seeds]
-            needs = tuple(part.name for part in seeds)
-            found += seeds
+            mine = [
+                _of_seed(profile, job, seed, (f"03_pretrain-{job.model}",))
+                for seed in profile.seeds
+            ]
+            needs = tuple(part.name for part in mine)
+            seeds += mine
+        if made and job.stage in ("01_data", "02_tokenizer"):
+            continue
         executed = profile.folder / "notebooks" / f"{job.name}.ipynb"
-        found.append(Part(job.name, needs, job.stage, executed, job.parameters))
-    return sorted(found, key=lambda part: part.notebook)  # stable: all pre-training comes first
+        part = Part(job.name, needs, job.stage, executed, job.parameters)
+        (after if job.stage == "04_finetune" else before).append(part)
+    before.sort(key=lambda part: part.notebook)
+    seeds.sort(key=lambda part: part.parameters.seeds)
+    return [*before, *seeds, *after]
 
 
 def _of_seed(profile: Profile, job: grid.Job, seed: int, needs: tuple[str, ...]) -> Part:
@@ -110,13 +126,14 @@ def gather(profile: Profile) -> None:
                     path.replace(target / path.name)
 
 
-def run(profile: Profile, end: float, at_once: int) -> bool:
+def run(profile: Profile, end: float, at_once: int, made: bool = False) -> bool:
     """Executes the notebooks of a study, `at_once` of them at a time, until `end`.
 
     Args:
         profile: The study.
         end: When to stop, of time.monotonic.
         at_once: Notebooks that run at the same time.
+        made: As for :func:`parts`.
 
     Returns:
         Whether the study is finished.
@@ -124,7 +141,7 @@ def run(profile: Profile, end: float, at_once: int) -> bool:
     Raises:
         UserError: When notebooks failed. What does not depend on them is done before.
     """
-    waiting, done, failed = parts(profile), set(), []
+    waiting, done, failed = parts(profile, made), set(), []
     running: dict[Part, subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
@@ -169,7 +186,9 @@ def _start(part: Part) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "scripts" / "run_notebook.py")]
     command += [str(ROOT / "notebooks" / f"{part.notebook}.ipynb"), str(part.executed)]
     command += ["--parameters", part.parameters.model_dump_json()]
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    # Of MPS: what others wait for goes first.
+    later = {"CUDA_MPS_CLIENT_PRIORITY": "1"} if part.notebook == "04_finetune" else {}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | later, start_new_session=True)
 
 
 def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
@@ -221,6 +240,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of pre-training: the budget of each model")
     parser.add_argument("--minutes", type=float, default=60.0, help="until it stops")
     parser.add_argument("--at-once", type=int, default=24, help="notebooks at the same time")
+    parser.add_argument("--made", action="store_true", help="data and tokenizers are there")
     parser.add_argument("--no-mps", action="store_true", help="let the notebooks take turns")
     parser.add_argument("--out", type=Path, help="folder for what is to be carried away")
     parser.add_argument("--limit-mib", type=float, default=57.0, help="of all pieces")
@@ -238,7 +258,7 @@ def main() -> int:
         with service as shared:
             print(f"multi-process service: {'on' if shared else 'none'}", file=sys.stderr)
             try:
-                done = run(profile, end, options.at_once)
+                done = run(profile, end, options.at_once, options.made)
             finally:
                 if options.out:
                     options.out.mkdir(parents=True, exist_ok=True)

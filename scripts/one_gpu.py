@@ -115,15 +115,17 @@ def share(profile: Profile) -> None:
 
 
 def gather(profile: Profile) -> None:
-    """Moves finished records and predictions of the seeds to the run's own."""
+    """Copies finished records and predictions of the seeds to the run's own."""
     for seed in profile.seeds:
         view = profile.folder / "seeds" / str(seed) / profile.profile
         for record in sorted(view.glob(f"records/*/*/seed-{seed}.json")):
-            target = profile.folder / record.parent.relative_to(view)
-            target.mkdir(parents=True, exist_ok=True)
-            for path in (record.with_suffix(".parquet"), record):  # a record vouches for the other
-                if path.exists():
-                    path.replace(target / path.name)
+            # The record last: it vouches for the predictions.
+            for path in (record.with_suffix(".parquet"), record):
+                target = profile.folder / path.relative_to(view)
+                content = path.read_bytes()
+                if not target.exists() or target.read_bytes() != content:
+                    with files.replacing(target) as temporary:
+                        temporary.write_bytes(content)
 
 
 def run(profile: Profile, end: float, at_once: int, made: bool = False) -> bool:

@@ -93,6 +93,7 @@ def write(
     curves = speeds.load(beside / "curves.json", speeds.Curves)
     stream = speeds.load(beside / "stream.json", speeds.Stream)
     profile = speeds.load(beside / "profile.json", speeds.Profile)
+    together = speeds.load(beside / "side_by_side.json", speeds.SideBySide)
     recipes = beyond.load(beside / "beyond.json")
     gpus = costs.load(beside / "gpus.json")
     everything = tables.load_records(records_folder)
@@ -127,6 +128,7 @@ def write(
         "equal.md": speeds.equal(curves),
         "stream.md": speeds.streamed(stream),
         "profile.md": speeds.profiled(profile),
+        "side_by_side.md": speeds.side_by_side(together),
         "cost.md": tables.cost(figures, gpus, costs.table(gpus, figures)),
         "cluster.md": schedule.cluster(gpus),
         "leaderboard.md": leaderboard_page.page(entries, figures, labels),

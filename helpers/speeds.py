@@ -107,7 +107,44 @@ class Profile(_Measured):
     shares: dict[str, float] = Field(min_length=1, description="of the step, by operation")
 
 
-F = TypeVar("F", Speeds, Curves, Stream, Profile)
+class Trained(_Strict):
+    """One model that was pre-trained beside others."""
+
+    model: str
+    tokens: int
+    epochs: float
+    seconds: float = Field(gt=0, description="from its first step to its last")
+    effective_rank: float | None = Field(description="helpers.beyond.effective_rank")
+    losses: dict[str, float] = Field(min_length=1, description="of the last line of its log")
+
+
+class Cell(_Strict):
+    """The finished fine-tunings of a model on a task."""
+
+    model: str
+    task: str
+    n: int = Field(ge=1, description="seeds")
+    median: float
+    step_seconds: float = Field(gt=0)
+
+
+class SideBySide(_Strict):
+    """``side_by_side.json``: a study of ``scripts/one_gpu.py``, finished or not."""
+
+    profile: str
+    size: str
+    corpus: str
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    steps: int
+    batch: int
+    length: int
+    models: list[Trained] = Field(min_length=1)
+    cells: list[Cell]
+
+
+F = TypeVar("F", Speeds, Curves, Stream, Profile, SideBySide)
 
 
 def load(path: Path, cls: type[F]) -> F:
@@ -115,7 +152,8 @@ def load(path: Path, cls: type[F]) -> F:
 
     Args:
         path: The JSON file.
-        cls: :class:`Speeds`, :class:`Curves`, :class:`Stream` or :class:`Profile`.
+        cls: :class:`Speeds`, :class:`Curves`, :class:`Stream`, :class:`Profile` or
+            :class:`SideBySide`.
 
     Raises:
         UserError: When it is missing or not JSON, or a field is missing or wrong.
@@ -240,4 +278,59 @@ def profiled(found: Profile) -> str:
         f"**{escape(found.model)}, {escape(found.precision)} · {_machine(found)} · "
         f"{escape(found.size)} size · batch {found.batch} × {found.length}**\n\n"
         + markdown(["Operation", "Share of the step, %"], lines)
+    )
+
+
+def side_by_side(found: SideBySide) -> str:
+    """Pre-training of several models at once on one GPU, and what was fine-tuned, as Markdown."""
+    lines = [
+        [
+            escape(row.model),
+            f"{row.tokens / 1e6:.1f}",
+            f"{row.seconds:.0f}",
+            f"{row.tokens / row.seconds:,.0f}",
+            f"{row.losses.get('generator_loss', row.losses['loss']):.2f}",
+            f"{row.losses['discriminator_loss']:.3f}"
+            if "discriminator_loss" in row.losses
+            else NONE,
+            _or_none(row.effective_rank, ".1f"),
+        ]
+        for row in found.models
+    ]
+    header = ["Model", "Tokens, M", "Seconds", "Tokens/s", "MLM loss", "Discriminator's loss"]
+    rate = sum(row.tokens for row in found.models) / max(row.seconds for row in found.models)
+    versions = f"torch {found.versions['torch']}, transformers {found.versions['transformers']}"
+    head = (
+        f"**{escape(str(found.hardware['name']))} · {escape(versions)} · profile "
+        f"{escape(found.profile)}, {escape(found.size)} size · {found.steps:,} steps of "
+        f"{found.batch} × {found.length} tokens · {escape(found.corpus)}, "
+        f"{span(row.epochs for row in found.models)} passes**\n\n"
+    )
+    together = f"\nAll at once: {rate:,.0f} tokens/s until the last one ended.\n"
+    return head + markdown([*header, "Effective rank"], lines) + together + _finetuned(found)
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def _finetuned(found: SideBySide) -> str:
+    if not found.cells:
+        return ""
+    tasks = list(dict.fromkeys(cell.task for cell in found.cells))
+    names = list(dict.fromkeys(cell.model for cell in found.cells))
+    cells = {(cell.model, cell.task): cell for cell in found.cells}
+    lines = [
+        [escape(name)]
+        + [
+            f"{cell.median:.2f} ({cell.n})" if (cell := cells.get((name, task))) else NONE
+            for task in tasks
+        ]
+        for name in names
+    ]
+    steps = [1000 * cell.step_seconds for cell in found.cells]
+    return (
+        "\nFine-tunings that were finished, median (seeds):\n\n"
+        + markdown(["Model", *(escape(task) for task in tasks)], lines)
+        + f"\nA step took {min(steps):.0f} to {max(steps):.0f} ms beside the others.\n"
     )

@@ -23,12 +23,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pandas as pd
 import relay
 
-from helpers import carry, config, files, grid, models
+from helpers import beyond, carry, config, files, grid, models
 from helpers.config import Profile
 
 ROOT = relay.ROOT
@@ -208,6 +211,67 @@ def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
+def report(profile: Profile) -> dict[str, Any]:
+    """What a run has come to, finished or not, for ``results/side_by_side.json``.
+
+    Raises:
+        UserError: When no model is pre-trained.
+    """
+    trained = []
+    for manifest in sorted(profile.folder.glob("models/*/manifest.json")):
+        about = files.read_json(manifest)
+        if about["objective"] != "none":
+            trained.append((about, pd.read_csv(manifest.parent / "log.csv").iloc[-1].to_dict()))
+    if not trained:
+        raise config.UserError(f"{profile.folder}: no model is pre-trained, so nothing to report")
+    first = trained[0][0]
+    return {
+        "profile": profile.profile,
+        "size": first["size"],
+        "corpus": first["corpus"],
+        "hardware": first["hardware"],
+        "versions": first["versions"],
+        "commit": first["code"]["commit"],
+        "steps": first["pretrain"]["steps"],
+        "batch": profile.pretrain_batch_size,
+        "length": profile.max_length,
+        "models": [
+            {
+                "model": about["model"],
+                **{key: about["pretrain"][key] for key in ("tokens", "epochs", "seconds")},
+                "effective_rank": _rank(profile.folder, about["model"]),
+                "losses": {name: value for name, value in last.items() if "loss" in name},
+            }
+            for about, last in trained
+        ],
+        "cells": _cells(profile),
+    }
+
+
+def _rank(run: Path, model: str) -> float | None:
+    if not (run / "models" / model / "encoder").exists():
+        return None  # it stayed on another machine
+    return round(beyond.effective_rank(run, model), 1)
+
+
+def _cells(profile: Profile) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(profile.folder.glob("records/*/*/seed-*.json")):
+        record = files.read_json(path)
+        found.setdefault((record["model"], record["task"]), []).append(record)
+    return [
+        {
+            "model": model,
+            "task": task,
+            "n": len(records),
+            "median": round(median(record["score"] for record in records), 2),
+            "step_seconds": sum(record["finetune"]["seconds"] for record in records)
+            / sum(record["finetune"]["steps"] for record in records),
+        }
+        for (model, task), records in found.items()
+    ]
+
+
 @contextlib.contextmanager
 def shared_gpu(folder: Path) -> Iterator[bool]:
     """The multi-process service while inside, with its files in `folder`; whether there is one."""
@@ -244,6 +308,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=24, help="notebooks at the same time")
     parser.add_argument("--made", action="store_true", help="data and tokenizers are there")
     parser.add_argument("--no-mps", action="store_true", help="let the notebooks take turns")
+    parser.add_argument("--report", type=Path, help="JSON file for what the run has come to")
     parser.add_argument("--out", type=Path, help="folder for what is to be carried away")
     parser.add_argument("--limit-mib", type=float, default=57.0, help="of all pieces")
     parser.add_argument("--piece-mib", type=float, default=15.0, help="of one piece")
@@ -270,6 +335,8 @@ def main() -> int:
                     ended = relay.finished(profile)
                     for line in carry.pack(profile.folder, options.out, limit, piece, ended):
                         print(f"packed: {line}", file=sys.stderr)
+    if options.report:
+        files.write_json(options.report, report(profile))
     print("the study is finished" if done else "not finished: run it again", file=sys.stderr)
     return 0 if done else config.PREEMPTED
 

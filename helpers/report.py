@@ -47,6 +47,7 @@ FRAGMENTS = (
     "equal.md",
     "stream.md",
     "profile.md",
+    "side_by_side.md",
     "cost.md",
     "cluster.md",
     "leaderboard.md",

@@ -1,14 +1,18 @@
 """A study's notebooks side by side, and training steps that are replayed."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, small_profile
+import yaml
+from conftest import ROOT, SMALL, command, small_profile
 
 from helpers import config, files, finetune, models, replay, speeds
 from helpers.config import UserError
@@ -186,3 +190,34 @@ def test_lengths_are_rounded_up_as_far_as_positions_reach(longest, length):
     assert batch["input_ids"].shape == (2, length)
     assert batch["attention_mask"].sum(1).tolist() == lengths.tolist()
     assert finetune.collate(data, index, Tokenizer, cpu)["input_ids"].shape == (2, longest)
+
+
+@pytest.mark.slow
+def test_a_parcel_holds_all_that_another_machine_needs(tmp_path):
+    values = SMALL | {"profile": "small", "runs": str(tmp_path / "runs"), "seeds": [0]}
+    values |= {"models": ["roberta", "scratch"], "tasks": ["rte"]}
+    path = tmp_path / "small.yaml"
+    profile = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text())
+    path.write_text(yaml.safe_dump(profile | values))
+    parcel, work, out = (tmp_path / name for name in ("parcel", "work", "out"))
+    done = command("scripts/offline.py", "--profile", str(path), "--to", str(parcel))
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "runs")  # the other machine has only the parcel
+    start = ["bash", str(parcel / "start.sh"), str(work), str(out)]
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(work / "code")}
+    for minutes, status in (("0", 75), ("10", 0)):
+        done = subprocess.run(
+            [*start, "--minutes", minutes], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == status, done.stderr
+    assert "01_data" not in done.stderr  # nothing is made again
+    with tarfile.open(out / "records.tgz") as archive:
+        names = set(archive.getnames())
+    assert {f"./records/{model}/rte/seed-0.json" for model in values["models"]} <= names
+    assert "./models/roberta/log.csv" in names
+
+
+def test_a_python_that_is_no_version_is_refused(tmp_path):
+    done = command("scripts/offline.py", "--to", str(tmp_path), "--wheels", "3.12.1; x")
+    assert done.returncode == 2
+    assert "--wheels 3.12.1; x: must be a version such as 3.12" in done.stderr

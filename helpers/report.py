@@ -79,8 +79,9 @@ def write(
         records_folder: ``runs/<profile>/records``; entries of the leaderboard are checked with the
             dev labels in ``runs/<profile>/data`` where they are GLUE's own.
         published: ``results/published.json``; beside it stand what ``make bench`` measured
-            (``bench.json``, ``curves.json``, ``stream.json``, ``profile.json``), ``side_by_side.json``, ``make beyond``'s
-            ``beyond.json`` and ``gpus.json``; ``leaderboard/`` stands beside its folder.
+            (``bench.json``, ``curves.json``, ``stream.json``, ``profile.json``), what one GPU made
+            (``side_by_side.json``), ``make beyond``'s ``beyond.json`` and ``gpus.json``;
+            ``leaderboard/`` stands beside its folder.
         out: Folder for `FRAGMENTS` and `plots.FIGURES`; made if missing, each file replaced whole.
         models: Models the run was asked for, in order.
         tasks: Tasks the run was asked for, in order.

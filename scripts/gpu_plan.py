@@ -80,6 +80,7 @@ def _speed(options: argparse.Namespace, end: float) -> None:
     command += [f"--device={'cuda' if torch.cuda.is_available() else 'cpu'}"]
     profile = config.load_profile(options.profile)
     command += [f"--size={profile.size}", f"--batch={profile.pretrain_batch_size}", "--steps=10"]
+    command += ["--modes=none"]  # compiling took one to two minutes a model on an H100
     seconds = min(60 * options.speed_minutes, end - time.monotonic())
     try:
         subprocess.run(command, cwd=ROOT, timeout=seconds, check=True)

@@ -8,10 +8,11 @@ Source: Nguyen et al., "Accelerating PyTorch with CUDA Graphs", PyTorch blog, 20
 """
 
 import os
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
+
+from helpers.config import UserError
 
 SWITCH = "SMALL_BENCH_CUDA_GRAPHS"  # 0 turns them off
 
@@ -33,8 +34,7 @@ class Replay:
     """A step that is recorded at the second call with a shape and replayed from then on.
 
     The first call of a shape runs as it is written, so that kernels are loaded and the optimiser
-    has its moments. A step that cannot be recorded, because it waits for the GPU, say, goes on
-    running as it is written, and a line on the error stream tells.
+    has its moments.
 
     Args:
         step: Takes tensors by name and returns tensors by name. It does all the work on its own:
@@ -62,6 +62,9 @@ class Replay:
 
         Returns:
             What the step returns. It is written over by the next call.
+
+        Raises:
+            UserError: When the step cannot be recorded, because it waits for the GPU, say.
         """
         if not self.active:
             return self.step(dict(inputs))
@@ -70,8 +73,7 @@ class Replay:
             if key not in self.seen:
                 self.seen.add(key)
                 return self._apart(inputs)
-            if not self._record(key, inputs):
-                return self.step(dict(inputs))
+            self._record(key, inputs)
         graph, places, found = self.recorded[key]
         for name, tensor in inputs.items():
             places[name].copy_(tensor, non_blocking=True)
@@ -87,8 +89,8 @@ class Replay:
         torch.cuda.current_stream().wait_stream(side)
         return found
 
-    def _record(self, key: Hashable, inputs: Mapping[str, torch.Tensor]) -> bool:
-        """Records the step for inputs of these shapes; whether that worked."""
+    def _record(self, key: Hashable, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Records the step for inputs of these shapes."""
         places = {name: tensor.clone() for name, tensor in inputs.items()}
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
@@ -97,10 +99,11 @@ class Replay:
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 found = self.step(dict(places))
         except RuntimeError as error:
-            self.active = False
+            # torch's generators and allocator stay as the recording left them: no way on from here.
             reason = " ".join(str(error).split())[:120]
-            print(f"CUDA graphs: not for this model ({reason})", file=sys.stderr)
-            return False
+            raise UserError(
+                f"the step cannot be recorded as a CUDA graph ({reason}); run it again with "
+                f"{SWITCH}=0 in the environment"
+            ) from None
         self.pool = graph.pool()
         self.recorded[key] = (graph, places, found)
-        return True

@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import relay
+import yaml
 
 from helpers import config, files
 from helpers.config import Profile
@@ -51,15 +52,15 @@ START = """\
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1" "$2" && work=$(cd "$1" && pwd) && out=$(cd "$2" && pwd) && shift 2
-if [ ! -d "$work/code" ]; then
+if [ ! -f "$work/unpacked" ]; then
   tar xf "$here/code.tar" -C "$work"
   mkdir -p "$work/code/runs" && tar xJf "$here/run.tar.xz" -C "$work/code/runs"
   for packed in "$here"/tokens-*.xz; do
     kind=$(basename "$packed" .xz) && kind=${kind#tokens-}
-    xz -dc "$packed" > "$work/code/runs/@NAME@/tokenizer/$kind/tokens.bin" &
+    xz -dc "$packed" > "$work/code/runs/@NAME@/tokenizer/$kind/tokens.bin"
   done
-  if [ -f "$here/site.tar.xz" ]; then tar xJf "$here/site.tar.xz" -C "$work" & fi
-  wait
+  if [ -f "$here/site.tar.xz" ]; then tar xJf "$here/site.tar.xz" -C "$work"; fi
+  touch "$work/unpacked"
 fi
 if [ -d "$work/site" ]; then
   export PYTHONPATH="$work/site" JUPYTER_PATH="$work/site/share/jupyter"
@@ -67,17 +68,19 @@ fi
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 run="$work/code/runs/@NAME@"
 keep() {
-  (cd "$run" && find . \\( -path './models/*/manifest.json' -o -path './models/*/log.csv' \\
+  (cd "$run" && find . ! -name '.*' \\( -path './models/*/manifest.json' \\
+    -o -path './models/*/log.csv' \\
     -o -path '*notebooks/*.ipynb' -o -path '*records/*/seed-*' \\) -type f -print0 |
-    tar czf "$out/records.part" --null -T - && mv "$out/records.part" "$out/records.tgz")
+    tar czf "$out/records.$1" --null -T - && mv "$out/records.$1" "$out/records.tgz")
 }
-(while sleep 15; do keep || true; done) &
+(while sleep 15; do keep part || true; done) &
 keeper=$!
+trap 'kill $keeper 2>/dev/null || true' EXIT
 cd "$work/code"
 status=0
 "${PYTHON:-python3}" scripts/one_gpu.py --profile "$run/profile.yaml" --made "$@" || status=$?
 kill $keeper && wait $keeper 2>/dev/null || true
-keep
+keep last || true
 exit $status
 """
 
@@ -118,7 +121,7 @@ def pack(profile: Profile, out: Path) -> None:
         there = {"runs": "runs"}
         if profile.source == "folder":
             there["data"] = f"runs/{profile.profile}/data"
-        files.write_json(own / "profile.yaml", profile.model_dump() | there)
+        files.write_text(own / "profile.yaml", yaml.safe_dump(profile.model_dump() | there))
         _compress(own, out / "run.tar.xz")
     for path in sorted(profile.folder.glob(LEFT[1])):
         with files.replacing(out / f"tokens-{path.parent.name}.xz") as made:

@@ -115,6 +115,9 @@ def share(profile: Profile) -> None:
             (profile.folder / name).mkdir(exist_ok=True)
             if not (view / name).exists():
                 (view / name).symlink_to(Path("../../..") / name)
+        for record in sorted(profile.folder.glob(f"records/*/*/seed-{seed}.json")):
+            if not (view / record.relative_to(profile.folder)).exists():
+                _copy(record, profile.folder, view)
 
 
 def gather(profile: Profile) -> None:
@@ -122,13 +125,20 @@ def gather(profile: Profile) -> None:
     for seed in profile.seeds:
         view = profile.folder / "seeds" / str(seed) / profile.profile
         for record in sorted(view.glob(f"records/*/*/seed-{seed}.json")):
-            # The record last: it vouches for the predictions.
-            for path in (record.with_suffix(".parquet"), record):
-                target = profile.folder / path.relative_to(view)
-                content = path.read_bytes()
-                if not target.exists() or target.read_bytes() != content:
-                    with files.replacing(target) as temporary:
-                        temporary.write_bytes(content)
+            target = profile.folder / record.relative_to(view)
+            if target.exists() and target.read_bytes() == record.read_bytes():
+                continue
+            for name in (files.MANIFEST, files.KEPT):  # of what is replaced
+                (target.parent / name).unlink(missing_ok=True)
+            _copy(record, view, profile.folder)
+
+
+def _copy(record: Path, source: Path, target: Path) -> None:
+    """Copies predictions and, last, the record that vouches for them, from one run to another."""
+    for path in (record.with_suffix(".parquet"), record):
+        if path.exists():
+            with files.replacing(target / path.relative_to(source)) as temporary:
+                temporary.write_bytes(path.read_bytes())
 
 
 def run(profile: Profile, end: float, at_once: int, made: bool = False) -> bool:
@@ -146,12 +156,14 @@ def run(profile: Profile, end: float, at_once: int, made: bool = False) -> bool:
     Raises:
         UserError: When notebooks failed. What does not depend on them is done before.
     """
+    if at_once < 1:
+        raise config.UserError(f"--at-once {at_once}: must be at least 1")
     waiting, done, failed = parts(profile, made), set(), []
     running: dict[Part, subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
             if time.monotonic() >= end:
-                return False
+                break
             ready = [part for part in waiting if done.issuperset(part.needs)]
             for part in ready[: at_once - len(running)]:
                 waiting.remove(part)
@@ -177,7 +189,7 @@ def run(profile: Profile, end: float, at_once: int, made: bool = False) -> bool:
         gather(profile)
     if failed:
         raise config.UserError(f"{', '.join(failed)}: failed; what they said stands above")
-    return True
+    return not waiting and not running
 
 
 def _finished(profile: Profile, part: Part) -> bool:
@@ -317,6 +329,7 @@ def main() -> int:
     changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
     changes |= {"pretrain_steps": options.steps, "threads": 1, "finetune_job": "model"}
     profile = relay.small_first(config.load_profile(options.profile, **changes))
+    signal.signal(signal.SIGTERM, relay._stop)
     with files.holding(profile.folder):
         share(profile)
         service = contextlib.nullcontext(False)
@@ -327,6 +340,7 @@ def main() -> int:
             try:
                 done = run(profile, end, options.at_once, options.made)
             finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between
                 if options.out:
                     options.out.mkdir(parents=True, exist_ok=True)
                     limit, piece = (
@@ -335,7 +349,7 @@ def main() -> int:
                     ended = relay.finished(profile)
                     for line in carry.pack(profile.folder, options.out, limit, piece, ended):
                         print(f"packed: {line}", file=sys.stderr)
-    if options.report:
+    if options.report and (done or any(profile.folder.glob("models/*/log.csv"))):
         files.write_json(options.report, report(profile))
     print("the study is finished" if done else "not finished: run it again", file=sys.stderr)
     return 0 if done else config.PREEMPTED

@@ -1,7 +1,7 @@
 """Training steps as CUDA graphs: recorded once for each shape, then replayed.
 
-A step of a small encoder is two thousand kernels of a few microseconds each, and Python takes
-longer to launch them than a GPU to run them. A graph launches them all at once. What a step
+A step of a small encoder is many small kernels, and Python takes longer to launch them than a large
+GPU to run them. A graph launches them all at once. What a step
 computes stays the same.
 
 Source: Nguyen et al., "Accelerating PyTorch with CUDA Graphs", PyTorch blog, 2021.

@@ -89,7 +89,8 @@ def _peak(timed: object, device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         timed(1)
-        return torch.cuda.max_memory_allocated() - before
+        # A step that was recorded as a CUDA graph holds its memory from then on: nothing to see.
+        return torch.cuda.max_memory_allocated() - before or None
     try:
         _give_back_free_memory()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

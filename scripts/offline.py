@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -93,7 +92,7 @@ def make(profile: Profile) -> None:
     """
     for job in relay.order(profile):
         executed = profile.folder / "notebooks" / f"{job.name}.ipynb"
-        if job.stage <= "02_tokenizer" and relay._execute(job, executed, time.monotonic() + 1e6):
+        if job.stage <= "02_tokenizer" and relay.execute(job, executed):
             raise config.UserError(f"{job.name}: failed; what it said stands above")
 
 

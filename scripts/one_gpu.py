@@ -7,9 +7,8 @@ time; without it they take turns.
 
     scripts/one_gpu.py --profile hour --data data --minutes 50
 
-What is finished is not done again, so the same command goes on after a stop. `--out` gets the
-records, logs and notebooks in pieces, as scripts/relay.py packs them. Exit status: 0 when the study
-is finished, 75 when its minutes were too few.
+What is finished is not done again, so the same command goes on after a stop. Exit status: 0 when
+the study is finished, 75 when its minutes were too few.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pandas as pd
 import relay
 
-from helpers import beyond, carry, config, files, grid, models
+from helpers import beyond, config, files, grid, models, records
 from helpers.config import Profile
 
 ROOT = relay.ROOT
@@ -185,7 +184,7 @@ def run(profile: Profile, end: float, at_once: int, made: bool = False) -> bool:
                 break  # what waits needs something that failed
             time.sleep(PAUSE)
     finally:
-        _stop(running.values())
+        relay.end_all(running.values())
         gather(profile)
     if failed:
         raise config.UserError(f"{', '.join(failed)}: failed; what they said stands above")
@@ -200,27 +199,16 @@ def _finished(profile: Profile, part: Part) -> bool:
 
 
 def _start(part: Part) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebook.py")]
-    command += [str(ROOT / "notebooks" / f"{part.notebook}.ipynb"), str(part.executed)]
-    command += ["--parameters", part.parameters.model_dump_json()]
     # Of MPS: what others wait for goes first.
     later = {"CUDA_MPS_CLIENT_PRIORITY": "1"} if part.notebook == "04_finetune" else {}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | later, start_new_session=True)
+    return relay.start(part.notebook, part.executed, part.parameters, later)
 
 
-def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Lets all save their state at the same time, and kills those that take too long."""
-    left = list(running)
-    for process in left:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    end = time.monotonic() + relay.GRACE
-    for process in left:
-        try:
-            process.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def pretrained(profile: Profile) -> list[dict[str, Any]]:
+    """Manifests of the models that a run has pre-trained, by name."""
+    found = [files.read_json(path) for path in profile.folder.glob("models/*/manifest.json")]
+    found = [about for about in found if about["objective"] != "none"]
+    return sorted(found, key=lambda about: about["model"])
 
 
 def report(profile: Profile) -> dict[str, Any]:
@@ -229,58 +217,50 @@ def report(profile: Profile) -> dict[str, Any]:
     Raises:
         UserError: When no model is pre-trained.
     """
-    trained = []
-    for manifest in sorted(profile.folder.glob("models/*/manifest.json")):
-        about = files.read_json(manifest)
-        if about["objective"] != "none":
-            trained.append((about, pd.read_csv(manifest.parent / "log.csv").iloc[-1].to_dict()))
+    trained = pretrained(profile)
     if not trained:
         raise config.UserError(f"{profile.folder}: no model is pre-trained, so nothing to report")
-    first = trained[0][0]
+    first = trained[0]
     return {
+        **{key: first[key] for key in ("size", "corpus", "hardware", "versions")},
         "profile": profile.profile,
-        "size": first["size"],
-        "corpus": first["corpus"],
-        "hardware": first["hardware"],
-        "versions": first["versions"],
         "commit": first["code"]["commit"],
         "steps": first["pretrain"]["steps"],
         "batch": profile.pretrain_batch_size,
         "length": profile.max_length,
-        "models": [
-            {
-                "model": about["model"],
-                **{key: about["pretrain"][key] for key in ("tokens", "epochs", "seconds")},
-                "effective_rank": _rank(profile.folder, about["model"]),
-                "losses": {name: value for name, value in last.items() if "loss" in name},
-            }
-            for about, last in trained
-        ],
-        "cells": _cells(profile),
+        "models": [_trained(profile.folder, about) for about in trained],
+        "cells": _cells(profile.folder / "records"),
     }
 
 
-def _rank(run: Path, model: str) -> float | None:
-    if not (run / "models" / model / "encoder").exists():
-        return None  # it stayed on another machine
-    return round(beyond.effective_rank(run, model), 1)
+def _trained(run: Path, about: dict[str, Any]) -> dict[str, Any]:
+    folder = run / "models" / about["model"]
+    last = pd.read_csv(folder / "log.csv").iloc[-1].to_dict()
+    here = (folder / "encoder").exists()  # or it stayed on another machine
+    return {
+        "model": about["model"],
+        **{key: about["pretrain"][key] for key in ("tokens", "epochs", "seconds")},
+        "effective_rank": round(beyond.effective_rank(run, about["model"]), 1) if here else None,
+        "losses": {name: value for name, value in last.items() if "loss" in name},
+    }
 
 
-def _cells(profile: Profile) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted(profile.folder.glob("records/*/*/seed-*.json")):
-        record = files.read_json(path)
-        found.setdefault((record["model"], record["task"]), []).append(record)
+def _cells(folder: Path) -> list[dict[str, Any]]:
+    """Medians of the finished fine-tunings; cells that lack seeds are not sealed, and count."""
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*/seed-*.json")):
+        record = records.read(path)
+        cells.setdefault((record["model"], record["task"]), []).append(record)
     return [
         {
             "model": model,
             "task": task,
-            "n": len(records),
-            "median": round(median(record["score"] for record in records), 2),
-            "step_seconds": sum(record["finetune"]["seconds"] for record in records)
-            / sum(record["finetune"]["steps"] for record in records),
+            "n": len(found),
+            "median": round(median(record["score"] for record in found), 2),
+            "step_seconds": sum(record["finetune"]["seconds"] for record in found)
+            / sum(record["finetune"]["steps"] for record in found),
         }
-        for (model, task), records in found.items()
+        for (model, task), found in cells.items()
     ]
 
 
@@ -310,26 +290,16 @@ def shared_gpu(folder: Path) -> Iterator[bool]:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="hour", help="name in profiles/, or a .yaml file")
-    parser.add_argument("--data", default="", help="folder with glue/ and corpus/")
-    parser.add_argument("--models", default="", help="registry names, in the order to start them")
-    parser.add_argument("--tasks", default="", help="GLUE tasks")
-    parser.add_argument("--seeds", default="", help="fine-tuning seeds")
-    parser.add_argument("--steps", type=int, help="of pre-training: the budget of each model")
+    relay.study_options(parser)
     parser.add_argument("--minutes", type=float, default=60.0, help="until it stops")
     parser.add_argument("--at-once", type=int, default=24, help="notebooks at the same time")
     parser.add_argument("--made", action="store_true", help="data and tokenizers are there")
     parser.add_argument("--no-mps", action="store_true", help="let the notebooks take turns")
     parser.add_argument("--report", type=Path, help="JSON file for what the run has come to")
-    parser.add_argument("--out", type=Path, help="folder for what is to be carried away")
-    parser.add_argument("--limit-mib", type=float, default=57.0, help="of all pieces")
-    parser.add_argument("--piece-mib", type=float, default=15.0, help="of one piece")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
-    changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
-    changes |= {"pretrain_steps": options.steps, "threads": 1, "finetune_job": "model"}
-    profile = relay.small_first(config.load_profile(options.profile, **changes))
-    signal.signal(signal.SIGTERM, relay._stop)
+    profile = relay.chosen(options, threads=1, finetune_job="model")
+    signal.signal(signal.SIGTERM, relay.stop)
     with files.holding(profile.folder):
         share(profile)
         service = contextlib.nullcontext(False)
@@ -337,19 +307,8 @@ def main() -> int:
             service = shared_gpu(profile.folder / "mps")
         with service as shared:
             print(f"multi-process service: {'on' if shared else 'none'}", file=sys.stderr)
-            try:
-                done = run(profile, end, options.at_once, options.made)
-            finally:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between
-                if options.out:
-                    options.out.mkdir(parents=True, exist_ok=True)
-                    limit, piece = (
-                        int(n * relay.MIB) for n in (options.limit_mib, options.piece_mib)
-                    )
-                    ended = relay.finished(profile)
-                    for line in carry.pack(profile.folder, options.out, limit, piece, ended):
-                        print(f"packed: {line}", file=sys.stderr)
-    if options.report and (done or any(profile.folder.glob("models/*/log.csv"))):
+            done = run(profile, end, options.at_once, options.made)
+    if options.report and (done or pretrained(profile)):
         files.write_json(options.report, report(profile))
     print("the study is finished" if done else "not finished: run it again", file=sys.stderr)
     return 0 if done else config.PREEMPTED

@@ -11,11 +11,13 @@ It needs papermill and ipykernel beside the core; Snakemake and the book's tools
 """
 
 import argparse
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +73,7 @@ def turn(profile: Profile, end: float, room: int = 2**62, trained: bool = False)
         if time.monotonic() >= end:
             return Turn(False, trained)
         trained = trained or job.stage in grid.TRAINED
-        status = _execute(job, profile.folder / "notebooks" / f"{job.name}.ipynb", end)
+        status = execute(job, profile.folder / "notebooks" / f"{job.name}.ipynb", end)
         if status == config.PREEMPTED and not trained:
             raise config.UserError(
                 "minutes: data and tokenizers alone take longer, and a new machine makes them "
@@ -116,7 +118,7 @@ def go(
         if state and (state / "carry.json").exists():
             for line in carry.unpack(state, profile.folder):
                 print(f"carried: {line}", file=sys.stderr)
-        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGTERM, stop)
         try:
             return turn(profile, end, limit - RECORDS, trained)
         finally:
@@ -132,47 +134,76 @@ def small_first(profile: Profile) -> Profile:
     return profile.model_copy(update={"tasks": tasks})
 
 
-def _execute(job: grid.Job, executed: Path, end: float) -> int:
-    """Runs one notebook; SIGTERM at `end`. Its status, PREEMPTED if it had to be killed."""
+def start(
+    stage: str, executed: Path, parameters: config.Strict, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts one notebook, in a process group of its own."""
     command = [
         *(sys.executable, str(ROOT / "scripts" / "run_notebook.py")),
-        *(str(ROOT / "notebooks" / f"{job.stage}.ipynb"), str(executed)),
-        *("--parameters", job.parameters.model_dump_json()),
+        *(str(ROOT / "notebooks" / f"{stage}.ipynb"), str(executed)),
+        *("--parameters", parameters.model_dump_json()),
     ]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | (environment or {}), start_new_session=True
+    )
+
+
+def execute(job: grid.Job, executed: Path, end: float = math.inf) -> int:
+    """Runs one notebook; SIGTERM at `end`. Its status, PREEMPTED if it had to be killed."""
+    process = start(job.stage, executed, job.parameters)
     try:
-        return process.wait(max(0.0, end - time.monotonic()))
+        return process.wait(None if end == math.inf else max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         return config.PREEMPTED
     finally:
-        _end(process)
+        end_all([process])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Lets a notebook that still runs save its state, and kills it if it takes too long."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Lets notebooks that still run save their state, and kills those that take too long."""
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + GRACE
+    for process in left:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def _stop(*_: object) -> None:
+def stop(*_: object) -> None:
+    """Of SIGTERM.
+
+    Raises:
+        Preempted: Always.
+    """
     raise config.Preempted("stopped by SIGTERM; run another turn to go on")
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def study_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which study to run."""
     parser.add_argument("--profile", default="hour", help="name in profiles/, or a .yaml file")
     parser.add_argument("--data", default="", help="folder with glue/ and corpus/")
     parser.add_argument("--models", default="", help="registry names, in the order to run them")
     parser.add_argument("--tasks", default="", help="GLUE tasks")
     parser.add_argument("--seeds", default="", help="fine-tuning seeds")
     parser.add_argument("--steps", type=int, help="of pre-training: the budget of each model")
+
+
+def chosen(options: argparse.Namespace, **changes: object) -> Profile:
+    """The study that :func:`study_options` were given for, small tasks first."""
+    changes |= {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
+    return small_first(
+        config.load_profile(options.profile, pretrain_steps=options.steps, **changes)
+    )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    study_options(parser)
     parser.add_argument("--minutes", type=float, default=9.0, help="of training in this turn")
     parser.add_argument("--state", type=Path, help="folder with the pieces of the last turn")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pieces")
@@ -180,9 +211,7 @@ def main() -> int:
     parser.add_argument("--piece-mib", type=float, default=15.0, help="of one piece")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
-    changes = {name: getattr(options, name) for name in ("data", "models", "tasks", "seeds")}
-    changes["pretrain_steps"] = options.steps
-    profile = small_first(config.load_profile(options.profile, **changes))
+    profile = chosen(options)
     limit, piece = int(options.limit_mib * MIB), int(options.piece_mib * MIB)
     done = go(profile, end, options.state, options.out, limit, piece).finished
     print("the study is finished" if done else "not finished: run another turn", file=sys.stderr)

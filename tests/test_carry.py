@@ -116,7 +116,7 @@ def relayed(monkeypatch, statuses):
         started.append(job.name)
         return statuses[len(started) - 1] if len(started) <= len(statuses) else 0
 
-    monkeypatch.setattr(relay, "_execute", execute)
+    monkeypatch.setattr(relay, "execute", execute)
     monkeypatch.setattr(carry, "settle", lambda *_: "")  # no model was made
     return started
 

@@ -141,6 +141,9 @@ class Pretrain(Stage):
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="segments per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
+    pretrain_learning_rate_rtd: Fraction = Field(
+        description="the same for replaced-token detection; 0: no other"
+    )
     pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")

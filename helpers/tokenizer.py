@@ -28,7 +28,7 @@ from helpers.models import usable_length
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-TRAINING_DOCUMENTS = 200_000  # a vocabulary does not gain from more; their words fit in memory
+TRAINING_BYTES = 100_000_000  # a vocabulary does not gain from more; its words fit in memory
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
 LONGEST = 1000  # characters of a run without a space or a change of kind that training looks at
 PIECE = 100_000  # characters; a longer document is encoded in pieces
@@ -47,7 +47,7 @@ def _wordpiece() -> Tokenizer:
     return tok
 
 
-def _train_wordpiece(vocabulary: int, read: Callable[[], Iterable[str]]) -> Tokenizer:
+def _train_wordpiece(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokenizer:
     """Trains WordPiece so that the same texts give the same ids.
 
     The trainer numbers continuations (``##a``) as it meets them in a hash map, in another order in
@@ -56,7 +56,7 @@ def _train_wordpiece(vocabulary: int, read: Callable[[], Iterable[str]]) -> Toke
     """
     tok = _wordpiece()
     counts: Counter[str] = Counter()
-    for text in read():
+    for text in read("characters"):
         counts.update(tok.normalizer.normalize_str(text))
     by_count = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     alphabet = sorted(by_count[:ALPHABET])
@@ -68,14 +68,14 @@ def _train_wordpiece(vocabulary: int, read: Callable[[], Iterable[str]]) -> Toke
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
-    tok.train_from_iterator(read(), trainer)
+    tok.train_from_iterator(read("words"), trainer)
     found = _wordpiece()
     found.model = models.WordPiece(tok.get_vocab(), unk_token=WORDPIECE_SPECIALS[1])
     found.add_special_tokens(WORDPIECE_SPECIALS)
     return found
 
 
-def _train_bpe(vocabulary: int, read: Callable[[], Iterable[str]]) -> Tokenizer:
+def _train_bpe(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokenizer:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -86,25 +86,32 @@ def _train_bpe(vocabulary: int, read: Callable[[], Iterable[str]]) -> Tokenizer:
         special_tokens=BPE_SPECIALS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tok.train_from_iterator(read(), trainer)
+    tok.train_from_iterator(read("words"), trainer)
     return tok
 
 
-def train(kind: str, vocabulary: int, read: Callable[[], Iterable[str]]) -> PreTrainedTokenizerFast:
+def train(
+    kind: str, vocabulary: int, read: Callable[[], Iterable[str]], documents: int = 0
+) -> PreTrainedTokenizerFast:
     """Trains a tokenizer; the same texts give the same tokenizer.
 
     Args:
         kind: ``wordpiece`` (uncased, BERT's rules) or ``bpe`` (cased, byte-level, RoBERTa's).
         vocabulary: Tokens at most; a small corpus may give fewer.
         read: Gives the texts, each time it is called.
+        documents: How many texts that are, for the progress bar; 0 where it is not known.
 
     Returns:
         A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
     """
 
-    def texts() -> Iterator[str]:
-        # Trainers take time and memory with the square of a word's length.
-        return (LONG_RUN.sub(r"\1\2", text) for text in read())
+    def texts(what: str) -> Iterator[str]:
+        bar = progress.bar(documents, f"learn {kind} from {what}", "documents")
+        for text in read():
+            # Trainers take time and memory with the square of a word's length.
+            yield LONG_RUN.sub(r"\1\2", text)
+            bar.update()
+        bar.close()
 
     if kind == "wordpiece":
         tok = _train_wordpiece(vocabulary, texts)
@@ -291,8 +298,13 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     if state["shards"] or trained:
         tok = load(folder)
     else:
-        step = -(-made["documents"] // TRAINING_DOCUMENTS)
-        tok = train(kind, parameters.vocabulary, lambda: islice(corpus.read(source), 0, None, step))
+        step = -(-made["bytes"] // TRAINING_BYTES)
+        tok = train(
+            kind,
+            parameters.vocabulary,
+            lambda: islice(corpus.read(source), 0, None, step),
+            -(-made["documents"] // step),
+        )
         with files.building(folder) as new, saving():
             tok.save_pretrained(new)
         state["trained"] = name

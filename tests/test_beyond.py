@@ -65,6 +65,19 @@ def test_a_recipe_is_the_parameter_it_stands_for(study, monkeypatch):
         train(study, "hot")
 
 
+def test_replaced_token_detection_may_have_its_own_rate(study):
+    own = {"pretrain_learning_rate_rtd": 3e-4}
+    electra, weights, folder = train(study, "electra", **own)
+    assert pd.read_csv(folder / "log.csv")["rate"].max() == pytest.approx(3e-4)
+    same_rate = train(study, "electra", pretrain_learning_rate=3e-4)
+    assert same(weights, same_rate[1])
+    assert electra["spec"] != same_rate[0]["spec"]
+    bert = train(study, "bert")[0]
+    assert train(study, "bert", **own)[0]["spec"] == bert["spec"]
+    with pytest.raises(UserError, match=r"pretrain_learning_rate_rtd = 0\.9: electra diverges"):
+        train(study, "electra", pretrain_learning_rate_rtd=0.9, pretrain_warmup=0.0)
+
+
 def test_the_rate_may_end_above_zero():
     assert training.schedule(12, 4, 12, end=0.25) == 0.25
     assert training.schedule(8, 4, 12, end=0.25) == pytest.approx(0.625)

@@ -22,7 +22,7 @@ def test_another_process_trains_the_same_tokenizer(kind):
     found = {
         subprocess.run(
             [sys.executable, "-c", CODE, kind], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+        ).stdout.splitlines()[-1]
         for _ in range(3)
     }
     assert len(found) == 1
@@ -139,3 +139,24 @@ def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
     (folder / "tokens.bin").write_bytes(whole[:100])
     tokenizer.run(one)
     assert (folder / "tokens.bin").read_bytes() == whole
+
+
+def test_a_large_corpus_is_sampled_for_the_vocabulary_and_packed_whole(
+    tmp_path, monkeypatch, capsys
+):
+    profile = small_profile(tmp_path)
+    made = corpus.run(config.Data(**profile.stage(config.Data)))
+    monkeypatch.setattr(tokenizer, "TRAINING_BYTES", -(-made["bytes"] // 3))
+    stage = config.Tokenizer(**profile.stage(config.Tokenizer))
+    manifest = tokenizer.run(stage)
+    said = capsys.readouterr().out
+    texts = list(corpus.read(profile.folder / "data" / "corpus"))
+    thirds = tokenizer.train("wordpiece", stage.vocabulary, lambda: texts[::3])
+    found = tokenizer.load(profile.folder / "tokenizer" / "wordpiece")
+    assert found.get_vocab() == thirds.get_vocab()
+    tokens = sum(len(ids) + 1 for ids in found(texts, add_special_tokens=False)["input_ids"])
+    inner = manifest["length"] - 2
+    assert manifest["rows"] == tokens // inner
+    count = len(texts[::3])
+    for what in ("characters", "words"):
+        assert f"learn wordpiece from {what}: 100 %, {count}/{count} documents, " in said

@@ -186,14 +186,14 @@ def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
     Args:
         profile: Epochs, batch size, rows and seeds.
         name: Registry entry.
-        task: A task of GLUE, with its own rows but for the profile's limit.
+        task: A task of GLUE, with the rows of `glue.train_rows` but for the profile's limit.
 
     Raises:
         UserError: For an unknown model, size or task.
     """
     kind = glue.get(task)
     length = models.usable_length(models.get(name).tokenizer, profile.max_length)
-    rows = kind.official_rows["train"]
+    rows = glue.train_rows(profile.source, profile.data, task)
     rows = min(rows, profile.train_rows or rows)
     steps = finetune.count_steps(profile, task, rows) * len(profile.seeds)
     if profile.finetune_swap_pairs and kind.swap:

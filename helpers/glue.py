@@ -210,6 +210,26 @@ def cap(table: pd.DataFrame, rows: int, seed: int, *name: str) -> pd.DataFrame:
     return table.iloc[np.sort(chosen)].reset_index(drop=True)
 
 
+def train_rows(source: str, data: str, name: str) -> int:
+    """Rows that a task trains on, without reading them: those of the folder, else GLUE's own.
+
+    Args:
+        source: ``embedded``, ``folder`` or ``hub``.
+        data: The folder, for source ``folder``. GLUE's own number stands for a task it lacks and
+            for a damaged file, which the data stage reports.
+        name: The task.
+
+    Raises:
+        UserError: For an unknown task.
+    """
+    own = get(name).official_rows["train"]
+    paths = _split_files(config.resolve(data), name, "train") if source == "folder" else []
+    try:
+        return sum(pq.read_metadata(path).num_rows for path in paths) or own
+    except (pa.ArrowException, OSError):
+        return own
+
+
 def _read_folder(folder: Path, name: str, split: str) -> pd.DataFrame:
     tables = [read_parquet(path, get(name).columns) for path in _split_files(folder, name, split)]
     for table in tables[1:]:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import small_profile
 
-from helpers import config, corpus, files, glue
+from helpers import config, corpus, costs, files, glue
 from helpers.config import UserError
 
 
@@ -55,6 +55,20 @@ def test_a_folder_gives_its_rows_and_documents(tmp_path, folder):
     assert (manifest["documents"], manifest["skipped"]) == (30, 2)
     texts = list(corpus.read(parameters.folder / "data" / "corpus"))
     assert texts == pd.read_parquet(folder / "corpus" / "a.parquet")["text"].tolist()[:30]
+
+
+def test_work_is_counted_from_the_folders_own_rows(tmp_path, folder):
+    changes = {"source": "folder", "data": str(folder), "train_rows": 0, "seeds": [0]}
+    changes |= {"finetune_epochs": 1, "finetune_batch_size": 4}
+    profile = small_profile(tmp_path, **changes)
+    assert costs.finetuning(profile, "bert", "cola").steps == 5
+    piece = folder / "glue" / "cola" / "train.parquet"
+    pd.read_parquet(piece).to_parquet(folder / "glue" / "cola" / "train-2.parquet")
+    assert costs.finetuning(profile, "bert", "cola").steps == 10
+    assert glue.train_rows("hub", "", "cola") == 8551
+    assert glue.train_rows("folder", str(folder), "sst2") == 67349  # the folder lacks it
+    piece.write_bytes(b"PAR1, and no more")
+    assert glue.train_rows("folder", str(folder), "cola") == 8551
 
 
 def test_complete_means_glues_own_row_counts(tmp_path):

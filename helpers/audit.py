@@ -1,6 +1,6 @@
 """The published figures recomputed: what follows from them, what is second-hand, what stays open.
 
-Every function takes the mapping of `tables.load_published` and none needs a run. Scores are
+Every function takes the mapping of `paper.load` and none needs a run. Scores are
 metric x 100; a table indexed by model or task uses the short names of the file.
 """
 

@@ -111,7 +111,7 @@ def table(
 
     Args:
         gpus: `load`.
-        published: The published figures (`tables.load_published`), for the peers' measured rates.
+        published: The published figures (`paper.load`), for the peers' measured rates.
         names: Registry entries; every one that is pre-trained where None.
         profile: The profile whose size, length and number of tokens are priced.
         utilisation: The model's own FLOP over the GPU's peak, 0 to 1: an assumption.

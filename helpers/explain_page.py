@@ -12,15 +12,8 @@ import pandas as pd
 from helpers import audit, config, costs, explain, glue, models
 from helpers.config import UserError
 from helpers.markup import NONE, escape, markdown, quantity, score
-from helpers.tables import (
-    SOURCES,
-    cited,
-    derived,
-    is_embedded,
-    model_name,
-    source_list,
-    task_name,
-)
+from helpers.paper import cited, derived, model_name, source_list, task_name
+from helpers.tables import SOURCES, is_embedded
 
 ASKS = {
     "cola": "is it a sentence of English?",

@@ -207,7 +207,7 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
 
     Args:
         folder: ``leaderboard/<name>``.
-        figures: Of ``results/published.json`` (:func:`helpers.tables.load_published`).
+        figures: Of ``results/published.json`` (:func:`helpers.paper.load`).
         labels: Dev labels at hand.
 
     Returns:

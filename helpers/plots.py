@@ -296,7 +296,7 @@ def scores(
 
     Args:
         records: Columns model, task, seed, score, profile, source, complete (`tables.select`).
-        published: The published figures (`tables.load_published`).
+        published: The published figures (`paper.load`).
         models: Models in order.
         tasks: Tasks in order.
 
@@ -354,7 +354,7 @@ def compute(
     Args:
         records: Columns model, task, seed, score, pretrain.tokens, pretrain.flops, source,
             complete (`tables.select`).
-        published: The published figures (`tables.load_published`).
+        published: The published figures (`paper.load`).
         models: Models in order.
         tasks: Tasks in order.
 
@@ -572,7 +572,7 @@ def write(
 
     Args:
         records: Records of one profile and data source (`tables.select`).
-        published: The published figures (`tables.load_published`).
+        published: The published figures (`paper.load`).
         found: Losses of our steps and of stock classes (`speeds.load`).
         drawn: The figures of the background pages: `attention`, `noise`.
         out: The folder.

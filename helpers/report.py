@@ -14,6 +14,7 @@ from helpers import (
     files,
     leaderboard,
     leaderboard_page,
+    paper,
     plots,
     predictions,
     schedule,
@@ -89,7 +90,7 @@ def write(
     Raises:
         UserError: A record or figure is broken, nothing was measured, or `out` cannot be written.
     """
-    figures = tables.load_published(published)
+    figures = paper.load(published)
     beside = Path(published).parent
     bench = speeds.load(beside / "bench.json", speeds.Speeds)
     curves = speeds.load(beside / "curves.json", speeds.Curves)
@@ -106,22 +107,22 @@ def write(
     labels = predictions.read_labels(data if (data / "glue").is_dir() else None)
     entries = leaderboard.check(beside.parent / "leaderboard", figures, labels)
     texts = {
-        "claim.md": tables.claim(figures),
+        "claim.md": paper.claim(figures),
         "headline.md": tables.headline(records, figures, *asked),
-        "table1_published.md": tables.table1_published(figures, complete),
+        "table1_published.md": paper.table1(figures, complete),
         "table1_measured.md": tables.table1_measured(records, figures, *asked),
         "table1_side_by_side.md": tables.table1_side_by_side(records, figures, *asked),
         "table2.md": tables.table2(records, figures, *asked),
         "rows.md": tables.rows(records, figures, tasks),
         "scratch.md": tables.scratch(records, figures, *asked),
         "run.md": tables.run(records, figures, models) + _left_over(everything, records),
-        "recipes.md": tables.recipes(figures),
-        "reference_points.md": tables.reference_points(figures),
-        "finding_electra.md": tables.finding_electra(figures),
-        "finding_rank.md": tables.finding_rank(figures),
-        "finding_rounding.md": tables.finding_rounding(figures),
-        "finding_gap.md": tables.finding_gap(figures),
-        "finding_noise.md": tables.finding_noise(figures),
+        "recipes.md": paper.recipes(figures),
+        "reference_points.md": paper.reference_points(figures),
+        "finding_electra.md": paper.finding_electra(figures),
+        "finding_rank.md": paper.finding_rank(figures),
+        "finding_rounding.md": paper.finding_rounding(figures),
+        "finding_gap.md": paper.finding_gap(figures),
+        "finding_noise.md": paper.finding_noise(figures),
         "spread.md": seeds.spread(records, figures, *asked),
         "best_of.md": seeds.best_of(records, figures, *asked),
         "comparisons.md": seeds.comparisons(run, records, figures, *asked),
@@ -131,10 +132,10 @@ def write(
         "stream.md": speeds.streamed(stream),
         "profile.md": speeds.profiled(profile),
         "side_by_side.md": speeds.side_by_side(together),
-        "cost.md": tables.cost(figures, gpus, costs.table(gpus, figures)),
+        "cost.md": paper.cost(figures, gpus, costs.table(gpus, figures)),
         "cluster.md": schedule.cluster(gpus),
         "leaderboard.md": leaderboard_page.page(entries, figures, labels),
-        "sources.md": tables.source_list(figures),
+        "sources.md": paper.source_list(figures),
         "example.md": explain_page.example(explain.corruption()),
         "signal.md": explain_page.signal(figures),
         "generators.md": explain_page.generators(figures),

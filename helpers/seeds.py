@@ -12,8 +12,9 @@ import pandas as pd
 from helpers import evidence, files, statistics
 from helpers.config import UserError
 from helpers.markup import NONE, anchor, escape, markdown, record_link, score
+from helpers.paper import model_name, task_name
 from helpers.statistics import Comparison, Summary
-from helpers.tables import heading, is_embedded, model_name, present_tasks, task_name
+from helpers.tables import heading, is_embedded, present_tasks
 
 RECORD_FOLDER = "records"  # below the built pages
 COMPARISONS = "comparisons.json"

@@ -45,12 +45,12 @@ from helpers import (
     glue,
     leaderboard,
     models,
+    paper,
     predictions,
     pretrain,
     records,
     stages,
     submission,
-    tables,
     tokenizer,
 )
 from helpers.config import UserError
@@ -358,7 +358,7 @@ def read_entry(whole: Path, folder: Path, chance: random.Random) -> None:
     path.write_bytes(damaged_yaml(path.read_text("utf-8"), chance))
     if chance.random() < 0.3:
         (entry / chance.choice(("cola", "more", "a\nb"))).mkdir()
-    figures = tables.load_published(ROOT / "results" / "published.json")
+    figures = paper.load(ROOT / "results" / "published.json")
     found = leaderboard.check_entry(entry, figures, predictions.Labels())
     if found.error:
         raise UserError(found.error)
@@ -369,7 +369,7 @@ def read_published(whole: Path, folder: Path, chance: random.Random) -> None:
     path = folder / "published.json"
     text = (ROOT / "results" / "published.json").read_text("utf-8")
     path.write_bytes(damaged_json(text, chance))
-    tables.load_published(path)
+    paper.load(path)
 
 
 def read_checkpoint(whole: Path, folder: Path, chance: random.Random) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, leaderboard, leaderboard_submit, predictions, tables
+from helpers import config, leaderboard, leaderboard_submit, paper, predictions
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published.json"
 
@@ -19,7 +19,7 @@ PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published.json
 def check(options: argparse.Namespace) -> int:
     """Prints a line per entry and per remark; 1 where an entry does not hold."""
     labels = predictions.read_labels(config.resolve(options.data) if options.data else None)
-    entries = leaderboard.check(options.folder, tables.load_published(PUBLISHED), labels)
+    entries = leaderboard.check(options.folder, paper.load(PUBLISHED), labels)
     for entry in entries:
         if entry.error:
             print(f"error: {entry.error}")
@@ -45,7 +45,7 @@ def submit(options: argparse.Namespace) -> int:
         options.model,
         options.out,
         about,
-        tables.load_published(PUBLISHED),
+        paper.load(PUBLISHED),
         options.selection,
     )
     print(f"{options.out}: written and checked; recompute it with make check-leaderboard DATA=...")

@@ -11,19 +11,19 @@ from conftest import ROOT
 from scipy import integrate, stats
 from test_tables import PUBLISHED, table_rows
 
-from helpers import audit, glue, models, plots, statistics, tables
+from helpers import audit, glue, models, paper, plots, statistics
 
 RESAMPLES = 20_000
 
 
 @pytest.fixture
 def published():
-    return tables.load_published(PUBLISHED)
+    return paper.load(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
 def gains():
-    return audit.best_of(audit.deviations(tables.load_published(PUBLISHED)), RESAMPLES, seed=0)
+    return audit.best_of(audit.deviations(paper.load(PUBLISHED)), RESAMPLES, seed=0)
 
 
 def changed(published, *path, value):

@@ -11,7 +11,7 @@ import yaml
 from bs4 import BeautifulSoup
 from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
 
-from helpers import plots, report, tables
+from helpers import paper, plots, report
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
@@ -118,7 +118,7 @@ def test_pages_have_no_kernel():
 
 def test_published_scores_are_not_copied_into_prose():
     text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "book").glob("*.md"))
-    published = tables.load_published(PUBLISHED)
+    published = paper.load(PUBLISHED)
     for entry in published["table1"]["models"].values():
         for figure in (*entry["scores"].values(), entry["average"]):
             assert f"{figure['value']:.2f}" not in text
@@ -237,7 +237,7 @@ def test_launch_and_download_buttons_point_at_notebooks(run, pages):
 
 @pytest.mark.slow
 def test_built_tables_hold_every_published_cell(pages):
-    published = tables.load_published(PUBLISHED)
+    published = paper.load(PUBLISHED)
     table = str(pages["book/published.html"].find("table"))
     rows = {row[0]: row for row in table_rows(table)[1:]}
     for entry in published["table1"]["models"].values():

@@ -15,7 +15,7 @@ import seaborn as sns
 import yaml
 from conftest import ROOT
 
-from helpers import plots, tables
+from helpers import paper, plots
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -276,7 +276,7 @@ def lab(rgb):
 @pytest.mark.parametrize("eyes", DEFICIENT)
 def test_colours_of_models_differ_for_colour_blind_readers(eyes):
     """A difference of 2.3 is just noticed; ten stands well clear of it."""
-    models = [*tables.load_published(ROOT / "results" / "published.json")["table1"]["models"], "x"]
+    models = [*paper.load(ROOT / "results" / "published.json")["table1"]["models"], "x"]
     colours = sns.color_palette(plots.PALETTE, len(models))
     seen = [lab(np.clip(DEFICIENT[eyes] @ linear(colour), 0, 1)) for colour in colours]
     for one, two in itertools.combinations(seen, 2):

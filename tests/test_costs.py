@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from test_tables import PUBLISHED, table_rows
 
-from helpers import config, costs, models, tables
+from helpers import config, costs, models, paper
 from helpers.config import UserError
 
 GPUS = ROOT / "results" / "gpus.json"
@@ -14,7 +14,7 @@ GPUS = ROOT / "results" / "gpus.json"
 
 @pytest.fixture(scope="module")
 def published():
-    return tables.load_published(PUBLISHED)
+    return paper.load(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_broken_file_of_gpus_is_one_line(tmp_path):
 
 
 def test_the_fragment_shows_every_estimate_and_gpu(published, gpus, estimates):
-    text = tables.cost(published, gpus, estimates)
+    text = paper.cost(published, gpus, estimates)
     rows = table_rows(text)
     assert len(rows) == 1 + len(estimates)
     assert {row[1] for row in rows[1:]} == {gpu.name for gpu in gpus.values()}

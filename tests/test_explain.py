@@ -23,6 +23,7 @@ from helpers import (
     explain_page,
     glue,
     models,
+    paper,
     plots,
     tables,
 )
@@ -33,7 +34,7 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 
 @pytest.fixture(scope="module")
 def published():
-    return tables.load_published(PUBLISHED)
+    return paper.load(PUBLISHED)
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from helpers import (
     leaderboard,
     leaderboard_page,
     leaderboard_submit,
+    paper,
     predictions,
     statistics,
-    tables,
 )
 from helpers.config import UserError
 from helpers.predictions import Labels
@@ -36,7 +36,7 @@ from helpers.predictions import Labels
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = list(glue.TASKS)
 SEEDS = [0, 1, 2]
-FIGURES = tables.load_published(PUBLISHED)
+FIGURES = paper.load(PUBLISHED)
 SIZE = make_record("electra", "cola", 0)["pretrain"]["parameters"]
 TOKENS = make_record("electra", "cola", 0)["pretrain"]["tokens"]
 
@@ -194,7 +194,7 @@ def test_impossible_published_accuracies_are_remarks():
         if "no count of right answers" in line
     }
     names = {entry["name"]: task for task, entry in FIGURES["tasks"].items()}
-    shown = table_rows(tables.finding_rounding(FIGURES))[1:]
+    shown = table_rows(paper.finding_rounding(FIGURES))[1:]
     assert odd == {(row[0], names[row[1]]) for row in shown}
 
 

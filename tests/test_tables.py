@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import audit, files, glue, plots, report, statistics, tables
+from helpers import audit, files, glue, paper, plots, report, statistics, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -113,7 +113,7 @@ def make_run(folder, source="embedded", models=MODELS, tasks=TASKS, seeds=(0, 1)
 
 @pytest.fixture
 def published():
-    return tables.load_published(PUBLISHED)
+    return paper.load(PUBLISHED)
 
 
 @pytest.fixture
@@ -145,12 +145,12 @@ def table_rows(markdown, number=0):
 
 
 def test_every_published_figure_has_a_known_source_and_status(published):
-    figures = list(tables._figures(published, ""))
+    figures = list(paper._figures(published, ""))
     assert len(figures) > 100
 
 
 def test_table_1_shows_every_published_cell_with_its_source(published):
-    text = tables.table1_published(published)
+    text = paper.table1(published)
     rows = table_rows(text)
     assert len(rows) == 1 + len(published["table1"]["models"])
     for row, entry in zip(rows[1:], published["table1"]["models"].values(), strict=True):
@@ -167,14 +167,14 @@ def test_table_1_shows_every_published_cell_with_its_source(published):
 
 def test_published_averages_are_the_plain_means(published):
     scores = audit.scores(published)
-    for row in table_rows(tables.table1_published(published))[1:]:
+    for row in table_rows(paper.table1(published))[1:]:
         model = next(m for m, e in published["table1"]["models"].items() if e["name"] == row[0])
         assert float(row[-2]) == pytest.approx(scores.loc[model].mean(), abs=0.005)
         assert float(row[-3]) == pytest.approx(scores.loc[model].mean(), abs=0.006)
 
 
 def test_published_five_task_means_are_recomputed(published):
-    rows = table_rows(tables.table1_published(published, ["cola", "sst2", "mrpc", "stsb", "rte"]))
+    rows = table_rows(paper.table1(published, ["cola", "sst2", "mrpc", "stsb", "rte"]))
     column = rows[0].index("Mean of 5")
     means = {row[0]: row[column] for row in rows[1:]}
     assert means == {
@@ -201,12 +201,12 @@ def test_table_2_gaps_as_in_the_paper(published, embedded):
 
 
 def test_findings_are_computed(published):
-    text = tables.finding_electra(published)
+    text = paper.finding_electra(published)
     assert "8 of 8 cells are equal" in text
     assert "lies inside the band" in text
-    ranks = table_rows(tables.finding_rank(published))
+    ranks = table_rows(paper.finding_rank(published))
     assert [row[0] for row in ranks if row[-1] == "differs"] == ["RoBERTa", "BERT"]
-    odd = [tuple(row[:2]) for row in table_rows(tables.finding_rounding(published))[1:]]
+    odd = [tuple(row[:2]) for row in table_rows(paper.finding_rounding(published))[1:]]
     assert sorted(odd) == [
         ("DeBERTa", "MRPC"),
         ("ELECTRA-DeBERTa", "MRPC"),
@@ -214,12 +214,12 @@ def test_findings_are_computed(published):
         ("ELECTRA-DeBERTa", "SST-2"),
         ("RoBERTa", "MRPC"),
     ]
-    gaps = {row[0]: row[-1] for row in table_rows(tables.finding_gap(published))[1:]}
+    gaps = {row[0]: row[-1] for row in table_rows(paper.finding_gap(published))[1:]}
     assert [name for name, where in gaps.items() if where == "outside"] == [
         "ELECTRA-DeBERTa",
         "RoBERTa",
     ]
-    shown = re.search(r"deviation of ([\d.]+)", tables.finding_noise(published))
+    shown = re.search(r"deviation of ([\d.]+)", paper.finding_noise(published))
     assert float(shown[1]) == published["average_noise_sd"]["value"]
 
 
@@ -232,7 +232,7 @@ def test_impossible_accuracies(value, rows, expected):
 
 
 def test_reference_points_show_every_published_figure(published):
-    text = tables.reference_points(published)
+    text = paper.reference_points(published)
     points = table_rows(text, 0)[1:]
     wanted = [(p["method"], f"{p['average']:.2f}") for p in published["quality_per_compute"]]
     assert [(row[0], row[-1]) for row in points] == wanted
@@ -480,7 +480,7 @@ def test_a_published_figure_without_a_known_source_is_named(tmp_path):
     path = tmp_path / "published.json"
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ValueError, match=r"reference\.average\.source: 'hearsay'"):
-        tables.load_published(path)
+        paper.load(path)
 
 
 @pytest.mark.parametrize("key", ["best_of_ten", "electra_small_owt", "throughput"])
@@ -490,7 +490,7 @@ def test_a_missing_part_of_the_published_figures_is_named(tmp_path, key):
     path = tmp_path / "published.json"
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ValueError, match=f"{key} is missing"):
-        tables.load_published(path)
+        paper.load(path)
 
 
 def test_write_leaves_every_fragment_and_the_same_bytes_twice(tmp_path):
@@ -512,7 +512,7 @@ def test_the_headline_ranks_the_means_and_says_what_the_data_was(published, embe
     assert "not GLUE" in text
     rows = table_rows(text)[1:]
     means = embedded.groupby(["model", "seed"])["score"].mean().groupby("model").median()
-    names = means.rename(lambda model: tables.model_name(published, model))
+    names = means.rename(lambda model: paper.model_name(published, model))
     shown = [float(row[1]) for row in rows]
     assert shown == sorted(shown, reverse=True)
     assert {row[0] for row in rows} == set(names.index)

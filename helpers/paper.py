@@ -1,0 +1,356 @@
+"""What was published: the figures with their sources, and the tables and findings they alone give.
+
+Figures come from ``results/published.json``. Every function that returns text returns Markdown that
+Jupyter and MyST both read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers import audit, costs, files, statistics
+from helpers.config import UserError
+from helpers.markup import NONE, escape, markdown, score, span
+
+NEEDED = (
+    *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
+    *("electra_small_owt", "announcement", "rounding_exempt", "what_paid", "throughput"),
+    "stated",
+)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read the published figures.
+
+    Args:
+        path: ``results/published.json``.
+
+    Returns:
+        The mapping as it stands in the file; every figure has a source and a status.
+
+    Raises:
+        UserError: The file is not readable or not of this form, or a figure names an unknown
+            source or status.
+    """
+    published = files.read_json(Path(path))
+    try:
+        for where, figure in _figures(published, ""):
+            for key, known in (("source", "sources"), ("status", "statuses")):
+                if figure[key] not in published[known]:
+                    raise UserError(f"{path}: {where}.{key}: {figure[key]!r} is not one of {known}")
+        for key in NEEDED:
+            published[key]
+        for entry in published["throughput"]:
+            entry["model"], entry["gpu"], entry["tokens_per_second"]
+    except KeyError as error:
+        raise UserError(f"{path}: field {error.args[0]} is missing") from None
+    except TypeError as error:
+        raise UserError(f"{path}: not of the form of the published figures ({error})") from None
+    return published
+
+
+def _figures(value: Any, where: str) -> Iterable[tuple[str, dict[str, Any]]]:  # noqa: ANN401
+    """Every object that has a source, with its place."""
+    if isinstance(value, dict):
+        if "source" in value or "status" in value:
+            yield where, value
+        for key, inner in value.items():
+            yield from _figures(inner, f"{where}.{key}".strip("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _figures(inner, f"{where}[{number}]")
+
+
+def task_name(published: dict[str, Any], task: str) -> str:
+    """The task's name as it is printed."""
+    return published["tasks"].get(task, {}).get("name", task)
+
+
+def model_name(published: dict[str, Any], model: str) -> str:
+    """The model's name as it is published; its registry name where it was not."""
+    return published["table1"]["models"].get(model, {}).get("name", model)
+
+
+def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> str:
+    """A published figure with the mark of its status and source, as Markdown."""
+    number = list(published["sources"]).index(figure["source"]) + 1
+    value = figure["value"]
+    if value is None:
+        return "not found"
+    text = value if isinstance(value, str) else score(value, decimals)
+    return f"{text}\u00a0<sup>{figure['status']}{number}</sup>"
+
+
+def derived(value: float) -> str:
+    """A figure worked out here from published ones."""
+    return f"{score(value)}\u00a0<sup>D</sup>"
+
+
+def source_list(published: dict[str, Any], keys: Iterable[str] | None = None) -> str:
+    """What the marks mean.
+
+    Args:
+        published: The published figures.
+        keys: Keys of the sources to list; all where None.
+
+    Returns:
+        The statuses in one line and the sources, one per line, as Markdown.
+    """
+    known = list(published["sources"])
+    chosen = known if keys is None else [key for key in known if key in set(keys)]
+    statuses = ", ".join(f"**{k}** {escape(text)}" for k, text in published["statuses"].items())
+    text = f"Marks: {statuses}. A number is the source; **D** alone is worked out here.\n\n"
+    for key in chosen:
+        entry = published["sources"][key]
+        title = escape(entry["title"])
+        link = f"[{title}]({entry['url']})" if entry["url"] else title
+        text += f"- {known.index(key) + 1}: {link}\n"
+    return text
+
+
+def mean_of(scores: pd.Series, tasks: Sequence[str]) -> float:
+    """The mean of some tasks, NaN where there is none."""
+    return float(scores[list(tasks)].mean()) if tasks else math.nan
+
+
+def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:
+    """Whether the complete tasks are some but not all of the published ones."""
+    return 0 < len(tasks) < len(published["tasks"])
+
+
+def table1(published: dict[str, Any], complete: Sequence[str] = ()) -> str:
+    """Table 1 as published, with the source of every cell.
+
+    Args:
+        published: The published figures.
+        complete: Tasks whose mean is recomputed beside that of the eight (those a run has whole).
+
+    Returns:
+        Markdown.
+    """
+    tasks = list(published["tasks"])
+    some = some_but_not_all(complete, published)
+    header = ["Model", "Rank", *(task_name(published, task) for task in tasks)]
+    header += ["Mean", "Mean, recomputed", *([f"Mean of {len(complete)}"] * some)]
+    header += [f"Below {published['reference']['name']}"]
+    scores, averages, gaps = (f(published) for f in (audit.scores, audit.averages, audit.gaps))
+    rows, used = [], {published["reference"]["average"]["source"]}
+    for model, entry in published["table1"]["models"].items():
+        cells = [entry["scores"][task] for task in tasks] + [entry["average"]]
+        used |= {figure["source"] for figure in cells}
+        rank = cited(entry["rank"], published, 0)
+        mean = averages.loc[model, "recomputed"]
+        row = [escape(entry["name"]), rank, *(cited(figure, published) for figure in cells)]
+        row += [derived(mean), *([derived(mean_of(scores.loc[model], complete))] * some)]
+        rows.append([*row, derived(gaps.loc[model, "below"])])
+    text = f"**{escape(published['table1']['title'])}, {escape(published['table1']['unit'])}.**\n\n"
+    text += markdown(header, rows) + "\n"
+    if some:
+        names = ", ".join(task_name(published, task) for task in complete)
+        text += f"The mean of {len(complete)} is that of the tasks this run has whole: {names}.\n\n"
+    return text + source_list(published, used)
+
+
+def claim(published: dict[str, Any]) -> str:
+    """The paper's claim in one sentence, from its figures."""
+    reference = published["reference"]
+    entries = published["table1"]["models"].values()
+    best = max(entries, key=lambda entry: entry["average"]["value"])
+    gap = reference["average"]["value"] - best["average"]["value"]
+    return (
+        f"{escape(best['name'])} with {cited(best['parameters_millions'], published)} million "
+        f"parameters reaches a mean of {cited(best['average'], published)} on the eight dev sets, "
+        f"{derived(gap)} below {escape(reference['name'])}, "
+        f"{cited(reference['parameters_millions'], published, 0)} million parameters, "
+        f"{cited(reference['average'], published)}.\n"
+    )
+
+
+def recipes(published: dict[str, Any]) -> str:
+    """The recipes as released, one line per setting."""
+    lines, used = [], set()
+    for entry in published["recipes"]:
+        used.add(entry["source"])
+        name = "all" if entry["model"] == "all" else model_name(published, entry["model"])
+        setting = cited({**entry, "value": escape(entry["value"])}, published)
+        lines.append([escape(name), escape(entry["setting"]), setting])
+    header = ["Model", "Setting", "As released"]
+    return markdown(header, lines, left=3) + "\n" + source_list(published, used)
+
+
+def reference_points(published: dict[str, Any]) -> str:
+    """Quality for compute: what others report, what a token costs, what paid."""
+    used = set()
+
+    def mark(entry: dict[str, Any], value: str) -> str:
+        used.add(entry["source"])
+        return cited({**entry, "value": escape(value)}, published)
+
+    points = [
+        [
+            escape(entry["method"]),
+            f"{entry['tokens_billions']:g} G" if entry["tokens_billions"] else NONE,
+            escape(entry["time_hardware"]),
+            mark(entry, score(entry["average"])),
+        ]
+        for entry in published["quality_per_compute"]
+    ]
+    cost = [[escape(e["method"]), mark(e, f"{e['mflop']:g}")] for e in published["flop_per_token"]]
+    speed = [
+        [escape(e["method"]), mark(e, " to ".join(f"{n:,}" for n in e["tokens_per_second"]))]
+        for e in published["throughput"]
+    ]
+    paid = [[escape(e["change"]), mark(e, e["effect"])] for e in published["what_paid"]]
+    header = ["Method", "Tokens", "Time, hardware", "Mean of eight"]
+    text = "**Mean of eight GLUE dev scores, by budget.**\n\n" + markdown(header, points)
+    text += "\n**What a token costs in pre-training, at length 128, forward and backward.**\n\n"
+    text += markdown(["Model", "MFLOP per token"], cost)
+    text += "\n**Speed of others' pre-training.**\n\n"
+    text += markdown(["Model", "Tokens per second"], speed)
+    text += "\n**What paid, in others' ablations.**\n\n" + markdown(["Change", "Effect"], paid)
+    return text + "\n" + source_list(published, used)
+
+
+def finding_electra(published: dict[str, Any]) -> str:
+    """The ELECTRA row beside another project's published row, and the worth of best-of-ten."""
+    other = published["electra_small_owt"]
+    row = published["table1"]["models"]["electra"]
+    equal = audit.identity(published).loc["electra"]
+    lines = []
+    for task in published["tasks"]:
+        same = "yes" if equal[task] else "no"
+        cells = [cited(entry["scores"][task], published) for entry in (row, other)]
+        lines.append([task_name(published, task), *cells, same])
+    header = ["Task", f"{escape(row['name'])}, leaderboard", escape(other["name"]), "Equal"]
+    ten = published["best_of_ten"]
+    best = published["table1"]["models"]["electra-deberta"]["average"]
+    band = audit.band(published)
+    used = {"leaderboard", "electra_repo", ten["sd"]["source"]}
+    return (
+        markdown(header, lines)
+        + f"\n{equal.sum()} of {len(lines)} cells are equal.\n\n"
+        + f"{cited(ten['pretrainings'], published, 0)} independent pre-trainings of "
+        + f"{escape(other['name'])} average {cited(ten['mean_of_10'], published)} over ten "
+        + f"fine-tunings and {cited(ten['best_of_10'], published)} ± "
+        + f"{cited(ten['sd'], published)} for the best of ten: a difference of "
+        + f"{derived(audit.published_gain(published))}. "
+        + f"{cited(best, published)} lies {'inside' if band.inside else 'outside'} the band of one "
+        + f"standard deviation, {derived(band.low)} to {derived(band.high)}.\n\n"
+        + source_list(published, used & set(published["sources"]))
+    )
+
+
+def finding_rank(published: dict[str, Any]) -> str:
+    """Printed ranks beside the ranks the averages give."""
+    entries = published["table1"]["models"]
+    lines = []
+    for model, found in audit.ranks(published).iterrows():
+        entry = entries[model]
+        same = "" if found["agrees"] else "differs"
+        printed = [cited(entry["rank"], published, 0), cited(entry["average"], published)]
+        rank = f"{found['recomputed']}\u00a0<sup>D</sup>"
+        lines.append([escape(entry["name"]), *printed, rank, same])
+    header = ["Model", "Rank, printed", "Mean, printed", "Rank by the mean", ""]
+    used = {entry[key]["source"] for entry in entries.values() for key in ("rank", "average")}
+    return markdown(header, lines) + "\n" + source_list(published, used)
+
+
+def finding_rounding(published: dict[str, Any]) -> str:
+    """Which accuracies no single run can have."""
+    lines, used = [], set()
+    for model, entry in published["table1"]["models"].items():
+        if model in published["rounding_exempt"]:
+            continue
+        for task, count in published["dev_rows"].items():
+            figure = entry["scores"][task]
+            if not statistics.impossible(figure["value"], count["value"]):
+                continue
+            used |= {figure["source"], count["source"]}
+            found = statistics.reach(figure["value"], count["value"])
+            near = (
+                f"{found.below} right: {found.below_percent:.3f} and "
+                f"{found.below + 1} right: {found.above_percent:.3f}"
+            )
+            cells = [cited(figure, published), cited(count, published, 0), near]
+            lines.append([escape(entry["name"]), task_name(published, task), *cells])
+    header = ["Model", "Task", "Published", "Dev rows", "Nearest possible"]
+    exempt = "; ".join(
+        f"{escape(model_name(published, model))} is left out: {escape(why)}"
+        for model, why in published["rounding_exempt"].items()
+    )
+    return markdown(header, lines, left=2) + f"\n{exempt}.\n\n" + source_list(published, used)
+
+
+def finding_gap(published: dict[str, Any]) -> str:
+    """Gaps to BERT-Base, and which of them the announcement's range covers."""
+    base = published["reference"]["average"]
+    low, high = (published["announcement"][key] for key in ("gap_smallest", "gap_largest"))
+    lines = []
+    for model, found in audit.gaps(published).iterrows():
+        entry = published["table1"]["models"][model]
+        where = "inside" if found["announced"] else "outside"
+        shown = [cited(entry["average"], published), derived(found["below"]), where]
+        lines.append([escape(entry["name"]), *shown])
+    name = escape(published["reference"]["name"])
+    spread = f"{cited(low, published, 1)} to {cited(high, published, 1)}"
+    header = ["Model", "Mean", f"Below {name}, {cited(base, published)}", "Announced range"]
+    used = {base["source"], low["source"], "leaderboard"} & set(published["sources"])
+    return (
+        markdown(header, lines)
+        + f"\nThe announced range is {spread} points; gaps are rounded to one decimal for it.\n\n"
+        + source_list(published, used)
+    )
+
+
+def finding_noise(published: dict[str, Any]) -> str:
+    """The spread over fine-tuning seeds, and what it means for an average of eight."""
+    entries = published["tasks"]
+    lines = [[escape(e["name"]), cited(e["noise_sd"], published)] for e in entries.values()]
+    used = {entry["noise_sd"]["source"] for entry in entries.values()}
+    spread = derived(audit.average_deviation(published))
+    return (
+        markdown(["Task", "Standard deviation over ten seeds"], lines)
+        + f"\nIndependent tasks give the average of one seed a deviation of {spread}: "
+        + "the root of the summed squares, divided by the number of tasks.\n\n"
+        + source_list(published, used)
+    )
+
+
+def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.DataFrame) -> str:
+    """What each model's pre-training costs on each GPU, with the rates others measured.
+
+    Args:
+        published: The published figures.
+        gpus: `costs.load`.
+        estimates: `costs.table`.
+
+    Returns:
+        Markdown: the table, then the GPUs with their sources.
+    """
+    lines, used = [], set()
+    for row in estimates.to_dict("records"):
+        rate = f"{row['tokens_per_second']:,.0f}"
+        share = f"{100 * row['utilisation']:.1f}"
+        if row["measured"]:
+            used.add(row["source"])
+            rate = cited({**row, "value": rate}, published)
+        names = [escape(model_name(published, row["model"])), escape(gpus[row["gpu"]].name)]
+        basis = "measured by others" if row["measured"] else "assumed"
+        spent = [f"{row['hours']:,.0f}", f"{row['kwh']:,.1f}"]
+        spent += [score(row["rent"]), score(row["electricity"])]
+        lines.append([*names, basis, share, rate, *spent])
+    hours = f"Hours for {span(estimates['tokens'])} tokens"
+    header = ["Model", "GPU", "Utilisation", "% of peak", "Tokens per second", hours, "kWh"]
+    text = markdown([*header, "Rent", "Electricity"], lines, left=3)
+    cards = [
+        [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in gpu.figures)]
+        for gpu in gpus.values()
+    ]
+    header = ["GPU", "Stated in, read second-hand", "Peak, TFLOP/s", "Board power, W", "Memory, GB"]
+    text += "\n**The GPUs.**\n\n" + markdown(header, cards, left=2)
+    return text + "\n" + source_list(published, used)

@@ -252,14 +252,16 @@ def _about(study: Study) -> str:
     tokens = span(one.tokens for one in study.models)
     passes = span(one.epochs for one in study.models)
     values = study.parameters
+    own = values.get("rtd_learning_rate")
+    rtd = f" ({own:g} for replaced-token detection)" if own else ""
     counts, seeds = sorted(set(study.train_rows.values())), len(study.seeds)
     most = f"at most {counts[-1]:,}" if len(counts) > 1 else f"{counts[0]:,}"
     world = " (**not GLUE**: a generated language)" if study.source == "embedded" else ""
     return (
         f"**Profile {escape(study.profile)} · {escape(study.size)} size · {tokens} tokens, "
         f"{passes} passes over {escape(study.corpus)}{world} · batch "
-        f"{values['pretrain_batch_size']}, peak rate {values['pretrain_learning_rate']:g}, dropout "
-        f"{values['pretrain_dropout']:g} · fine-tuning on {most} rows a task, "
+        f"{values['pretrain_batch_size']}, peak rate {values['pretrain_learning_rate']:g}{rtd}, "
+        f"dropout {values['pretrain_dropout']:g} · fine-tuning on {most} rows a task, "
         f"{seeds} seed{'s' * (seeds != 1)} · {escape(', '.join(study.hardware))}**"
     )
 

@@ -141,8 +141,11 @@ class Pretrain(Stage):
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="segments per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
-    pretrain_learning_rate_rtd: Fraction = Field(
-        description="the same for replaced-token detection; 0: no other"
+    rtd_learning_rate: float = Field(
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="peak for replaced-token detection; 0: the same",
     )
     pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")

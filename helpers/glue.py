@@ -211,7 +211,7 @@ def cap(table: pd.DataFrame, rows: int, seed: int, *name: str) -> pd.DataFrame:
 
 
 def train_rows(source: str, data: str, name: str) -> int:
-    """Rows that a task trains on, without reading them: those of the folder, else GLUE's own.
+    """Training rows that a source has, without reading them: the folder's, else GLUE's own.
 
     Args:
         source: ``embedded``, ``folder`` or ``hub``.

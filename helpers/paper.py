@@ -1,4 +1,4 @@
-"""What was published: the figures with their sources, and the tables and findings they alone give.
+"""What was published: the figures with their sources, and tables and findings that need no run.
 
 Figures come from ``results/published.json``. Every function that returns text returns Markdown that
 Jupyter and MyST both read.

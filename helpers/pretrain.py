@@ -406,8 +406,8 @@ def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[s
     values = parameters.model_dump(
         exclude={"profile", "runs", "model", "threads", *checkpoint.PARAMETERS}
     )
-    if spec.objective != "rtd":
-        del values["pretrain_learning_rate_rtd"]
+    values["pretrain_learning_rate"] = values[rate_name(parameters, spec)]
+    del values["rtd_learning_rate"]
     if spec.objective == "none":
         values = {
             key: values[key] for key in ("size", "max_length", "pretrain_dropout", "pretrain_seed")
@@ -463,11 +463,11 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
 def rate_name(parameters: config.Pretrain, spec: models.Spec) -> str:
     """Which parameter holds the peak learning rate of a model: its objective may have its own.
 
-    The discriminator's loss counts 50 times (Clark et al. 2020, section 2), and small batches make
-    its encoder collapse at rates that masked language models gain from.
+    In small batches the discriminator's encoder collapses at rates that masked language models
+    gain from.
     """
-    own = spec.objective == "rtd" and parameters.pretrain_learning_rate_rtd
-    return "pretrain_learning_rate_rtd" if own else "pretrain_learning_rate"
+    own = spec.objective == "rtd" and parameters.rtd_learning_rate
+    return "rtd_learning_rate" if own else "pretrain_learning_rate"
 
 
 def recipe(parameters: config.Pretrain, spec: models.Spec) -> config.Pretrain:
@@ -481,11 +481,11 @@ def recipe(parameters: config.Pretrain, spec: models.Spec) -> config.Pretrain:
         UserError: For a change that leaves an impossible parameter.
     """
     own = spec.recipe
-    rate = getattr(parameters, rate_name(parameters, spec))
+    rate = rate_name(parameters, spec)
     changes: dict[str, Any] = {
         "pretrain_batch_size": own.batch * parameters.pretrain_batch_size,
         "pretrain_steps": max(1, round(parameters.pretrain_steps / own.batch)),
-        "pretrain_learning_rate": own.rate * rate,
+        rate: own.rate * getattr(parameters, rate),
         "pretrain_seed": own.seed + parameters.pretrain_seed,
     }
     if own.dropout is not None:
@@ -596,6 +596,7 @@ def _train(
 
     every = max(1, total // LOG_POINTS)
     warmup = round(parameters.pretrain_warmup * total)
+    peak = getattr(parameters, rate_name(parameters, task.spec))
     sums = {
         key: torch.tensor(value, dtype=torch.float64, device=device)
         for key, value in state["sums"].items()
@@ -621,7 +622,7 @@ def _train(
             torch.manual_seed(training.derive_seed(seed, "step", number))
             step.generator.manual_seed(training.derive_seed(seed, "mask", number))
             factor = training.schedule(number, warmup, total, task.spec.recipe.end_rate)
-            rate = parameters.pretrain_learning_rate * factor
+            rate = peak * factor
             if number == first:
                 losses, spent = _compiling(step, tokens, rate, parameters.torch_compile)
                 state["compile_seconds"] += spent
@@ -687,9 +688,9 @@ def _check_loss(
 
 
 def _diverged(parameters: config.Pretrain, what: str, kept: Path, state: dict[str, Any]) -> None:
+    rate = rate_name(parameters, models.get(parameters.model))
     raise UserError(
-        f"{rate_name(parameters, models.get(parameters.model))} = "
-        f"{parameters.pretrain_learning_rate}: {parameters.model} "
+        f"{rate} = {getattr(parameters, rate)}: {parameters.model} "
         f"diverges, {what}; lower the rate or raise pretrain_warmup (training then begins "
         f"anew); {checkpoint.last(kept, state['spec'])}"
     )

@@ -28,7 +28,7 @@ from helpers.models import usable_length
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-TRAINING_BYTES = 100_000_000  # a vocabulary does not gain from more; its words fit in memory
+TRAINING_BYTES = 100_000_000  # about; a vocabulary does not gain from more
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
 LONGEST = 1000  # characters of a run without a space or a change of kind that training looks at
 PIECE = 100_000  # characters; a longer document is encoded in pieces
@@ -99,17 +99,21 @@ def train(
         kind: ``wordpiece`` (uncased, BERT's rules) or ``bpe`` (cased, byte-level, RoBERTa's).
         vocabulary: Tokens at most; a small corpus may give fewer.
         read: Gives the texts, each time it is called.
-        documents: How many texts that are, for the progress bar; 0 where it is not known.
+        documents: How many texts that are, for a progress bar; 0 shows none.
 
     Returns:
         A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
     """
 
     def texts(what: str) -> Iterator[str]:
+        # Trainers take time and memory with the square of a word's length.
+        found = (LONG_RUN.sub(r"\1\2", text) for text in read())
+        if not documents:
+            yield from found
+            return
         bar = progress.bar(documents, f"learn {kind} from {what}", "documents")
-        for text in read():
-            # Trainers take time and memory with the square of a word's length.
-            yield LONG_RUN.sub(r"\1\2", text)
+        for text in found:
+            yield text
             bar.update()
         bar.close()
 
@@ -286,6 +290,9 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         "length": length,
         "corpus": made["content"],
     }
+    step = -(-made["bytes"] // TRAINING_BYTES)
+    if step > 1:  # the vocabulary is learnt from a part: every step-th document
+        wanted["every"] = step
     name, folder = files.digest(wanted), parameters.folder / "tokenizer" / kind
     done = files.sealed(folder, name)
     if done:
@@ -298,7 +305,6 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     if state["shards"] or trained:
         tok = load(folder)
     else:
-        step = -(-made["bytes"] // TRAINING_BYTES)
         tok = train(
             kind,
             parameters.vocabulary,

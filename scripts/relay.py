@@ -130,7 +130,7 @@ def go(
 def small_first(profile: Profile) -> Profile:
     """The profile with the tasks that its data has, those with few rows first."""
     tasks = glue.available(profile.source, profile.data, profile.tasks)
-    tasks.sort(key=lambda name: glue.get(name).official_rows["train"])
+    tasks.sort(key=lambda name: glue.train_rows(profile.source, profile.data, name))
     return profile.model_copy(update={"tasks": tasks})
 
 

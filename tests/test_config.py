@@ -89,6 +89,7 @@ def tiny(**changes):
         ({"pretrain_step": 3}, "pretrain_step = 3: no stage has.*did you mean pretrain_steps"),
         ({"pretrain_learning_rate": "1e-4"}, "'1e-4'.*write 1.0e-4"),
         ({"pretrain_learning_rate": float("nan")}, "pretrain_learning_rate = nan"),
+        ({"rtd_learning_rate": 1.0}, "rtd_learning_rate = 1.0: input should be less than 1"),
         ({"pretrain_batch_size": -1}, "pretrain_batch_size = -1.*greater than or equal to 1"),
         ({"pretrain_steps": 2.5}, "pretrain_steps = 2.5"),
         ({"pretrain_steps": True}, "pretrain_steps = True"),

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers import config, costs, executed, files, finetune, glue, models, pretrain, records
+from helpers import (
+    config,
+    costs,
+    executed,
+    files,
+    finetune,
+    glue,
+    models,
+    pretrain,
+    records,
+    tokenizer,
+)
 from helpers.config import Profile
 from helpers.progress import duration
 
@@ -124,19 +135,40 @@ def _done(profile: Profile, job: Job) -> tuple[float, str] | None:
         return _pretrained(folder, job)
     if job.stage == "04_finetune":
         return _finetuned(folder, job)
-    wanted = {
-        "01_data": [folder / "data" / "corpus"]
-        + [
-            folder / "data" / "glue" / task
-            for task in glue.available(profile.source, profile.data, list(glue.TASKS))
-        ],
-        "02_tokenizer": [folder / "tokenizer" / job.model],
+    ready = {
+        "01_data": lambda: _has_data(folder, job),
+        "02_tokenizer": lambda: _packed(folder, job),
+        "05_analysis": lambda: _analysed(profile),
+        "06_audit": lambda: (folder / "book" / "audited").exists(),
     }
-    if job.stage in wanted:
-        return (0.0, "") if all((f / "manifest.json").exists() for f in wanted[job.stage]) else None
-    if job.stage == "06_audit":
-        return (0.0, "") if (folder / "book" / "audited").exists() else None
-    return (0.0, "") if _analysed(profile) else None
+    return (0.0, "") if ready[job.stage]() else None
+
+
+def _has_data(folder: Path, job: Job) -> bool:
+    """Whether corpus and tasks are there, by the parameters; the source itself is not read."""
+    asked = job.parameters
+    limits = {"train": asked.train_rows}
+    tasks = glue.available(asked.source, asked.data, list(glue.TASKS))
+    for place in ("corpus", *(f"glue/{task}" for task in tasks)):
+        made = _json(folder / "data" / place / "manifest.json")
+        if not made:
+            return False
+        of = made["specification"]
+        if any(getattr(asked, key, value) != value for key, value in of.items()):
+            return False
+        rows = of.get("limits", {}).items()
+        if any(limits.get(split, asked.dev_rows) != most for split, most in rows):
+            return False
+    return True
+
+
+def _packed(folder: Path, job: Job) -> bool:
+    """Whether the tokens are there, of the corpus that is there."""
+    corpus = _json(folder / "data" / "corpus" / "manifest.json")
+    made = _json(folder / "tokenizer" / job.model / "manifest.json")
+    if not (corpus and made):
+        return False
+    return made["spec"] == files.digest(tokenizer.specification(job.parameters, corpus))
 
 
 def _pretrained(folder: Path, job: Job) -> tuple[float, str] | None:

@@ -269,6 +269,25 @@ def rows(folder: Path) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
 
 
+def specification(parameters: config.Tokenizer, made: dict[str, Any]) -> dict[str, Any]:
+    """All that the packed tokens follow from; its digest names them.
+
+    Args:
+        parameters: Of the stage.
+        made: Manifest of the corpus.
+    """
+    wanted = {
+        "stage": "tokenizer",
+        "kind": parameters.tokenizer_kind,
+        "vocabulary": parameters.vocabulary,
+        "length": usable_length(parameters.tokenizer_kind, parameters.max_length),
+        "corpus": made["content"],
+    }
+    every = -(-made["bytes"] // TRAINING_BYTES)
+    # The vocabulary of a large corpus is learnt from a part: every k-th document.
+    return wanted | ({"every": every} if every > 1 else {})
+
+
 def run(parameters: config.Tokenizer) -> dict[str, Any]:
     """Trains one tokenizer and packs the corpus with it; does nothing twice.
 
@@ -282,17 +301,8 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     """
     kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
     made = files.need(source, "01_data")
-    length = usable_length(kind, parameters.max_length)
-    wanted = {
-        "stage": "tokenizer",
-        "kind": kind,
-        "vocabulary": parameters.vocabulary,
-        "length": length,
-        "corpus": made["content"],
-    }
-    step = -(-made["bytes"] // TRAINING_BYTES)
-    if step > 1:  # the vocabulary is learnt from a part: every step-th document
-        wanted["every"] = step
+    wanted = specification(parameters, made)
+    length, step = wanted["length"], wanted.get("every", 1)
     name, folder = files.digest(wanted), parameters.folder / "tokenizer" / kind
     done = files.sealed(folder, name)
     if done:

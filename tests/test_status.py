@@ -84,6 +84,14 @@ def test_what_is_done_follows_from_manifests_and_records(run):
 def test_what_other_parameters_made_is_not_done(run):
     longer = run.model_copy(update={"pretrain_steps": 13})
     assert states(longer)["03_pretrain-roberta"].state == "waiting"
+    for change in ({"documents": 70}, {"dev_rows": 7}, {"world_seed": 1}, {"source": "hub"}):
+        other = states(run.model_copy(update=change))
+        assert other["01_data"].state == "waiting", change
+        assert other["02_tokenizer-bpe"].state == "done"
+    small = states(run.model_copy(update={"bpe_vocabulary": 310}))
+    assert small["01_data"].state == "done"
+    assert small["02_tokenizer-bpe"].state == "waiting"
+    assert small["02_tokenizer-wordpiece"].state == "done"
     more = run.model_copy(update={"seeds": [0, 1]})
     assert states(more)["03_pretrain-roberta"].state == "done"
     assert states(more)["04_finetune-roberta"].state == "waiting"

@@ -119,13 +119,16 @@ def comparisons(
     header = ["Row minus column", *(escape(model_name(published, name)) for name in names[1:])]
     rows = []
     for place, one in enumerate(names[:-1]):
-        cells = [_difference(found[one, two]) for two in names[place + 1 :]]
+        pairs = [found.get((one, two)) for two in names[place + 1 :]]
+        cells = [_difference(pair) if pair else NONE for pair in pairs]
         rows.append([escape(model_name(published, one)), *[""] * place, *cells])
     resolved = sum(pair.resolved for pair in found.values())
     what = "on the embedded world, not GLUE" if is_embedded(records) else "on these dev sets"
+    apart = len(names) * (len(names) - 1) // 2 - len(found)
+    dash = f" {NONE}: predictions that were not kept in one place ({apart})." if apart else ""
     return (
         f"**Measured. {heading(records)}**\n\n{markdown(header, rows)}\n"
-        f"{resolved} of {len(found)} differences are resolved at 95 % {what}.\n"
+        f"{resolved} of {len(found)} differences are resolved at 95 % {what}.{dash}\n"
     )
 
 
@@ -143,7 +146,8 @@ def compared(
         tasks: Tasks with a record.
 
     Returns:
-        The models, and a comparison for each pair, the earlier model first.
+        The models, and a comparison for each pair, the earlier model first. Kept comparisons may
+        lack pairs: those of models that were run in different places.
 
     Raises:
         UserError: When predictions are missing or do not fit their data, or kept comparisons are

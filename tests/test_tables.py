@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import audit, files, glue, paper, plots, report, statistics, tables
+from helpers import audit, files, glue, paper, plots, report, seeds, statistics, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -601,3 +601,16 @@ def test_saved_figures_have_no_date(tmp_path):
     text = (tmp_path / "loss.svg").read_text(encoding="utf-8")
     assert "<dc:date>" not in text
     assert str(tmp_path) not in text
+
+
+def test_kept_comparisons_may_lack_a_pair(published, embedded, tmp_path):
+    names = ["bert", "roberta", "scratch"]
+    pairs = [["bert", "scratch", 5.0, 4.0, 6.0], ["roberta", "scratch", 0.5, -1.0, 2.0]]
+    kept = {"tasks": TASKS, "models": names, "pairs": pairs}
+    files.write_json(tmp_path / seeds.COMPARISONS, kept)
+    text = seeds.comparisons(tmp_path, embedded, published, names, TASKS)
+    _, bert, roberta = table_rows(text)
+    assert bert[1:] == ["–", "+5.00 (+4.00 to +6.00)"]
+    assert roberta[1:] == ["", "+0.50 (-1.00 to +2.00)"]
+    assert "1 of 2 differences are resolved at 95 %" in text
+    assert "not kept in one place (1)" in text

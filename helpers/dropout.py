@@ -3,13 +3,20 @@
 torch draws a Bernoulli variable for every element, which takes a fifth of a small model's step in
 bfloat16. One 64-bit draw is enough for four elements. On a GPU torch's own is used.
 
+Attention weights are dropped inside torch's scaled dot-product attention, out of a module's reach;
+:func:`attend` stands in for it under a name of its own in transformers' table of attentions.
+
 Source: Srivastava et al. 2014, section 4 (inverted: survivors are scaled up in training).
 """
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 LEVELS = 2**16  # the rate is rounded to a multiple of 1 / LEVELS
+ATTENTION = "sdpa_cheap_dropout"  # transformers' name for attend()
 
 
 def drop(values: torch.Tensor, rate: float) -> torch.Tensor:
@@ -46,10 +53,75 @@ class Dropout(nn.Dropout):
         return drop(values, self.p) if self.training else values
 
 
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' ``sdpa`` attention; with dropout on a CPU, by :func:`drop`.
+
+    Args:
+        module: The layer's attention.
+        query: float [batch, heads, L, width].
+        key: As `query`; fewer heads, a causal order or a bias are left to ``sdpa``.
+        value: As `key`.
+        attention_mask: bool [batch, 1, L, L], true where a query may read a key, or None.
+        dropout: Rate for the weights.
+        scaling: Factor on the scores; None is 1 / sqrt(width).
+        others: Passed on to ``sdpa``.
+
+    Returns:
+        float [batch, L, heads, width], and None in place of the weights.
+    """
+    ours = dropout > 0 and query.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not (ours and _is_plain(module, query, key, attention_mask, others)):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **others
+        )
+    scores = query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = drop(scores.softmax(-1).to(value.dtype), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _is_plain(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    others: dict[str, object],
+) -> bool:
+    """Whether scores are products alone, and a boolean mask all that hides a key from a query."""
+    if query.shape[1] != key.shape[1] or any(
+        others.get(name) is not None for name in ("position_bias", "softcap")
+    ):
+        return False
+    if mask is not None:
+        return mask.dtype == torch.bool
+    causal = others.get("is_causal")
+    return not (getattr(module, "is_causal", True) if causal is None else causal)
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 def exchange_dropout(model: nn.Module) -> nn.Module:
-    """Exchanges every ``nn.Dropout`` inside `model`, in place; returns `model`."""
+    """Exchanges every ``nn.Dropout`` and ``sdpa`` attention inside `model`, in place.
+
+    Returns:
+        `model`; parameters, their names and ``save_pretrained`` are unchanged.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p))
+        if isinstance(parent, PreTrainedModel) and parent.config._attn_implementation == "sdpa":
+            parent.set_attn_implementation(ATTENTION)
     return model

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import transformers
 from scipy import stats
 from torch import nn
+from torch.nn import functional
 
 from helpers import dropout
 
@@ -56,3 +58,93 @@ def test_exchange_takes_every_dropout_once():
     dropout.exchange_dropout(model)
     found = [m.p for m in model.modules() if isinstance(m, dropout.Dropout)]
     assert found == [0.2, 0.4]
+
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 24,
+}
+KINDS = [transformers.BertConfig, transformers.RobertaConfig, transformers.ElectraConfig]
+
+
+@pytest.fixture(params=KINDS)
+def encoder(request):
+    torch.manual_seed(0)
+    config = request.param(**SMALL, embedding_size=16, hidden_dropout_prob=0.0)
+    return transformers.AutoModel.from_config(config).train()
+
+
+@pytest.fixture
+def batch():
+    mask = torch.ones(3, 12, dtype=torch.int64)
+    mask[0, 5:] = mask[1, 9:] = 0
+    return {"input_ids": torch.randint(3, 50, (3, 12)), "attention_mask": mask}
+
+
+def set_attention_dropout(encoder, rate):
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_at_a_rate_that_rounds_to_none_is_torchs_own(encoder, batch, masked):
+    if not masked:
+        del batch["attention_mask"]
+    set_attention_dropout(encoder, 0.0)
+    wanted = encoder(**batch).last_hidden_state
+    wanted.square().mean().backward()
+    gradients = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+    encoder.zero_grad()
+    dropout.exchange_dropout(encoder)
+    set_attention_dropout(encoder, 1e-9)
+    found = encoder(**batch).last_hidden_state
+    found.square().mean().backward()
+    torch.testing.assert_close(found, wanted)
+    ours = [p.grad for p in encoder.parameters() if p.grad is not None]
+    torch.testing.assert_close(ours, gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_attention_dropout_keeps_its_mean_and_follows_the_seed(encoder, batch):
+    attention = dropout.exchange_dropout(encoder).encoder.layer[0].attention.self
+    query, key, value = torch.randn(3, 3, 2, 12, 8)
+    mask = batch["attention_mask"].bool()[:, None, None].expand(3, 1, 12, 12)
+    wanted = functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+    draws = [dropout.attend(attention, query, key, value, mask, 0.5)[0] for _ in range(400)]
+    assert not torch.equal(draws[0], draws[1])
+    error = torch.stack(draws).std(0) / 20
+    # One in 10,000 of a normal law lies beyond 3.9 standard errors.
+    assert (((torch.stack(draws).mean(0) - wanted).abs() / error) < 4.5).all()
+    for _ in range(2):
+        torch.manual_seed(5)
+        draws.append(dropout.attend(attention, query, key, value, mask, 0.5)[0])
+    assert torch.equal(draws[-1], draws[-2])
+
+
+def test_no_bernoulli_is_drawn_and_nothing_of_it_is_saved(encoder, batch, tmp_path):
+    encoder.save_pretrained(tmp_path / "stock")
+    set_attention_dropout(encoder, 0.1)
+    dropout.exchange_dropout(encoder)
+    with torch.profiler.profile() as profile:
+        encoder(**batch)
+    assert "aten::bernoulli_" not in {event.key for event in profile.key_averages()}
+    encoder.save_pretrained(tmp_path / "ours")
+    stock, ours = ((tmp_path / name / "config.json").read_text() for name in ("stock", "ours"))
+    assert ours == stock
+
+
+@pytest.mark.parametrize(
+    "others", [{"is_causal": True}, {"position_bias": torch.randn(1, 2, 6, 6)}, {"heads": 1}]
+)
+def test_what_is_not_plain_attention_is_left_to_sdpa(others, monkeypatch):
+    seen = []
+    monkeypatch.setattr(dropout, "sdpa_attention_forward", lambda *a, **b: seen.append((a, b)))
+    heads = others.pop("heads", 2)
+    query, key = torch.randn(1, 2, 6, 4), torch.randn(1, heads, 6, 4)
+    dropout.attend(nn.Module(), query, key, key, None, 0.1, **others)
+    assert len(seen) == 1
+    assert seen[0][1] == others

@@ -228,18 +228,20 @@ def site(options: argparse.Namespace) -> int:
 
 
 def _kept(wanted: str) -> Path:
-    """The kept run named, or the only one there is."""
+    """The kept run named, or the one whose models read the most tokens."""
     there = sorted(path.parent for path in MEASURED.glob("*/run.json"))
     if wanted:
         there = [path for path in there if path.resolve() == config.resolve(wanted).resolve()]
-    if len(there) == 1:
-        return there[0]
-    names = ", ".join(os.path.relpath(path) for path in there)
-    if wanted:
-        raise config.UserError(f"RUN = {wanted!r}: no run is kept there; make keep makes one")
-    if there:
-        raise config.UserError(f"several runs are kept, say which with RUN: {names}")
-    raise config.UserError("results/measured: no run is kept; make keep PROFILE=... makes one")
+        if not there:
+            raise config.UserError(f"RUN = {wanted!r}: no run is kept there; make keep makes one")
+    if not there:
+        raise config.UserError("results/measured: no run is kept; make keep PROFILE=... makes one")
+    tokens = {path: files.read_json(path / "run.json")["tokens"] for path in there}
+    most = [path for path in there if tokens[path] == max(tokens.values())]
+    if len(most) > 1:
+        names = ", ".join(os.path.relpath(path) for path in most)
+        raise config.UserError(f"several runs read as many tokens, say which with RUN: {names}")
+    return most[0]
 
 
 def _measured(name: str, about: dict[str, object]) -> str:

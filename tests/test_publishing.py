@@ -156,6 +156,19 @@ def test_only_a_finished_run_is_kept(finished, tmp_path, monkeypatch):
     assert not (tmp_path / "measured").exists()
 
 
+def test_of_several_kept_runs_the_one_with_most_tokens_is_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "MEASURED", tmp_path)
+    for name, tokens in (("brief", 5), ("long", 10), ("middle", 7)):
+        files.write_json(tmp_path / name / "run.json", {"tokens": tokens})
+    assert publish._kept("") == tmp_path / "long"
+    assert publish._kept(str(tmp_path / "brief")) == tmp_path / "brief"
+    files.write_json(tmp_path / "other" / "run.json", {"tokens": 10})
+    with pytest.raises(config.UserError, match=r"as many tokens.* RUN: .*long, .*other$"):
+        publish._kept("")
+    with pytest.raises(config.UserError, match=r"RUN = .*none.*: no run is kept there"):
+        publish._kept(str(tmp_path / "none"))
+
+
 @pytest.mark.slow
 def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, monkeypatch):
     profile, options = finished

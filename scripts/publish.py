@@ -147,7 +147,7 @@ def recipes(options: argparse.Namespace) -> int:
 
 
 def _keep(
-    profile: config.Profile,
+    profile: Profile,
     found: dict[grid.Job, grid.State],
     target: Path,
     options: argparse.Namespace,
@@ -176,7 +176,7 @@ def _keep(
     files.write_json(
         target / "run.json",
         {
-            "finished": max(executed.ended(place) for place in shown.values()),
+            "finished": _ended(profile, found),
             "hardware": sorted(hardware),
             "commits": sorted(commit for commit in commits if commit),
             "corpus": _corpus(profile.folder, options.corpus),
@@ -190,6 +190,13 @@ def _keep(
         name = large[0].relative_to(target)
         raise config.UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
     return len(frame)
+
+
+def _ended(profile: Profile, found: dict[grid.Job, grid.State]) -> str:
+    """When the last notebook of the study proper ended; the two after it train nothing."""
+    jobs = (job for job in found if job.stage not in AFTER)
+    places = (profile.folder / "notebooks" / f"{job.name}.ipynb" for job in jobs)
+    return max(executed.ended(place) for place in places if place.exists())
 
 
 def _corpus(folder: Path, what: str) -> str:

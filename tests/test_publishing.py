@@ -124,11 +124,19 @@ def finished(small_run, tmp_path):
     profile.folder.mkdir()
     for name in ("data", "tokenizer", "models", "records"):
         (profile.folder / name).symlink_to(small_run.folder / name)
-    for name in ("01_data", "02_tokenizer-bpe", "03_pretrain-roberta", "04_finetune-roberta"):
+    ends = {
+        "01_data": "2026-11-23",
+        "02_tokenizer-bpe": "2026-11-23",
+        "03_pretrain-roberta": "2026-11-24",
+        "04_finetune-roberta": "2026-11-24",
+        "04_finetune-scratch": "2026-11-25",  # not shown, and the last of the run
+        "05_analysis": "2026-11-26",
+    }
+    for name, day in ends.items():
         path = profile.folder / "notebooks" / f"{name}.ipynb"
         executed_notebook(path, name.split("-")[0])
         notebook = json.loads(path.read_text())
-        notebook["metadata"]["papermill"] |= {"end_time": "2026-11-25T17:30:50+00:00"}
+        notebook["metadata"]["papermill"] |= {"end_time": f"{day}T17:30:50+00:00"}
         path.write_text(json.dumps(notebook))
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(profile.model_dump(exclude={"model", "tokenizer_kind"})))

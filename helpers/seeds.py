@@ -14,7 +14,7 @@ from helpers.config import UserError
 from helpers.markup import NONE, anchor, escape, markdown, record_link, score
 from helpers.paper import model_name, task_name
 from helpers.statistics import Comparison, Summary
-from helpers.tables import heading, is_embedded, present_tasks
+from helpers.tables import heading, is_embedded, means, present_tasks
 
 RECORD_FOLDER = "records"  # below the built pages
 COMPARISONS = "comparisons.json"
@@ -45,9 +45,10 @@ def spread(
             found = statistics.cell(records, model, task)
             link = record_link(score(found.median), model, task) if found.n else NONE
             rows.append(_row(escape(task_name(published, task)), found, link))
-        average = statistics.mean_of_tasks(records, model, shown)
-        link = record_link(score(average.median), model)
-        rows.append(_row(f"**Mean of {len(shown)}**", average, link))
+        for name, group in means(records, tasks).items():
+            average = statistics.mean_of_tasks(records, model, group)
+            link = record_link(score(average.median), model)
+            rows.append(_row(f"**{name}**", average, link))
         text += f"### {escape(model_name(published, model))}\n\n{markdown(header, rows)}\n"
     return text
 

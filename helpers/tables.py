@@ -43,7 +43,8 @@ CAPTION = (
     "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
     "than its row. MNLI is matched / mismatched, and the matched one counts. The mean of the tasks "
     "is taken for each seed that has every task; the median over these seeds stands with its 95 % "
-    "bootstrap interval, and beside it the best of them."
+    "bootstrap interval, and beside them the best seed's, of the first mean. A mean with † counts "
+    "reduced tasks too."
 )
 PARTS = ("pretrain_hardware", "hardware")
 
@@ -248,34 +249,24 @@ def _mark(records: pd.DataFrame, task: str) -> str:
     return "" if rows.empty or is_embedded(records) or rows["complete"].all() else " †"
 
 
-# --- Table 1 -----------------------------------------------------------------------------------
+def means(records: pd.DataFrame, tasks: Sequence[str]) -> dict[str, list[str]]:
+    """What the means of a table are over.
 
-
-def measured_scores(
-    records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]
-) -> pd.DataFrame:
-    """The measured counterpart of Table 1 as numbers.
+    Args:
+        records: Records of one profile and data source (`select`).
+        tasks: The tasks asked for.
 
     Returns:
-        One row per model with a record, one column per task with a record: the median over seeds,
-        metric x 100; NaN where there is none. Then ``mean`` (over all tasks present, each seed's
-        mean first), ``mean_se``, ``mean_complete``, ``mean_complete_se`` (over the tasks that are
-        GLUE's own, whole; NaN where there is none) and ``seeds`` (behind the mean).
+        Tasks by the name of their mean: those that are GLUE's own, whole, where they are some of
+        the tasks; then all that have a record, marked where one of them is reduced.
     """
     shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
-    rows = {}
-    for model in present_models(records, models):
-        every = statistics.mean_of_tasks(records, model, shown)
-        own = statistics.mean_of_tasks(records, model, whole)
-        rows[model] = {
-            **{task: statistics.cell(records, model, task).median for task in shown},
-            "mean": every.mean,
-            "mean_se": every.se,
-            "mean_complete": own.mean,
-            "mean_complete_se": own.se,
-            "seeds": every.n,
-        }
-    return pd.DataFrame(rows).T
+    groups = {f"Mean of {len(whole)} complete": whole} if 0 < len(whole) < len(shown) else {}
+    mark = max((_mark(records, task) for task in shown), default="")
+    return groups | {f"Mean of {len(shown)}{mark}": shown}
+
+
+# --- Table 1 -----------------------------------------------------------------------------------
 
 
 def table1_measured(
@@ -293,28 +284,26 @@ def table1_measured(
         Markdown: heading, what to know, table. Cells are medians over seeds; a missing one is a
         dash.
     """
-    scores = measured_scores(records, models, tasks)
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
-    some = 0 < len(whole) < len(shown)
+    shown, groups = present_tasks(records, tasks), means(records, tasks)
     header = ["Model"]
     header += [
         task_name(published, t) + (_mark(records, t) if t in shown else " (missing)") for t in tasks
     ]
-    header += [f"Mean of {len(shown)}", *([f"Mean of {len(whole)} complete"] * some)]
-    header += ["Best of n", "Tokens seen", "Seeds"]
+    header += [*groups, "Best of n", "Tokens seen", "Seeds"]
+    present = present_models(records, models)
     rows = []
     for model in models:
-        if model not in scores.index:
+        if model not in present:
             rows.append([escape(model), *[NONE] * (len(header) - 1)])
             continue
         mine = records[records["model"] == model]
         seeds = int(mine.groupby("task").size().max())
         cells = [_cell(records, model, task, seeds) for task in tasks]
-        every = statistics.mean_of_tasks(records, model, shown)
-        fewer = f" (n = {every.n})" if 0 < every.n < seeds else ""
-        cells += [record_link(typical(every), model) + fewer if every.n else NONE]
-        cells += [typical(statistics.mean_of_tasks(records, model, whole))] * some
-        cells += [f"{every.best:.2f} (n = {every.n})" if every.n else NONE]
+        every = [statistics.mean_of_tasks(records, model, group) for group in groups.values()]
+        for found in every:
+            fewer = f" (n = {found.n})" if 0 < found.n < seeds else ""
+            cells += [_linked(found, model) + fewer]
+        cells += [f"{every[0].best:.2f} (n = {every[0].n})" if every[0].n else NONE]
         cells += [span(mine["pretrain.tokens"]), str(seeds)]
         rows.append([escape(model_name(published, model)), *cells])
     notes = warnings(records, published, models, tasks) + remarks(records, published)
@@ -328,6 +317,10 @@ def typical(found: statistics.Summary) -> str:
     if math.isnan(found.low):
         return score(found.median)
     return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _linked(found: statistics.Summary, model: str) -> str:
+    return record_link(typical(found), model) if found.n else NONE
 
 
 def _cell(records: pd.DataFrame, model: str, task: str, seeds: int) -> str:
@@ -415,25 +408,22 @@ def _beside(
 def _beside_means(
     records: pd.DataFrame, published: dict[str, Any], model: str, tasks: Sequence[str]
 ) -> list[list[str]]:
-    """Rows for the mean of all eight, of the tasks present, and of the complete ones."""
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
+    """Rows for the mean of the complete tasks, of those present, and of all eight."""
+    whole, groups = complete_tasks(records, tasks), means(records, tasks)
     known = list(published["tasks"])
     scores = audit.scores(published)
-    groups = [(f"**Mean of {len(shown)}**", shown)]
-    if len(shown) < len(known):
-        groups.insert(0, (f"**Mean of {len(known)}**", known))
-    if 0 < len(whole) < len(shown):
-        groups.append((f"**Mean of {len(whole)} complete**", whole))
+    if len(present_tasks(records, tasks)) < len(known):
+        groups[f"Mean of {len(known)}"] = known
     rows = []
-    for name, group in groups:
+    for name, group in groups.items():
         found = statistics.mean_of_tasks(records, model, group)
         theirs = mean_of(scores.loc[model], group) if model in scores.index else math.nan
         gap = found.median - theirs if set(group) <= set(whole) else math.nan
         rows.append(
             [
-                name,
+                f"**{name}**",
                 NONE if math.isnan(theirs) else derived(theirs),
-                record_link(typical(found), model) if found.n else NONE,
+                _linked(found, model),
                 NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
                 str(found.n),
             ]
@@ -468,16 +458,17 @@ def table2(
     theirs = audit.scores(published)
 
     size = cited(reference["parameters_millions"], published)
-    rows = [[name, size, cited(base, published), *[NONE] * few, NONE]]
+    rows = [[name, size, *[NONE] * few, cited(base, published), NONE]]
     used = {base["source"], reference["parameters_millions"]["source"]}
     for model, entry in published["table1"]["models"].items():
         size, average = entry["parameters_millions"], entry["average"]
         used |= {size["source"], average["source"]}
-        row = [escape(entry["name"]), cited(size, published), cited(average, published)]
+        row = [escape(entry["name"]), cited(size, published)]
         row += [derived(mean_of(theirs.loc[model], whole))] * few
-        rows.append([*row, derived(base["value"] - average["value"])])
+        row += [cited(average, published), derived(base["value"] - average["value"])]
+        rows.append(row)
     eight = f"Mean of {len(published['tasks'])}, GLUE dev"
-    header = ["Model", "Parameters, millions", eight, *ours, f"Below {name}"]
+    header = ["Model", "Parameters, millions", *ours, eight, f"Below {name}"]
     text = "**As published.**\n\n" + markdown(header, rows) + "\n" + source_list(published, used)
 
     comparable = set(whole) == set(published["tasks"])
@@ -486,12 +477,12 @@ def table2(
         found = statistics.mean_of_tasks(records, model, shown)
         own = statistics.mean_of_tasks(records, model, whole)
         size = span(records.loc[records["model"] == model, "pretrain.parameters"])
-        average = record_link(typical(found), model) if found.n else NONE
-        row = [escape(model_name(published, model)), size, average]
-        row += [typical(own)] * few
+        row = [escape(model_name(published, model)), size]
+        row += [*[_linked(own, model)] * few, _linked(found, model)]
         row += [derived(base["value"] - found.median) if comparable and found.n else NONE]
         rows.append([*row, str(found.n)])
-    header = ["Model", "Parameters", f"Mean of {len(shown)}", *ours, f"Below {name}", "Seeds"]
+    header = ["Model", "Parameters", *ours, list(means(records, tasks))[-1], f"Below {name}"]
+    header += ["Seeds"]
     text += f"\n**As measured. {heading(records)}**\n\n" + markdown(header, rows) + "\n"
     text += f"This run has no {name}. " + _why_no_gap(records, published, whole, name) + "\n\n"
     return text + _notes(warnings(records, published, models, tasks))
@@ -565,10 +556,8 @@ def scratch(
         return (
             text + "The control `scratch` (fine-tuned without pre-training) has no record here.\n"
         )
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
-    groups = [shown, *([whole] if 0 < len(whole) < len(shown) else [])]
     lines = []
-    for group in groups:
+    for what, group in means(records, tasks).items():
         control = statistics.mean_of_tasks(records, "scratch", group)
         for model in present_models(records, models):
             found = statistics.mean_of_tasks(records, model, group)
@@ -578,7 +567,7 @@ def scratch(
             mean = record_link(plus_minus(found.mean, found.se), model)
             cells = [mean, NONE if own else signed(gain, error), ratio]
             name = escape(model_name(published, model))
-            lines.append([name, str(len(group)), *cells, f"{found.n} / {control.n}"])
+            lines.append([name, what.removeprefix("Mean of "), *cells, f"{found.n} / {control.n}"])
     header = ["Model", "Tasks", "Mean", "Difference", "In standard errors", "Seeds / scratch"]
     text += markdown(header, lines) + "\n"
     text += (
@@ -733,17 +722,15 @@ def summary(
     Returns:
         Aligned lines: heading, table (medians over seeds; mean ± standard error), what to know.
     """
-    scores = measured_scores(records, models, tasks)
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
-    some = 0 < len(whole) < len(shown)
+    shown, groups = present_tasks(records, tasks), means(records, tasks)
     header = ["model", *(task_name(published, t) + _mark(records, t) for t in shown)]
-    header += [f"mean of {len(shown)}", *([f"of {len(whole)} complete"] * some), "seeds"]
+    header += [*(name.lower() for name in groups), "seeds"]
     table = [header]
     for model in present_models(records, models):
-        row = scores.loc[model]
-        cells = [score(row[task]) for task in shown] + [plus_minus(row["mean"], row["mean_se"])]
-        cells += [plus_minus(row["mean_complete"], row["mean_complete_se"])] * some
-        table.append([model, *cells, str(int(row["seeds"]))])
+        cells = [score(statistics.cell(records, model, task).median) for task in shown]
+        found = [statistics.mean_of_tasks(records, model, group) for group in groups.values()]
+        cells += [plus_minus(one.mean, one.se) for one in found]
+        table.append([model, *cells, str(found[-1].n)])
     widths = [max(len(line[k]) for line in table) for k in range(len(header))]
     lines = [
         "  ".join(

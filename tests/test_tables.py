@@ -288,9 +288,32 @@ def test_side_by_side_gives_the_difference_on_complete_tasks_only(published, fol
     found = {row[0]: row for row in rows[1:]}
     assert found["CoLA"][3] == f"{45.5 - 45.0:+.2f}"
     assert found["QQP †"][3] == "–"
-    assert found["Mean of 8"][3] == "–"
+    assert found["Mean of 8 †"][3] == "–"
     assert found["Mean of 5 complete"][1] == "74.31"
     assert float(found["Mean of 5 complete"][3]) == pytest.approx(53.3 - 74.314, abs=0.006)
+
+
+def test_the_mean_of_the_complete_tasks_comes_first_and_that_of_all_is_marked(
+    published, folder_data
+):
+    five, eight = "Mean of 5 complete", "Mean of 8 †"
+    rows = table_rows(tables.table1_measured(folder_data, published, MODELS, TASKS))
+    where = rows[0].index(five)
+    assert rows[0][where : where + 3] == [five, eight, "Best of n"]
+    mine = folder_data[folder_data["model"] == "bert"]
+    own = mine[mine["task"].isin(["cola", "sst2", "mrpc", "stsb", "rte"])]
+    own, every = (part.groupby("seed")["score"].mean() for part in (own, mine))
+    assert rows[1][where].startswith(f"{own.median():.2f} (")
+    assert rows[1][where + 1].startswith(f"{every.median():.2f} (")
+    assert rows[1][where + 2] == f"{own.max():.2f} (n = 2)"
+    beside = table_rows(tables.table1_side_by_side(folder_data, published, ["bert"], TASKS))
+    assert [row[0] for row in beside[-2:]] == [five, eight]
+    table2 = table_rows(tables.table2(folder_data, published, MODELS, TASKS), 1)
+    assert table2[0][2:4] == [five, eight]
+    gains = table_rows(tables.scratch(folder_data, published, MODELS, TASKS))
+    assert [row[1] for row in gains[1:]] == ["5 complete"] * len(MODELS) + ["8 †"] * len(MODELS)
+    summary = tables.summary(folder_data, published, MODELS, TASKS)
+    assert f"{five.lower()}  {eight.lower()}" in re.sub(" {3,}", "  ", summary)
 
 
 def test_reduced_splits_are_marked_with_their_rows(published, folder_data):

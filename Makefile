@@ -15,14 +15,13 @@ NOTEBOOK   ?=
 PARAMETERS ?=
 PORT    ?= 8000
 CLUSTER ?=
-SECONDS ?= 60
-SEED    ?= 0
+GPU_JOBS ?= 1
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := CORPUS REMARK PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS SECONDS SEED
+OPTIONS := GPU_JOBS CORPUS REMARK PROFILE DATA MODELS TASKS SEEDS STEPS RUN MODEL ABOUT NAME PORT CORES CLUSTER NOTEBOOK PARAMETERS
 $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
     $(eval override $(name) := $$(value $(name)))))
 export $(OPTIONS)
@@ -34,11 +33,11 @@ GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TA
 
 .DEFAULT_GOAL := help
 .PHONY: help book run status report keep beyond site plan serve test test-long bench verify chaos slurm-demo export submission \
-        check-leaderboard check fuzz audit-dependencies clean
+        check-leaderboard audit-dependencies clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORPUS="mixed prose" REMARK="A sentence." CORES=2 CLUSTER=profiles/slurm PORT=8000 SECONDS=60 SEED=0 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORPUS="mixed prose" REMARK="A sentence." CORES=2 GPU_JOBS=1 CLUSTER=profiles/slurm PORT=8000 NOTEBOOK=03_pretrain PARAMETERS="model=deberta pretrain_steps=20" RUN=runs/paper MODEL=electra NAME=my-electra ABOUT=about.yaml'
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "error: Python 3.11 to 3.13 is needed, this is %d.%d; use make PYTHON=..." % v)'
@@ -47,13 +46,13 @@ help: ## list the targets
 	@touch $@
 
 book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
-	@$(STUDY) run $(GIVEN) --cores="$$CORES" --cluster="$$CLUSTER"
+	@$(STUDY) run $(GIVEN) --cores="$$CORES" --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
 
 run: .venv/ready ## run one NOTEBOOK with the parameters of PROFILE and the changes in PARAMETERS
 	@$(STUDY) notebook $(GIVEN) --notebook="$$NOTEBOOK" --parameters="$$PARAMETERS"
 
 status: .venv/ready ## print what is done, running, failed, and how long the rest will take
-	@$(STUDY) status $(GIVEN) --cores="$$CORES"
+	@$(STUDY) status $(GIVEN) --cores="$$CORES" --gpu-jobs="$$GPU_JOBS"
 
 report: .venv/ready ## build the book from what is finished of PROFILE, marking what is missing
 	@$(BIN)/python scripts/publish.py report $(GIVEN)
@@ -62,7 +61,7 @@ keep: .venv/ready ## copy records, logs and notebooks of the finished PROFILE to
 	@$(BIN)/python scripts/publish.py keep $(GIVEN) --corpus="$$CORPUS" --remark="$$REMARK"
 
 beyond: .venv/ready ## run the recipe study of PROFILE=beyond, write results/beyond.json
-	@$(STUDY) run $(GIVEN) --cores="$$CORES" --cluster="$$CLUSTER"
+	@$(STUDY) run $(GIVEN) --cores="$$CORES" --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
 	@$(BIN)/python scripts/publish.py beyond $(GIVEN)
 
 site: .venv/ready ## build the published book from the run kept in results/measured (or RUN)
@@ -97,17 +96,11 @@ chaos: .venv/ready ## kill training at random moments; the results must be the s
 slurm-demo: .venv/ready ## a small grid through a Slurm of this machine that loses a node; the same table
 	$(BIN)/python scripts/slurm_demo.py
 
-fuzz: .venv/ready ## feed damaged files to every reader for SECONDS, from SEED
-	@$(BIN)/python scripts/fuzz.py --seconds="$$SECONDS" --seed="$$SEED"
-
 audit-dependencies: .venv/ready ## look the pinned dependencies up among known vulnerabilities
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 export: .venv/ready ## write the models of RUN (or one MODEL) as folders for the Hub
 	@$(BIN)/python scripts/export.py --run="$$RUN" --model="$$MODEL"
-
-check: book ## build the book, then check every internal link of its pages
-	$(BIN)/python scripts/check_links.py "runs/$$PROFILE/book/html"
 
 submission: .venv/ready ## make leaderboard/NAME from the finished records of MODEL in RUN; facts in ABOUT
 	@$(BIN)/python scripts/leaderboard.py submit --run="$$RUN" --model="$$MODEL" --about="$$ABOUT" --out="leaderboard/$$NAME"

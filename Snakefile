@@ -156,7 +156,7 @@ rule analyse:
         records=RECORDS,
         figures=[
             f"{UP}/results/{name}.json"
-            for name in ("published", "bench", "curves", "stream", "profile", "gpus", "beyond")
+            for name in ("published", "bench", "curves", "profile", "gpus", "beyond")
         ],
         leaderboard=[
             f"{UP}/{p.relative_to(ROOT)}"

@@ -17,8 +17,8 @@ from scipy import stats
 
 from helpers import config, costs, glue, models, pretrain
 from helpers.markup import NONE, escape, markdown
+from helpers.seeding import numpy_generator
 from helpers.statistics import impossible, reach
-from helpers.training import numpy_generator
 
 FINE_TUNINGS = 10  # behind a best, in the published band and in the recipe of the medians
 MOST_SEEDS = 20  # the longest row of the simulation

@@ -164,88 +164,9 @@ def _restore(
             parameter.copy_(tensors[f"model.{name}"])
             if f"step.{name}" in tensors:
                 optimiser.state[parameter] = {
-                    key: value.to(parameter.device) for key, value in _moments(tensors, name)
+                    key: tensors[f"{key}.{name}"].to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
                 }
-
-
-def _moments(tensors: Mapping[str, torch.Tensor], name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Adam's state of one parameter; of a light checkpoint, what is left of it."""
-    yield "step", tensors[f"step.{name}"]
-    if f"exp_avg.{name}" in tensors:
-        yield "exp_avg", tensors[f"exp_avg.{name}"]
-        yield "exp_avg_sq", tensors[f"exp_avg_sq.{name}"]
-    else:
-        square = _from_octaves(tensors[f"octaves.{name}"], tensors[f"largest.{name}"])
-        yield "exp_avg", torch.zeros_like(square)
-        yield "exp_avg_sq", square
-
-
-def lighten(folder: Path, out: Path, limit: int) -> str:
-    """Writes the newest checkpoint of a folder in a form small enough to travel.
-
-    :func:`load` reads it like any other; training goes on from it, though not with the same bytes.
-
-    Args:
-        folder: Where a run keeps its checkpoints.
-        out: Folder for the light one; it keeps its name.
-        limit: Bytes it may have.
-
-    Returns:
-        What is lost.
-
-    Raises:
-        UserError: Without a checkpoint, with a damaged one, or when not even the weights fit.
-    """
-    path = max(folder.glob("checkpoint-*.safetensors"), key=_step, default=None)
-    if path is None:
-        raise UserError(f"{folder}: no checkpoint to carry")
-    try:
-        state, tensors = _read(path)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error}); delete it") from None
-    names = [name.removeprefix("model.") for name in tensors if name.startswith("model.")]
-    light = {f"model.{name}": tensors[f"model.{name}"].bfloat16() for name in names}
-    second = {}
-    for name in names:
-        if f"step.{name}" in tensors:
-            second[f"step.{name}"] = tensors[f"step.{name}"]
-        if f"octaves.{name}" in tensors:  # it is a light one already
-            second |= {key: tensors[key] for key in (f"octaves.{name}", f"largest.{name}")}
-        elif f"step.{name}" in tensors:
-            square = tensors[f"exp_avg_sq.{name}"]
-            second[f"octaves.{name}"], second[f"largest.{name}"] = _to_octaves(square)
-    lost = "weights rounded to bfloat16"
-    if _size(light | second) <= limit:
-        light |= second
-        lost += ", first moments dropped, second moments within 9 %"
-    else:
-        lost += ", both moments of the optimiser dropped"
-    if _size(light) > limit:
-        raise UserError(f"{path}: {_size(light)} bytes of weights do not fit in {limit}")
-    _write(out / path.name, light, state)
-    return lost
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.rsplit("-", 1)[1])
-
-
-def _size(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of a file of tensors, its head included, generously."""
-    return sum(t.nbytes + 200 for t in tensors.values()) + 2**20
-
-
-def _to_octaves(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values >= 0 as uint8 quarter octaves below the largest, 0 for zero; and the largest."""
-    largest = values.max().float().reshape(1)
-    quarters = 255 + (4 * torch.log2(values / largest)).round()
-    codes = torch.where(values > 0, quarters.clamp(1, 255), 0.0)
-    return codes.to(torch.uint8), largest
-
-
-def _from_octaves(codes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    values = largest * torch.exp2((codes.float() - 255) / 4)
-    return torch.where(codes > 0, values, 0.0)
 
 
 def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:

@@ -30,7 +30,8 @@ from helpers import (
     synthetic,
     tokenizer,
 )
-from helpers.training import derive_seed, numpy_generator, quiet
+from helpers.seeding import derive_seed, numpy_generator
+from helpers.training import quiet
 
 MASK = 0  # id of the mask in the example's vocabulary
 SMOOTHING = 0.01  # added to every count of the example's generator

@@ -34,6 +34,7 @@ from helpers import (
     progress,
     records,
     replay,
+    seeding,
     tokenizer,
     training,
 )
@@ -402,10 +403,10 @@ def train(
         for step in range(state["step"], total):
             epoch, place = divmod(step, per_epoch)
             if place == 0 or not order:
-                rng = training.numpy_generator("finetune", seed, epoch)
+                rng = seeding.numpy_generator("finetune", seed, epoch)
                 order = list(batches(data.lengths, size, rng))
             index = order[place]
-            torch.manual_seed(training.derive_seed("finetune", seed, step))
+            torch.manual_seed(seeding.derive_seed("finetune", seed, step))
             factor = training.schedule(step, warmup, total)
             batch = collate(data, index, tok, device, shapes)
             inputs = batch | {"right": labels[training.send(torch.as_tensor(index), device)]}
@@ -607,7 +608,7 @@ def _one(
     task = glue.get(name)
     device = models.device()
     dtype, reason = training.choose_precision(parameters.precision, device)
-    torch.manual_seed(training.derive_seed("finetune", seed))
+    torch.manual_seed(seeding.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
     epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from helpers import config, corpus, files, synthetic
 from helpers.config import UserError, did_you_mean
-from helpers.training import numpy_generator
+from helpers.seeding import numpy_generator
 
 HUB_NAME = "nyu-mll/glue"
 

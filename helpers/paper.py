@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import audit, costs, files, statistics
+from helpers import audit, costs, files
 from helpers.config import UserError
 from helpers.markup import NONE, escape, markdown, score, span
 
@@ -214,111 +214,6 @@ def reference_points(published: dict[str, Any]) -> str:
     text += markdown(["Model", "Tokens per second"], speed)
     text += "\n**What paid, in others' ablations.**\n\n" + markdown(["Change", "Effect"], paid)
     return text + "\n" + source_list(published, used)
-
-
-def finding_electra(published: dict[str, Any]) -> str:
-    """The ELECTRA row beside another project's published row, and the worth of best-of-ten."""
-    other = published["electra_small_owt"]
-    row = published["table1"]["models"]["electra"]
-    equal = audit.identity(published).loc["electra"]
-    lines = []
-    for task in published["tasks"]:
-        same = "yes" if equal[task] else "no"
-        cells = [cited(entry["scores"][task], published) for entry in (row, other)]
-        lines.append([task_name(published, task), *cells, same])
-    header = ["Task", f"{escape(row['name'])}, leaderboard", escape(other["name"]), "Equal"]
-    ten = published["best_of_ten"]
-    best = published["table1"]["models"]["electra-deberta"]["average"]
-    band = audit.band(published)
-    used = {"leaderboard", "electra_repo", ten["sd"]["source"]}
-    return (
-        markdown(header, lines)
-        + f"\n{equal.sum()} of {len(lines)} cells are equal.\n\n"
-        + f"{cited(ten['pretrainings'], published, 0)} independent pre-trainings of "
-        + f"{escape(other['name'])} average {cited(ten['mean_of_10'], published)} over ten "
-        + f"fine-tunings and {cited(ten['best_of_10'], published)} ± "
-        + f"{cited(ten['sd'], published)} for the best of ten: a difference of "
-        + f"{derived(audit.published_gain(published))}. "
-        + f"{cited(best, published)} lies {'inside' if band.inside else 'outside'} the band of one "
-        + f"standard deviation, {derived(band.low)} to {derived(band.high)}.\n\n"
-        + source_list(published, used & set(published["sources"]))
-    )
-
-
-def finding_rank(published: dict[str, Any]) -> str:
-    """Printed ranks beside the ranks the averages give."""
-    entries = published["table1"]["models"]
-    lines = []
-    for model, found in audit.ranks(published).iterrows():
-        entry = entries[model]
-        same = "" if found["agrees"] else "differs"
-        printed = [cited(entry["rank"], published, 0), cited(entry["average"], published)]
-        rank = f"{found['recomputed']}\u00a0<sup>D</sup>"
-        lines.append([escape(entry["name"]), *printed, rank, same])
-    header = ["Model", "Rank, printed", "Mean, printed", "Rank by the mean", ""]
-    used = {entry[key]["source"] for entry in entries.values() for key in ("rank", "average")}
-    return markdown(header, lines) + "\n" + source_list(published, used)
-
-
-def finding_rounding(published: dict[str, Any]) -> str:
-    """Which accuracies no single run can have."""
-    lines, used = [], set()
-    for model, entry in published["table1"]["models"].items():
-        if model in published["rounding_exempt"]:
-            continue
-        for task, count in published["dev_rows"].items():
-            figure = entry["scores"][task]
-            if not statistics.impossible(figure["value"], count["value"]):
-                continue
-            used |= {figure["source"], count["source"]}
-            found = statistics.reach(figure["value"], count["value"])
-            near = (
-                f"{found.below} right: {found.below_percent:.3f} and "
-                f"{found.below + 1} right: {found.above_percent:.3f}"
-            )
-            cells = [cited(figure, published), cited(count, published, 0), near]
-            lines.append([escape(entry["name"]), task_name(published, task), *cells])
-    header = ["Model", "Task", "Published", "Dev rows", "Nearest possible"]
-    exempt = "; ".join(
-        f"{escape(model_name(published, model))} is left out: {escape(why)}"
-        for model, why in published["rounding_exempt"].items()
-    )
-    return markdown(header, lines, left=2) + f"\n{exempt}.\n\n" + source_list(published, used)
-
-
-def finding_gap(published: dict[str, Any]) -> str:
-    """Gaps to BERT-Base, and which of them the announcement's range covers."""
-    base = published["reference"]["average"]
-    low, high = (published["announcement"][key] for key in ("gap_smallest", "gap_largest"))
-    lines = []
-    for model, found in audit.gaps(published).iterrows():
-        entry = published["table1"]["models"][model]
-        where = "inside" if found["announced"] else "outside"
-        shown = [cited(entry["average"], published), derived(found["below"]), where]
-        lines.append([escape(entry["name"]), *shown])
-    name = escape(published["reference"]["name"])
-    spread = f"{cited(low, published, 1)} to {cited(high, published, 1)}"
-    header = ["Model", "Mean", f"Below {name}, {cited(base, published)}", "Announced range"]
-    used = {base["source"], low["source"], "leaderboard"} & set(published["sources"])
-    return (
-        markdown(header, lines)
-        + f"\nThe announced range is {spread} points; gaps are rounded to one decimal for it.\n\n"
-        + source_list(published, used)
-    )
-
-
-def finding_noise(published: dict[str, Any]) -> str:
-    """The spread over fine-tuning seeds, and what it means for an average of eight."""
-    entries = published["tasks"]
-    lines = [[escape(e["name"]), cited(e["noise_sd"], published)] for e in entries.values()]
-    used = {entry["noise_sd"]["source"] for entry in entries.values()}
-    spread = derived(audit.average_deviation(published))
-    return (
-        markdown(["Task", "Standard deviation over ten seeds"], lines)
-        + f"\nIndependent tasks give the average of one seed a deviation of {spread}: "
-        + "the root of the summed squares, divided by the number of tasks.\n\n"
-        + source_list(published, used)
-    )
 
 
 def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.DataFrame) -> str:

@@ -30,6 +30,7 @@ from helpers import (
     models,
     progress,
     replay,
+    seeding,
     tokenizer,
     training,
 )
@@ -370,7 +371,7 @@ class Segments:
         """Permutation of an epoch, int64 [rows]; the last two are kept."""
         if epoch not in self.orders:
             self.orders = {e: kept for e, kept in self.orders.items() if e == epoch - 1}
-            generator = training.numpy_generator(self.seed, "order", epoch)
+            generator = seeding.numpy_generator(self.seed, "order", epoch)
             self.orders[epoch] = generator.permutation(len(self.packed))
         return self.orders[epoch]
 
@@ -512,7 +513,7 @@ def _make(
             f"{source}: has {len(tok)} tokens, its manifest says {packed['vocabulary']}; delete it "
             "and run notebooks/02_tokenizer.ipynb again"
         )
-    torch.manual_seed(training.derive_seed(parameters.pretrain_seed, "weights"))
+    torch.manual_seed(seeding.derive_seed(parameters.pretrain_seed, "weights"))
     task = build(
         spec,
         models.get_size(parameters.size),
@@ -619,8 +620,8 @@ def _train(
     with checkpoint.preemption() as asked:
         for number in range(state["step"], total):
             tokens = segments.batch(number)
-            torch.manual_seed(training.derive_seed(seed, "step", number))
-            step.generator.manual_seed(training.derive_seed(seed, "mask", number))
+            torch.manual_seed(seeding.derive_seed(seed, "step", number))
+            step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
             factor = training.schedule(number, warmup, total, task.spec.recipe.end_rate)
             rate = peak * factor
             if number == first:
@@ -864,7 +865,7 @@ def fill_masks(run: Path, model: str, row: int = 0, seed: int = 0) -> pd.DataFra
     ).eval()
     packed = tokenizer.rows(run / "tokenizer" / spec.tokenizer)
     tokens = torch.from_numpy(packed[row : row + 1].astype(np.int64))
-    generator = torch.Generator().manual_seed(training.derive_seed(seed, "show"))
+    generator = torch.Generator().manual_seed(seeding.derive_seed(seed, "show"))
     vocabulary = Vocabulary.of(tok, torch.device("cpu"))
     masked = mask_tokens(tokens, vocabulary, (1.0, 0.0), generator)
     chances = network(masked.inputs).logits[0].softmax(-1)

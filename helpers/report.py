@@ -35,20 +35,13 @@ FRAGMENTS = (
     "run.md",
     "recipes.md",
     "reference_points.md",
-    "finding_electra.md",
-    "finding_rank.md",
-    "finding_rounding.md",
-    "finding_gap.md",
-    "finding_noise.md",
     "spread.md",
     "best_of.md",
     "comparisons.md",
     "records.md",
     "speed.md",
     "equal.md",
-    "stream.md",
     "profile.md",
-    "side_by_side.md",
     "cost.md",
     "cluster.md",
     "leaderboard.md",
@@ -94,9 +87,7 @@ def write(
     beside = Path(published).parent
     bench = speeds.load(beside / "bench.json", speeds.Speeds)
     curves = speeds.load(beside / "curves.json", speeds.Curves)
-    stream = speeds.load(beside / "stream.json", speeds.Stream)
     profile = speeds.load(beside / "profile.json", speeds.Profile)
-    together = speeds.load(beside / "side_by_side.json", speeds.SideBySide)
     recipes = beyond.load(beside / "beyond.json")
     gpus = costs.load(beside / "gpus.json")
     everything = tables.load_records(records_folder)
@@ -118,20 +109,13 @@ def write(
         "run.md": tables.run(records, figures, models) + _left_over(everything, records),
         "recipes.md": paper.recipes(figures),
         "reference_points.md": paper.reference_points(figures),
-        "finding_electra.md": paper.finding_electra(figures),
-        "finding_rank.md": paper.finding_rank(figures),
-        "finding_rounding.md": paper.finding_rounding(figures),
-        "finding_gap.md": paper.finding_gap(figures),
-        "finding_noise.md": paper.finding_noise(figures),
         "spread.md": seeds.spread(records, figures, *asked),
         "best_of.md": seeds.best_of(records, figures, *asked),
         "comparisons.md": seeds.comparisons(run, records, figures, *asked),
         "records.md": seeds.record_list(records, figures, *asked),
         "speed.md": speeds.speed(bench),
         "equal.md": speeds.equal(curves),
-        "stream.md": speeds.streamed(stream),
         "profile.md": speeds.profiled(profile),
-        "side_by_side.md": speeds.side_by_side(together),
         "cost.md": paper.cost(figures, gpus, costs.table(gpus, figures)),
         "cluster.md": schedule.cluster(gpus),
         "leaderboard.md": leaderboard_page.page(entries, figures, labels),

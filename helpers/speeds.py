@@ -81,24 +81,6 @@ class Curves(_Measured):
     runs: list[Run] = Field(min_length=1)
 
 
-class Pass(_Strict):
-    """Data and tokenizer stage over one corpus, in a process of its own."""
-
-    repeats: int
-    megabytes: float = Field(gt=0, description="of text, UTF-8")
-    data_seconds: float
-    tokenizer_seconds: float = Field(gt=0, description="training the tokenizer and packing")
-    peak_bytes: int = Field(gt=0, description="resident memory at its peak")
-
-
-class Stream(_Strict):
-    """``stream.json``: memory of the stages that see the whole corpus."""
-
-    hardware: dict[str, Any]
-    limit: float = Field(description="GiB a process was allowed to allocate")
-    rows: list[Pass] = Field(min_length=1)
-
-
 class Profile(_Measured):
     """``profile.json``: the operations that take most of a step's CPU time."""
 
@@ -107,44 +89,7 @@ class Profile(_Measured):
     shares: dict[str, float] = Field(min_length=1, description="of the step, by operation")
 
 
-class Trained(_Strict):
-    """One model that was pre-trained beside others."""
-
-    model: str
-    tokens: int
-    epochs: float
-    seconds: float = Field(gt=0, description="from its first step to its last")
-    effective_rank: float | None = Field(description="helpers.beyond.effective_rank")
-    losses: dict[str, float] = Field(min_length=1, description="of the last line of its log")
-
-
-class Cell(_Strict):
-    """The finished fine-tunings of a model on a task."""
-
-    model: str
-    task: str
-    n: int = Field(ge=1, description="seeds")
-    median: float
-    step_seconds: float = Field(gt=0)
-
-
-class SideBySide(_Strict):
-    """``side_by_side.json``: a study of ``scripts/one_gpu.py``, finished or not."""
-
-    profile: str
-    size: str
-    corpus: str
-    hardware: dict[str, Any]
-    versions: dict[str, str]
-    commit: str | None
-    steps: int
-    batch: int
-    length: int
-    models: list[Trained] = Field(min_length=1)
-    cells: list[Cell]
-
-
-F = TypeVar("F", Speeds, Curves, Stream, Profile, SideBySide)
+F = TypeVar("F", Speeds, Curves, Profile)
 
 
 def load(path: Path, cls: type[F]) -> F:
@@ -152,8 +97,7 @@ def load(path: Path, cls: type[F]) -> F:
 
     Args:
         path: The JSON file.
-        cls: :class:`Speeds`, :class:`Curves`, :class:`Stream`, :class:`Profile` or
-            :class:`SideBySide`.
+        cls: :class:`Speeds`, :class:`Curves` or :class:`Profile`.
 
     Raises:
         UserError: When it is missing or not JSON, or a field is missing or wrong.
@@ -252,25 +196,6 @@ def equal(curves: Curves) -> str:
     )
 
 
-def streamed(found: Stream) -> str:
-    """Memory and rate of the data and tokenizer stages by size of the corpus, as Markdown."""
-    lines = [
-        [
-            f"{row.megabytes / 1000:.2f} GB",
-            f"{row.megabytes / row.data_seconds:.1f}",
-            f"{row.megabytes / row.tokenizer_seconds:.1f}",
-            f"{row.peak_bytes / MEBI:,.0f} MiB",
-        ]
-        for row in found.rows
-    ]
-    header = ["Text", "Data stage, MB/s", "Tokenizer stage, MB/s", "Peak of resident memory"]
-    name = escape(str(found.hardware["name"]))
-    return (
-        f"**{name}, {found.hardware['threads']} threads · at most {found.limit:g} GiB to "
-        f"allocate**\n\n{markdown(header, lines)}"
-    )
-
-
 def profiled(found: Profile) -> str:
     """The operations that take most of a step, as Markdown."""
     lines = [[escape(name), f"{100 * share:.0f}"] for name, share in found.shares.items()]
@@ -278,59 +203,4 @@ def profiled(found: Profile) -> str:
         f"**{escape(found.model)}, {escape(found.precision)} · {_machine(found)} · "
         f"{escape(found.size)} size · batch {found.batch} × {found.length}**\n\n"
         + markdown(["Operation", "Share of the step, %"], lines)
-    )
-
-
-def side_by_side(found: SideBySide) -> str:
-    """Pre-training of several models at once on one GPU, and what was fine-tuned, as Markdown."""
-    lines = [
-        [
-            escape(row.model),
-            f"{row.tokens / 1e6:.1f}",
-            f"{row.seconds:.0f}",
-            f"{row.tokens / row.seconds:,.0f}",
-            f"{row.losses.get('generator_loss', row.losses['loss']):.2f}",
-            f"{row.losses['discriminator_loss']:.3f}"
-            if "discriminator_loss" in row.losses
-            else NONE,
-            _or_none(row.effective_rank, ".1f"),
-        ]
-        for row in found.models
-    ]
-    header = ["Model", "Tokens, M", "Seconds", "Tokens/s", "MLM loss", "Discriminator's loss"]
-    rate = sum(row.tokens for row in found.models) / max(row.seconds for row in found.models)
-    versions = f"torch {found.versions['torch']}, transformers {found.versions['transformers']}"
-    head = (
-        f"**{escape(str(found.hardware['name']))} · {escape(versions)} · profile "
-        f"{escape(found.profile)}, {escape(found.size)} size · {found.steps:,} steps of "
-        f"{found.batch} × {found.length} tokens · {escape(found.corpus)}, "
-        f"{span(row.epochs for row in found.models)} passes**\n\n"
-    )
-    together = f"\nAll at once: {rate:,.0f} tokens/s until the last one ended.\n"
-    return head + markdown([*header, "Effective rank"], lines) + together + _finetuned(found)
-
-
-def _or_none(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)
-
-
-def _finetuned(found: SideBySide) -> str:
-    if not found.cells:
-        return ""
-    tasks = list(dict.fromkeys(cell.task for cell in found.cells))
-    names = list(dict.fromkeys(cell.model for cell in found.cells))
-    cells = {(cell.model, cell.task): cell for cell in found.cells}
-    lines = [
-        [escape(name)]
-        + [
-            f"{cell.median:.2f} ({cell.n})" if (cell := cells.get((name, task))) else NONE
-            for task in tasks
-        ]
-        for name in names
-    ]
-    steps = [1000 * cell.step_seconds for cell in found.cells]
-    return (
-        "\nFine-tunings that were finished, median (seeds):\n\n"
-        + markdown(["Model", *(escape(task) for task in tasks)], lines)
-        + f"\nA step took {min(steps):.0f} to {max(steps):.0f} ms beside the others.\n"
     )

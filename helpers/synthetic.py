@@ -39,7 +39,6 @@ SHADES = 3
 LIKED, DISLIKED = ("liked", "loved", "praised"), ("disliked", "hated", "cursed")
 ASKED = (("why", "for what reason"), ("when", "on which day"))
 GLADLY, SADLY = ("gladly", "kindly", "proudly"), ("sadly", "angrily", "bitterly")
-TIMES = ("today", "yesterday", "last week", "last year", "in spring", "in winter")
 TRAIN_SIDE, DEV_SIDE = 0, 1
 
 T = TypeVar("T")
@@ -601,19 +600,3 @@ def task(name: str, split: str, rows: int, words: int, seed: int) -> dict[str, l
         for column, value in zip(table, (*texts, label, index), strict=True):
             table[column].append(value)
     return table
-
-
-def describe(words: int, seed: int) -> dict[str, int]:
-    """Counts what the world holds, for the data notebook.
-
-    Returns:
-        Numbers of people, towns, jobs, kinds of things, and of concepts with two synonymous words
-        each (things, deeds, good and bad qualities); `distinct_words` counts all those words.
-
-    Raises:
-        UserError: `words` is below `MINIMUM_WORDS`.
-    """
-    world = _world(words, seed)
-    sizes = {name: len(getattr(world, name)) for name in World._fields}
-    pairs = ("things", "deeds", "good", "bad")
-    return sizes | {"distinct_words": sum(n * (1 + (k in pairs)) for k, n in sizes.items())}

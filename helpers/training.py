@@ -1,7 +1,6 @@
 """What both training loops share: precision, schedule, optimiser, hardware and versions."""
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -12,7 +11,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-import numpy as np
 import pynvml
 import torch
 import transformers
@@ -100,17 +98,6 @@ def quiet() -> None:
     """Keeps transformers from reporting on the weights it loads."""
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # a fresh head is meant, and no news
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**63 that is a pure function of `parts` (SHA-256)."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def numpy_generator(*parts: int | str) -> np.random.Generator:
-    """A NumPy generator seeded by `parts`."""
-    return np.random.default_rng(derive_seed(*parts))
 
 
 def schedule(step: int, warmup: int, total: int, end: float = 0.0) -> float:

@@ -28,7 +28,7 @@ from bench_work import (
     prepare,
 )
 
-from helpers import config, corpus, files, pretrain, progress, training
+from helpers import config, corpus, files, pretrain, progress, seeding, training
 
 MODELS = ("bert", "deberta", "electra", "electra-deberta")
 SIDES = ("stock", "ours, float32", "ours, bfloat16")
@@ -50,13 +50,13 @@ def curve(
     losses = []
     bar = progress.bar(steps, f"{name}, {side}, seed {seed}", "steps")
     for number in range(steps):
-        torch.manual_seed(training.derive_seed(seed, "step", number))
+        torch.manual_seed(seeding.derive_seed(seed, "step", number))
         now = rate * training.schedule(number, steps // 10, steps)
         tokens = segments.batch(number)
         if side == "stock":
             losses.append(loop(list(tokens), now))
         else:
-            step.generator.manual_seed(training.derive_seed(seed, "mask", number))
+            step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
             losses.append(step(tokens, now)["loss"].clone())
         bar.update()
     bar.close()

@@ -88,7 +88,7 @@ def _run(
 def _where(options: argparse.Namespace) -> list[str]:
     """Where jobs run: within the cores and the GPU of this machine, or on a cluster."""
     if not options.cluster:
-        gpu = ["--resources", "gpu=1"] if GPU.exists() else []
+        gpu = ["--resources", f"gpu={options.gpu_jobs}"] if GPU.exists() else []
         return ["--cores", str(options.cores), "--quiet", "all", *gpu]
     folder = config.resolve(options.cluster)
     if not (folder / "config.yaml").is_file():
@@ -162,7 +162,7 @@ def status(options: argparse.Namespace) -> int:
     about = f"held by process {holder}" if holder else "no grid is running"
     print(f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}\n")
     print(grid.table(found))
-    beside = 1 if GPU.exists() else max(1, options.cores // profile.threads)
+    beside = options.gpu_jobs if GPU.exists() else max(1, options.cores // profile.threads)
     print("\n".join(["", *grid.rest(found, beside)]).rstrip())
     return 0
 
@@ -244,6 +244,7 @@ def main() -> int:
     parser.add_argument("--notebook", default="", help="03_pretrain, for example")
     parser.add_argument("--parameters", default="", help="changes of it: name=value ...")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="jobs side by side")
+    parser.add_argument("--gpu-jobs", type=int, default=1, help="jobs that share a GPU")
     parser.add_argument("--cluster", default="", help="folder with a Snakemake workflow profile")
     options = parser.parse_args()
     return ACTIONS[options.action](options)

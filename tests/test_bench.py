@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
@@ -15,7 +13,7 @@ import bench
 import bench_curves
 import bench_work
 
-from helpers import speeds, synthetic
+from helpers import speeds
 from helpers.config import UserError
 
 
@@ -131,16 +129,3 @@ def test_a_missing_field_is_named(tmp_path, place, key, line):
     path.write_text(json.dumps(found))
     with pytest.raises(UserError, match=line):
         speeds.load(path, speeds.Speeds)
-
-
-@pytest.mark.slow
-def test_a_longer_corpus_takes_no_more_memory(tmp_path):
-    texts = list(synthetic.documents(3000, 300, 0))
-    (tmp_path / "data" / "corpus").mkdir(parents=True)
-    table = pa.table({"text": texts})
-    pq.write_table(table, tmp_path / "data" / "corpus" / "part-0.parquet")
-    out = tmp_path / "stream.json"
-    script("bench_stream.py", "--data", str(tmp_path / "data"), "--repeats", "2", "20", out=out)
-    short, long = json.loads(out.read_text())["rows"]
-    assert long["megabytes"] == pytest.approx(10 * short["megabytes"])
-    assert long["peak_bytes"] < short["peak_bytes"] + 150e6

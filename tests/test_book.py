@@ -157,30 +157,6 @@ def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
     assert "second notebook" in done.stderr
 
 
-def test_check_links_finds_what_is_broken(tmp_path):
-    page = '<a href="b.html#there">b</a><a href="#here">h</a><p id="here"><img src="i.png">'
-    (tmp_path / "a.html").write_text(page, encoding="utf-8")
-    (tmp_path / "b.html").write_text('<p id="there">', encoding="utf-8")
-    (tmp_path / "i.png").write_bytes(bytes(2048))
-    done = script("check_links.py", tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("3 internal links")
-    assert "2 pages; a first visit loads 1 KiB (median), at most 2 KiB (a.html)" in done.stdout
-    bad = '<a href="c.html">c</a><a href="b.html#gone">b</a><script src="https://x.org/y.js">'
-    (tmp_path / "a.html").write_text(bad, encoding="utf-8")
-    done = script("check_links.py", tmp_path)
-    assert done.returncode == 1
-    assert "a.html: c.html: no such file" in done.stdout
-    assert "a.html: b.html#gone: no such anchor" in done.stdout
-    assert "https://x.org/y.js: fetched from the network" in done.stdout
-
-
-def test_check_links_refuses_an_empty_folder(tmp_path):
-    done = script("check_links.py", tmp_path)
-    assert done.returncode == 1
-    assert "no built page" in done.stderr
-
-
 # --- one build
 
 
@@ -268,18 +244,6 @@ def test_citations_lead_to_references(pages):
     text = pages["book/references.html"].get_text()
     assert "2109.10847" in text
     assert pages["book/index.html"].select("a[href^='references.html#id']")
-
-
-@pytest.mark.slow
-def test_links_of_the_built_book_resolve(run, tmp_path):
-    html = run / "book" / "html"
-    done = script("check_links.py", html)
-    assert done.returncode == 0, done.stdout
-    broken = shutil.copytree(html, tmp_path / "html")
-    (broken / "book" / "run.html").unlink()
-    done = script("check_links.py", broken)
-    assert done.returncode == 1
-    assert "no such file" in done.stdout
 
 
 @pytest.mark.slow

@@ -193,9 +193,13 @@ def test_impossible_published_accuracies_are_remarks():
         for line in e.remarks
         if "no count of right answers" in line
     }
-    names = {entry["name"]: task for task, entry in FIGURES["tasks"].items()}
-    shown = table_rows(paper.finding_rounding(FIGURES))[1:]
-    assert odd == {(row[0], names[row[1]]) for row in shown}
+    assert odd == {
+        ("DeBERTa", "mrpc"),
+        ("ELECTRA-DeBERTa", "mrpc"),
+        ("ELECTRA-DeBERTa", "rte"),
+        ("ELECTRA-DeBERTa", "sst2"),
+        ("RoBERTa", "mrpc"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,3 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
         note = page.select_one(".admonition").get_text()
         assert "not rerun for this page: run small, finished on 2026-11-25 on " in note, name
     assert (pages / "records" / "roberta" / "cola" / "seed-0.json").exists()
-    done = subprocess.run(
-        [sys.executable, "scripts/check_links.py", str(pages)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout

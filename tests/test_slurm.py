@@ -62,7 +62,7 @@ def test_the_front_door_hands_the_profile_to_snakemake(monkeypatch):
     options = argparse.Namespace(cluster="profiles/slurm", cores=2)
     command = study._where(options)
     assert command == ["--workflow-profile", str(ROOT / "profiles/slurm"), "--local-cores", "2"]
-    assert "--cores" in study._where(argparse.Namespace(cluster="", cores=2))
+    assert "--cores" in study._where(argparse.Namespace(cluster="", cores=2, gpu_jobs=1))
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", "book", "CLUSTER=profiles/slurm"],
         cwd=ROOT,

@@ -12,7 +12,6 @@ import time
 import pytest
 import torch
 from conftest import ROOT, small_profile
-from safetensors.torch import load_file
 from test_pretrain import stage
 from torch import nn
 
@@ -76,50 +75,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         pytest.raises(UserError, match=r"checkpoint-a-000000004\.safetensors: damaged.*delete it"),
     ):
         checkpoint.load(tmp_path, "a", *trained(0))
-
-
-def test_a_light_checkpoint_travels_and_training_goes_on(tmp_path):
-    (path,) = kept(tmp_path / "whole", steps=(200,))
-    wanted, theirs = trained(200)
-    lost = checkpoint.lighten(tmp_path / "whole", tmp_path / "light", 2**21)
-    assert "first moments dropped" in lost
-    light = tmp_path / "light" / path.name
-    model, optimiser = trained(0)
-    assert checkpoint.load(light.parent, "a", model, optimiser)["step"] == 200
-    for parameter, other in zip(model.parameters(), wanted.parameters(), strict=True):
-        assert torch.equal(parameter, other.bfloat16().float())
-        mine, whole = optimiser.state[parameter], theirs.state[other]
-        assert mine["step"] == whole["step"] == 200
-        assert torch.equal(mine["exp_avg"], torch.zeros_like(other))
-        torch.testing.assert_close(mine["exp_avg_sq"], whole["exp_avg_sq"], rtol=0.091, atol=0)
-    checkpoint.lighten(tmp_path / "light", tmp_path / "again", 2**21)  # a turn that made no step
-    mine, again = load_file(light), load_file(tmp_path / "again" / path.name)
-    assert mine.keys() == again.keys()
-    assert all(torch.equal(mine[name], again[name]) for name in mine)
-    model(torch.randn(4, 5)).sum().backward()
-    optimiser.step()
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("limit", "says"),
-    [(2**20 + 1400, "both moments"), (2**20, "bytes of weights do not fit in 1048576")],
-)
-def test_a_light_checkpoint_keeps_its_limit(tmp_path, limit, says):
-    kept(tmp_path / "whole")
-    if "fit" in says:
-        with pytest.raises(UserError, match=says):
-            checkpoint.lighten(tmp_path / "whole", tmp_path / "light", limit)
-        assert not (tmp_path / "light").exists()
-        return
-    assert says in checkpoint.lighten(tmp_path / "whole", tmp_path / "light", limit)
-    (path,) = (tmp_path / "light").iterdir()
-    assert path.stat().st_size <= limit
-    model, optimiser = trained(0)
-    assert checkpoint.load(path.parent, "a", model, optimiser)["step"] == 6
-    assert not optimiser.state
-    with pytest.raises(UserError, match="no checkpoint to carry"):
-        checkpoint.lighten(tmp_path, tmp_path / "light", limit)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):

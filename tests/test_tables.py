@@ -200,29 +200,6 @@ def test_table_2_gaps_as_in_the_paper(published, embedded):
     assert rows[1][1:3] == ["110.00", "82.20"]
 
 
-def test_findings_are_computed(published):
-    text = paper.finding_electra(published)
-    assert "8 of 8 cells are equal" in text
-    assert "lies inside the band" in text
-    ranks = table_rows(paper.finding_rank(published))
-    assert [row[0] for row in ranks if row[-1] == "differs"] == ["RoBERTa", "BERT"]
-    odd = [tuple(row[:2]) for row in table_rows(paper.finding_rounding(published))[1:]]
-    assert sorted(odd) == [
-        ("DeBERTa", "MRPC"),
-        ("ELECTRA-DeBERTa", "MRPC"),
-        ("ELECTRA-DeBERTa", "RTE"),
-        ("ELECTRA-DeBERTa", "SST-2"),
-        ("RoBERTa", "MRPC"),
-    ]
-    gaps = {row[0]: row[-1] for row in table_rows(paper.finding_gap(published))[1:]}
-    assert [name for name, where in gaps.items() if where == "outside"] == [
-        "ELECTRA-DeBERTa",
-        "RoBERTa",
-    ]
-    shown = re.search(r"deviation of ([\d.]+)", paper.finding_noise(published))
-    assert float(shown[1]) == published["average_noise_sd"]["value"]
-
-
 @pytest.mark.parametrize(
     ("value", "rows", "expected"),
     [(50.0, 2, False), (33.33, 3, False), (66.66, 3, False), (66.67, 3, False), (66.7, 3, True)],

@@ -27,7 +27,7 @@ $(foreach name,$(OPTIONS),$(if $(filter file,$(origin $(name))),,\
 export $(OPTIONS)
 
 BIN   := .venv/bin
-STUDY  = $(BIN)/python scripts/study.py
+STUDY  = $(BIN)/python -m helpers.study.cli
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup --no-loadscope-reorder
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS" --steps="$$STEPS"
 
@@ -55,17 +55,17 @@ status: .venv/ready ## print what is done, running, failed, and how long the res
 	@$(STUDY) status $(GIVEN) --cores="$$CORES" --gpu-jobs="$$GPU_JOBS"
 
 report: .venv/ready ## build the book from what is finished of PROFILE, marking what is missing
-	@$(BIN)/python scripts/publish.py report $(GIVEN)
+	@$(BIN)/python -m helpers.study.publish report $(GIVEN)
 
 keep: .venv/ready ## copy records, logs and notebooks of the finished PROFILE to results/measured
-	@$(BIN)/python scripts/publish.py keep $(GIVEN) --corpus="$$CORPUS" --remark="$$REMARK"
+	@$(BIN)/python -m helpers.study.publish keep $(GIVEN) --corpus="$$CORPUS" --remark="$$REMARK"
 
 beyond: .venv/ready ## run the recipe study of PROFILE=beyond, write results/beyond.json
 	@$(STUDY) run $(GIVEN) --cores="$$CORES" --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
-	@$(BIN)/python scripts/publish.py beyond $(GIVEN)
+	@$(BIN)/python -m helpers.study.publish beyond $(GIVEN)
 
 site: .venv/ready ## build the published book from the run kept in results/measured (or RUN)
-	@$(BIN)/python scripts/publish.py site --run="$(if $(filter file,$(origin RUN)),,$$RUN)"
+	@$(BIN)/python -m helpers.study.publish site --run="$(if $(filter file,$(origin RUN)),,$$RUN)"
 
 plan: .venv/ready ## print the jobs of PROFILE with tokens and FLOPs, run nothing
 	@$(STUDY) plan $(GIVEN)
@@ -77,6 +77,7 @@ serve: .venv/ready ## serve the built book of PROFILE on localhost
 test: .venv/ready ## lint, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(PYTEST) -m "not long"
 
 test-long: .venv/ready ## run the tests that take minutes each: Colab, a study under kills, Slurm

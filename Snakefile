@@ -1,6 +1,6 @@
 """The study as a graph: one rule per stage, each job one notebook run by papermill.
 
-`make book` calls it, through scripts/study.py, in the run's folder: paths below are relative to
+`make book` calls it, through -m helpers.study.cli, in the run's folder: paths below are relative to
 runs/<profile>, and two profiles never wait for each other's lock. Outputs are the manifests that
 the stages write last; the executed notebook is a log, which Snakemake keeps when a job fails.
 
@@ -37,9 +37,8 @@ except config.UserError as error:
 UP = os.path.relpath(ROOT)
 # Every name and value in a shell command is quoted; these hold the folders of this machine.
 PYTHON = shlex.quote(sys.executable)
-SCRIPTS = shlex.quote(f"{UP}/scripts")
 # `exec`: the runner takes the place of the shell, which would end at SIGTERM before it has saved.
-RUN = f"exec {PYTHON} {SCRIPTS}/run_notebook.py {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
+RUN = f"exec {PYTHON} -m helpers.study.notebook {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
 KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
 PER_TASK = PROFILE.finetune_job == "task"  # else one job per model with all its tasks
 DATA = ["data/corpus/manifest.json"] + [f"data/glue/{task}/manifest.json" for task in glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))]
@@ -196,7 +195,7 @@ rule book:
         f"{UP}/_config.yml",
         f"{UP}/_toc.yml",
         [f"{UP}/{p.relative_to(ROOT)}" for p in sorted((ROOT / "book").rglob("*")) if p.is_file() and "__pycache__" not in p.parts],
-        f"{UP}/scripts/build_book.py",
+        f"{UP}/-m helpers.pages.build",
     output:
         touch("book/built"),
     params:
@@ -209,4 +208,4 @@ rule book:
             "notebooks/06_audit.ipynb",
         ],
     shell:
-        f"{PYTHON} {SCRIPTS}/build_book.py --run . {{params.notebooks:q}}"
+        f"{PYTHON} -m helpers.pages.build --run . {{params.notebooks:q}}"

@@ -33,7 +33,9 @@ from bench_work import (
     switches,
 )
 
-from helpers import config, files, training
+from helpers.base import files
+from helpers.base.errors import UserError, run_main
+from helpers.train import loop
 
 RAM = Path("/proc/self/status")
 
@@ -118,10 +120,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        training.wait(device)
+        loop.wait(device)
         began = time.perf_counter()
         one @ two
-        training.wait(device)
+        loop.wait(device)
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
 
@@ -169,19 +171,19 @@ def main() -> int:
     options = parser.parse_args()
     unknown = set(options.parts.split(",")) - set(PARTS)
     if unknown:
-        raise config.UserError(f"--parts {', '.join(unknown)}: known are {', '.join(PARTS)}")
+        raise UserError(f"--parts {', '.join(unknown)}: known are {', '.join(PARTS)}")
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the Trainer would take a GPU unasked
     elif not torch.cuda.is_available():
-        raise config.UserError("--device cuda: torch sees no GPU")
-    training.begin(options.threads)
+        raise UserError("--device cuda: torch sees no GPU")
+    loop.begin(options.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     device = torch.device(options.device)
     peaks = {d: matmul_rate(getattr(torch, d), device) for d in ("float32", "bfloat16")}
     print(
         *(f"{name} products: {rate / 1e9:,.0f} GFLOP/s" for name, rate in peaks.items()), sep=", "
     )
-    out = config.resolve(options.out)
+    out = files.resolve(options.out)
     with tempfile.TemporaryDirectory() as name:
         plan = options.plan or ("gpu" if options.device == "cuda" else "cpu")
         place = Place(device, options.size, options.batch, options.steps, Path(name), plan=plan)
@@ -199,4 +201,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

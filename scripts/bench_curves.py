@@ -28,7 +28,10 @@ from bench_work import (
     prepare,
 )
 
-from helpers import config, corpus, files, pretrain, progress, seeding, training
+from helpers.base import files, progress, seeding
+from helpers.base.errors import run_main
+from helpers.data import corpus
+from helpers.train import loop, objectives, pretrain
 
 MODELS = ("bert", "deberta", "electra", "electra-deberta")
 SIDES = ("stock", "ours, float32", "ours, bfloat16")
@@ -45,13 +48,13 @@ def curve(
         loop = StockLoop(place, data, build_stock(place, name, seed), "float32")
     else:
         dtype = getattr(torch, side.split(", ")[1])
-        vocabulary = pretrain.Vocabulary.of(data.tok, place.device)
+        vocabulary = objectives.Vocabulary.of(data.tok, place.device)
         step = pretrain.Step(build(place, name, seed=seed), vocabulary, dtype)
     losses = []
     bar = progress.bar(steps, f"{name}, {side}, seed {seed}", "steps")
     for number in range(steps):
         torch.manual_seed(seeding.derive_seed(seed, "step", number))
-        now = rate * training.schedule(number, steps // 10, steps)
+        now = rate * loop.schedule(number, steps // 10, steps)
         tokens = segments.batch(number)
         if side == "stock":
             losses.append(loop(list(tokens), now))
@@ -77,7 +80,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    training.begin(options.threads)
+    loop.begin(options.threads)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         cpu = torch.device("cpu")
@@ -110,10 +113,10 @@ def main() -> int:
         "corpus": "a folder of prose" if options.data else "the embedded world",
         "runs": runs,
     }
-    files.write_text(config.resolve(options.out), json.dumps(found, indent=1) + "\n")
+    files.write_text(files.resolve(options.out), json.dumps(found, indent=1) + "\n")
     print(f"written to {options.out}")
     return 0
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from bench_work import Place, build, embedded, origin, our_step
 
-from helpers import config, files, training
+from helpers.base import files
+from helpers.base.errors import run_main
+from helpers.train import loop
 
 SHOWN = 12  # operations
 
@@ -31,7 +33,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, help="steps profiled, after two")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     options = parser.parse_args()
-    training.begin(options.threads)
+    loop.begin(options.threads)
     with tempfile.TemporaryDirectory() as name:
         cpu = torch.device("cpu")
         place = Place(cpu, options.size, options.batch, options.steps, Path(name))
@@ -49,9 +51,9 @@ def main() -> int:
     }
     for name, share in found["shares"].items():
         print(f"{name:<40}{share:>7.1%}")
-    files.write_text(config.resolve(options.out), json.dumps(found, indent=2) + "\n")
+    files.write_text(files.resolve(options.out), json.dumps(found, indent=2) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

@@ -22,19 +22,12 @@ from transformers import (
 )
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 
-from helpers import (
-    config,
-    corpus,
-    disentangled,
-    finetune,
-    glue,
-    models,
-    pretrain,
-    synthetic,
-    tokenizer,
-    training,
-)
-from helpers.dropout import exchange_dropout
+from helpers.base import config
+from helpers.base.errors import UserError
+from helpers.data import corpus, glue, synthetic, tokenizer
+from helpers.model import disentangled, registry
+from helpers.model.dropout import exchange_dropout
+from helpers.train import batches, finetune, loop, objectives, pretrain, provenance
 
 PARTS = ("pretrain", "switches", "finetune", "pack")
 LENGTH, VOCABULARY, DROPOUT, RATE = 128, 30_522, 0.1, 5e-4
@@ -53,7 +46,7 @@ class Place:
 
     Attributes:
         device: CPU or GPU.
-        size: Row of ``models.SIZES``.
+        size: Row of ``registry.SIZES``.
         batch: Segments per pre-training step.
         steps: Pre-training steps in one timing.
         folder: For temporary files.
@@ -85,7 +78,7 @@ class Work:
         ours: Steps to seconds.
         theirs: The same, for the reference.
         goal: Ratio aimed at; None where there is none.
-        flops: Matrix-product FLOP of our model per unit (``pretrain.flops_per_token``).
+        flops: Matrix-product FLOP of our model per unit (``objectives.flops_per_token``).
         dtype: Number format of our products.
         rate: Units per second aimed at, on the GPU that ``RATES`` names.
     """
@@ -106,8 +99,8 @@ class Work:
 def origin(place: Place, threads: int) -> dict[str, object]:
     """What a file of measurements says of the machine and the shapes."""
     return {
-        "hardware": training.hardware(threads),
-        "versions": training.versions(),
+        "hardware": provenance.hardware(threads),
+        "versions": provenance.versions(),
         "size": place.size,
         "length": LENGTH,
         "batch": place.batch,
@@ -118,11 +111,11 @@ def timed(step: Callable[[], object], device: torch.device) -> Timed:
     """A timing of `step` repeated; it ends when the device has done it."""
 
     def seconds(steps: int) -> float:
-        training.wait(device)
+        loop.wait(device)
         began = time.perf_counter()
         for _ in range(steps):
             step()
-        training.wait(device)
+        loop.wait(device)
         return time.perf_counter() - began
 
     return seconds
@@ -144,7 +137,7 @@ class Corpus:
         self.tok = tok
         packed = np.concatenate(list(tokenizer.pack(texts, tok, LENGTH)))
         if place.batch > len(packed):
-            raise config.UserError(f"--batch {place.batch}: the corpus has {len(packed)} segments")
+            raise UserError(f"--batch {place.batch}: the corpus has {len(packed)} segments")
         self.rows = packed.astype(np.uint16)
 
 
@@ -166,8 +159,8 @@ def build(
 ) -> nn.Module:
     """A registry entry; each of our exchanges can be left out."""
     torch.manual_seed(seed)
-    shape = models.get_size(place.size)
-    task = pretrain.build(models.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
+    shape = registry.get_size(place.size)
+    task = objectives.build(registry.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
     task = disentangled.speed_up(task) if attention else task
     task = exchange_dropout(task) if cheap_dropout else task
     return task.to(place.device).train()
@@ -197,7 +190,7 @@ def our_step(
 ) -> Timed:
     """Optimiser steps of ``helpers.pretrain``; like a Trainer, each timing has new moments."""
     device = place.device
-    vocabulary = pretrain.Vocabulary.of(data.tok, device)
+    vocabulary = objectives.Vocabulary.of(data.tok, device)
     segments = pretrain.Segments(data.rows, place.batch, 0, device)
     step = pretrain.Step(task, vocabulary, getattr(torch, dtype), mode=mode)
 
@@ -240,8 +233,8 @@ class StockLoop:
         """One step; its loss, a scalar tensor."""
         made = self.collator([{"input_ids": row} for row in rows])
         inputs, labels = (made[k].to(self.place.device) for k in ("input_ids", "labels"))
-        with training.autocast(self.place.device, self.dtype):
-            mlm = isinstance(self.task, pretrain.MaskedLanguageModel)
+        with loop.autocast(self.place.device, self.dtype):
+            mlm = isinstance(self.task, objectives.MaskedLanguageModel)
             if mlm:
                 loss = self.task.model(inputs, labels=labels).loss
             else:
@@ -262,11 +255,11 @@ class StockLoop:
         corrupted, picked = inputs.clone(), logits[chosen].detach().float()
         corrupted[chosen] = (picked + gumbel(picked)).argmax(-1)
         original = torch.where(chosen, labels, inputs)
-        hidden = models.encoder(self.task.model)(corrupted).last_hidden_state
+        hidden = registry.encoder(self.task.model)(corrupted).last_hidden_state
         score = self.task.model.discriminator_predictions(hidden).float()
         different = (corrupted != original).float()
         found = functional.binary_cross_entropy_with_logits(score, different)
-        return loss + models.DISCRIMINATOR_WEIGHT * found
+        return loss + registry.DISCRIMINATOR_WEIGHT * found
 
 
 def gumbel(like: torch.Tensor) -> torch.Tensor:
@@ -275,9 +268,9 @@ def gumbel(like: torch.Tensor) -> torch.Tensor:
 
 
 def corrupt_by_gumbel(
-    tokens: torch.Tensor, masked: pretrain.Masked, logits: torch.Tensor
+    tokens: torch.Tensor, masked: objectives.Masked, logits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``pretrain.corrupt`` with a random number for every entry of the vocabulary."""
+    """``objectives.corrupt`` with a random number for every entry of the vocabulary."""
     logits = logits.detach().float()
     sampled = (logits + gumbel(logits)).argmax(-1)
     sampled = torch.where(masked.weights > 0, sampled, masked.targets)
@@ -339,7 +332,7 @@ def pretraining(place: Place) -> Iterator[Work]:
     forms += [] if gpu else [("bfloat16", "bfloat16")]
     modes = place.modes if gpu else ("none",)
     for name in names:
-        plain = gpu or models.get(name).objective == "rtd"
+        plain = gpu or registry.get(name).objective == "rtd"
         for mine, other in forms:
             stock = build_stock(place, name, dtype=other)
             if plain:
@@ -363,7 +356,7 @@ def pretraining(place: Place) -> Iterator[Work]:
                     our_step(place, data, task, mine, mode),
                     theirs,
                     GOALS[name] if not gpu and other == "float32" else None,
-                    pretrain.flops_per_token(task, LENGTH),
+                    objectives.flops_per_token(task, LENGTH),
                     mine,
                     RATES[name] if gpu else None,
                 )
@@ -372,12 +365,12 @@ def pretraining(place: Place) -> Iterator[Work]:
 class Dense(nn.Module):
     """Our MLM objective with the logits of every position, as stock classes compute them."""
 
-    def __init__(self, task: pretrain.MaskedLanguageModel) -> None:
+    def __init__(self, task: objectives.MaskedLanguageModel) -> None:
         super().__init__()
         self.spec, self.model = task.spec, task.model
 
     def forward(
-        self, tokens: torch.Tensor, masked: pretrain.Masked, chosen: torch.Tensor, read: int
+        self, tokens: torch.Tensor, masked: objectives.Masked, chosen: torch.Tensor, read: int
     ) -> dict[str, torch.Tensor]:
         """Loss of one pass."""
         labels = torch.full_like(tokens, -100).scatter(1, masked.positions, masked.targets)
@@ -393,7 +386,7 @@ def switches(place: Place) -> Iterator[Work]:
 
     def work(name: str, change: str, theirs: Timed, dtype: str = "bfloat16", **more: float) -> Work:
         task = build(place, name)
-        flops, mine = pretrain.flops_per_token(task, LENGTH), step(task, dtype)
+        flops, mine = objectives.flops_per_token(task, LENGTH), step(task, dtype)
         label = f"{name}, {dtype}"
         steps = place.steps
         return Work(
@@ -498,7 +491,7 @@ def finetuning(place: Place, data: str, count: int) -> Iterator[Work]:
     for name, goal in (("cola", 5.0), ("sst2", 5.0), ("rte", 1.5)):
         glue.run(config.Data(**profile.stage(config.Data)), name)
         table, task = glue.load(profile.folder, name, "train"), glue.get(name)
-        encoded = finetune.encode(table, task, tok, LENGTH)
+        encoded = batches.encode(table, task, tok, LENGTH)
         padded = tok(
             *(table[column].tolist() for column in task.columns),
             truncation="longest_first",
@@ -516,7 +509,7 @@ def finetuning(place: Place, data: str, count: int) -> Iterator[Work]:
         )
         mine = finetune.open_encoder(place.folder / "encoder", task, DROPOUT)
 
-        def epoch(mine: nn.Module = mine, encoded: finetune.Encoded = encoded) -> None:
+        def epoch(mine: nn.Module = mine, encoded: batches.Encoded = encoded) -> None:
             finetune.train(parameters, mine, encoded, tok, 1, 0, torch.float32)
 
         trainer = with_trainer(stock, rows, batch, None, place.folder, half=False)

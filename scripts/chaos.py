@@ -23,7 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 import yaml
 
-from helpers import config, files, finetune, pretrain, records, stages
+from helpers.base import config, files
+from helpers.base.errors import UserError, run_main
+from helpers.study import prepare
+from helpers.train import finetune, pretrain, records
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = {"documents": 200, "train_rows": 48, "dev_rows": 24, "world_words": 200}
@@ -66,7 +69,7 @@ def killed(work: Callable[[], None], kills: int, chance: random.Random) -> int:
         if os.WIFSIGNALED(status):
             done += 1
         elif os.waitstatus_to_exitcode(status):
-            raise config.UserError("a run that was not killed failed; its error stands above")
+            raise UserError("a run that was not killed failed; its error stands above")
         else:
             return done
 
@@ -83,13 +86,13 @@ def grid(study: config.Profile, kills: int, chance: random.Random) -> int:
     path = study.folder.parent / "chaos.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(json.loads(study.model_dump_json())), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "scripts" / "study.py"), "run", "--profile", str(path)]
+    command = [sys.executable, "-m", "helpers.study.cli", "run", "--profile", str(path)]
     for done in range(kills + 1):
         process = subprocess.Popen([*command, "--cores", "2"], cwd=ROOT, stdout=subprocess.DEVNULL)
         try:
             wait = chance.uniform(1, 20 + 5 * done) if done < kills else None
             if process.wait(wait):
-                raise config.UserError("a study that was not killed failed; why stands above")
+                raise UserError("a study that was not killed failed; why stands above")
             return done
         except subprocess.TimeoutExpired:
             _kill(psutil.Process(process.pid))
@@ -152,7 +155,7 @@ def trained(folder: Path, model: str, kills: int, chance: random.Random) -> bool
     """Trains one model in peace and under kills; whether both ended the same."""
     whole, cut = (profile(folder / kind, [model]) for kind in ("whole", "cut"))
     for study in (whole, cut):
-        killed(lambda study=study: stages.make_inputs(study), 0, chance)
+        killed(lambda study=study: prepare.make_inputs(study), 0, chance)
     killed(lambda: train(whole, model), 0, chance)
     kills = killed(lambda: train(cut, model), kills, chance)
     wanted, found = (
@@ -189,4 +192,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, release
+from helpers.base import files
+from helpers.base.errors import UserError, run_main
+from helpers.study import export
 
 
 def main() -> int:
@@ -20,15 +22,15 @@ def main() -> int:
     parser.add_argument("--model", default="", help="name in the registry; else every model")
     parser.add_argument("--out", default="", help="folder to write into; else <run>/export")
     options = parser.parse_args()
-    run = config.resolve(options.run)
-    out = config.resolve(options.out) if options.out else run / "export"
+    run = files.resolve(options.run)
+    out = files.resolve(options.out) if options.out else run / "export"
     done = sorted(path.parent.name for path in (run / "models").glob("*/manifest.json"))
     if not done:
-        raise config.UserError(f"--run {options.run}: no finished model there")
+        raise UserError(f"--run {options.run}: no finished model there")
     for model in [options.model] if options.model else done:
-        print(os.path.relpath(release.export(run, model, out / model)))
+        print(os.path.relpath(export.export(run, model, out / model)))
     return 0
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

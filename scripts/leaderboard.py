@@ -1,6 +1,6 @@
 """The leaderboard from a command line: checks its entries, or makes one from a run.
 
-`make check-leaderboard` calls `leaderboard.py check`, `make submission` calls `leaderboard.py
+`make check-leaderboard` calls `check.py check`, `make submission` calls `check.py
 submit`. The check is the same here and in continuous integration.
 """
 
@@ -11,15 +11,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, leaderboard, leaderboard_submit, paper, predictions
+from helpers.base import config, files
+from helpers.base.errors import UserError, run_main
+from helpers.leaderboard import check as checker
+from helpers.leaderboard import submit as submitter
+from helpers.score import paper, predictions
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published.json"
 
 
 def check(options: argparse.Namespace) -> int:
     """Prints a line per entry and per remark; 1 where an entry does not hold."""
-    labels = predictions.read_labels(config.resolve(options.data) if options.data else None)
-    entries = leaderboard.check(options.folder, paper.load(PUBLISHED), labels)
+    labels = predictions.read_labels(files.resolve(options.data) if options.data else None)
+    entries = checker.check(options.folder, paper.load(PUBLISHED), labels)
     for entry in entries:
         if entry.error:
             print(f"error: {entry.error}")
@@ -36,11 +40,11 @@ def submit(options: argparse.Namespace) -> int:
     """Writes an entry and says what to do next."""
     for name in ("run", "model"):
         if not getattr(options, name):
-            raise config.UserError(f"{name} = '': must be given")
+            raise UserError(f"{name} = '': must be given")
     about: dict[str, Any] = config.read_yaml(Path(options.about)) if options.about else {}
     given = {name: getattr(options, name) for name in ("title", "link", "authors", "licence")}
     about |= {name: value for name, value in given.items() if value}
-    leaderboard_submit.submit(
+    submitter.submit(
         Path(options.run),
         options.model,
         options.out,
@@ -74,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

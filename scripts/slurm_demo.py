@@ -27,7 +27,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers import config, files
+from helpers.base import files
+from helpers.base.errors import PREEMPTED, UserError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo")
@@ -232,7 +233,7 @@ class Cluster:
         while not ready():
             dead = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
             if dead or time.monotonic() > until:
-                raise config.UserError(
+                raise UserError(
                     f"{what}: not there after {seconds:g} s"
                     + (f"; ended: {', '.join(dead)}" if dead else "")
                     + f"\n{_last_lines(self.folder)}"
@@ -334,7 +335,7 @@ def _training(
         if job[0] and any((study / "models" / model).glob("checkpoint-*.safetensors")):
             return job
         time.sleep(0.2)
-    raise config.UserError(f"{model}: the grid ended before its pre-training could be disturbed")
+    raise UserError(f"{model}: the grid ended before its pre-training could be disturbed")
 
 
 def run(
@@ -355,7 +356,7 @@ def run(
         UserError: When the study does not end well.
     """
     more = ["--cluster", str(workflow)] if workflow else []
-    study = [sys.executable, str(ROOT / "scripts" / "study.py"), "run", "--profile", str(profile)]
+    study = [sys.executable, "-m", "helpers.study.cli", "run", "--profile", str(profile)]
     process = subprocess.Popen(
         [*study, "--cores", "2", *more], env=cluster.environment if cluster else None
     )
@@ -367,7 +368,7 @@ def run(
             process.terminate()  # it ends its jobs first
             process.wait(120)
     if status:
-        raise config.UserError(f"{profile.stem}: the study ended with status {status}")
+        raise UserError(f"{profile.stem}: the study ended with status {status}")
 
 
 def outcome(study: Path) -> dict[str, str]:
@@ -381,11 +382,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args()
     if absent := missing():
-        raise config.UserError(
+        raise UserError(
             f"not on this machine: {', '.join(absent)}; Debian has them in munge, slurm-client, "
             "slurmctld and slurmd"
         )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(config.PREEMPTED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
         print("On this machine.", flush=True)
@@ -411,7 +412,7 @@ def through_slurm(folder: Path) -> None:
             lambda process: disturb(cluster, study, process),
         )
     if left := cluster.left():
-        raise config.UserError(f"{left} processes of Slurm or its jobs are left")
+        raise UserError(f"{left} processes of Slurm or its jobs are left")
 
 
 def compare(one: Path, other: Path) -> int:
@@ -428,4 +429,4 @@ def compare(one: Path, other: Path) -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

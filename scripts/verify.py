@@ -10,23 +10,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import study
-
-from helpers import config, evidence, records, training
+from helpers.base.errors import run_main
+from helpers.pages import verify
+from helpers.study import cli
+from helpers.train import loop, records
 
 
 def main() -> int:
     """Command line; 1 when something differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    study.add_options(parser)
+    cli.add_options(parser)
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of a record")
     options = parser.parse_args()
     if options.schema:
         print(json.dumps(records.Record.model_json_schema(by_alias=True), indent=2))
         return 0
-    training.begin(1)
-    profile, _ = study.load(options)
-    wrong = evidence.verify_profile(profile)
+    loop.begin(1)
+    profile, _ = cli.load(options)
+    wrong = verify.verify_profile(profile)
     print("\n".join(wrong), end="\n" if wrong else "", file=sys.stderr)
     if wrong:
         print(f"error: {len(wrong)} differences", file=sys.stderr)
@@ -37,4 +38,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.run_main(main)
+    run_main(main)

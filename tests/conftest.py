@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-from helpers import config, finetune, pretrain, stages
+from helpers.base import config
+from helpers.study import prepare
+from helpers.train import finetune, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 # `make test` hands its own variables on; a make that a test starts is to have its defaults.
@@ -64,7 +66,7 @@ def small_run(tmp_path_factory):
     """Data, both tokenizers, every model pre-trained, two of them fine-tuned on three tasks."""
     os.chdir(ROOT)
     profile = small_profile(tmp_path_factory.mktemp("runs"))
-    stages.make_inputs(profile)
+    prepare.make_inputs(profile)
     for model in profile.models:
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=model)))
     for model in ("roberta", "scratch"):
@@ -85,7 +87,7 @@ def command(*arguments, **options):
 
 
 def run_grid(path, *more):
-    return command("scripts/study.py", "run", "--profile", str(path), "--cores", "2", *more)
+    return command("-m", "helpers.study.cli", "run", "--profile", str(path), "--cores", "2", *more)
 
 
 @pytest.fixture(scope="session")

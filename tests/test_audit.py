@@ -11,7 +11,10 @@ from conftest import ROOT
 from scipy import integrate, stats
 from test_tables import PUBLISHED, table_rows
 
-from helpers import audit, glue, models, paper, plots, statistics
+from helpers.data import glue
+from helpers.model import registry
+from helpers.pages import plots
+from helpers.score import audit, costs, paper, statistics
 
 RESAMPLES = 20_000
 
@@ -243,18 +246,18 @@ def test_neighbours_and_what_a_best_explains(published, gains):
 
 
 def test_published_flop_are_met_and_by_which_head(published):
-    found = audit.generator_flops(published)
-    assert found.loc["electra", "matches"] == audit.AT_MASKED
-    assert found.loc["bert", "matches"] == audit.AT_MASKED
-    assert found.loc["deberta", "matches"] == audit.NO_HEAD
-    assert found.loc["electra-deberta", "matches"] == audit.AT_ALL
+    found = costs.generator_flops(published)
+    assert found.loc["electra", "matches"] == costs.AT_MASKED
+    assert found.loc["bert", "matches"] == costs.AT_MASKED
+    assert found.loc["deberta", "matches"] == costs.NO_HEAD
+    assert found.loc["electra-deberta", "matches"] == costs.AT_ALL
     assert math.isnan(found.loc["electra-deberta-quarter", "published"])
     # The head: to the embedding's width of 128, then to 30,522 tokens; a product is 2 FLOP a
     # multiplication, and a step three forwards.
     for model, hidden in (("bert", 256), ("electra", 64), ("electra-deberta", 256)):
         head = 3 * 2 * (hidden * 128 + 128 * 30_522) / 1e6
-        rest = found.loc[model, audit.AT_ALL] - found.loc[model, audit.AT_MASKED]
-        assert rest == pytest.approx((1 - models.MASK_FRACTION) * head)
+        rest = found.loc[model, costs.AT_ALL] - found.loc[model, costs.AT_MASKED]
+        assert rest == pytest.approx((1 - registry.MASK_FRACTION) * head)
 
 
 # --- verdicts

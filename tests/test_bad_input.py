@@ -34,8 +34,11 @@ from test_sources import make_folder
 from test_sources import stage as data_stage
 from test_survival import trained
 
-from helpers import checkpoint, config, corpus, files, finetune, glue, models, pretrain, tokenizer
-from helpers.config import UserError
+from helpers.base import config, files
+from helpers.base.errors import UserError
+from helpers.data import corpus, glue, tokenizer
+from helpers.model import registry
+from helpers.train import batches, checkpoint, finetune, objectives, pretrain
 
 
 def tree(folder):
@@ -116,9 +119,9 @@ def test_a_bad_architecture_is_one_line(tmp_path, monkeypatch, name):
     text, says = ARCHITECTURES[name]
     (tmp_path / "models" / "mine").mkdir(parents=True)
     (tmp_path / "models" / "mine" / "config.json").write_text(text)
-    monkeypatch.setattr(models, "root", lambda: tmp_path)
+    monkeypatch.setattr(registry, "root", lambda: tmp_path)
     with refused(says, tmp_path):
-        pretrain.build(models.get("mine"), models.get_size("tiny"), 100, 64)
+        objectives.build(registry.get("mine"), registry.get_size("tiny"), 100, 64)
 
 
 # --- data: a folder that worked, then a defect, then the same folder repaired ------------------
@@ -301,7 +304,7 @@ def test_a_text_without_an_end_is_cut_at_the_model_s_length(small_run):
     table = pd.DataFrame({"sentence": texts, "label": [0, 1], "idx": [0, 1]})
     for kind in ("wordpiece", "bpe"):
         tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
-        assert finetune.encode(table, glue.get("cola"), tok, 64).lengths.max() <= 64
+        assert batches.encode(table, glue.get("cola"), tok, 64).lengths.max() <= 64
 
 
 def test_a_corpus_too_small_for_a_segment_leaves_no_packed_file(tmp_path):
@@ -480,7 +483,7 @@ def test_a_checkpoint_with_nan_gives_way_to_the_one_before(tmp_path, monkeypatch
 
 
 def test_a_spike_that_comes_down_again_goes_on(run, monkeypatch):
-    real, calls = pretrain.masked_loss, []
+    real, calls = objectives.masked_loss, []
 
     def spike(*arguments):
         calls.append(1)
@@ -721,7 +724,7 @@ def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
 )
 def test_the_runner_refuses_in_one_line(tmp_path, notebook, parameters, says):
     out = tmp_path / "out.ipynb"
-    done = command("scripts/run_notebook.py", notebook, str(out), "--parameters", parameters)
+    done = command("-m", "helpers.study.notebook", notebook, str(out), "--parameters", parameters)
     one_line(done, says)
     assert not out.exists()
 
@@ -731,7 +734,7 @@ def test_a_bad_file_goes_through_a_notebook_as_one_line(tmp_path):
     folder = make_folder(tmp_path / "real", ["cola"])
     pq.write_table(pa.table({"text": not_utf8(LATIN)}), folder / "corpus" / "a.parquet")
     values = data_stage(tmp_path, folder).model_dump()
-    runner = ["scripts/run_notebook.py", "notebooks/01_data.ipynb"]
+    runner = ["-m", "helpers.study.notebook", "notebooks/01_data.ipynb"]
     out = tmp_path / "out.ipynb"
     done = command(*runner, str(out), "--parameters", json.dumps(values))
     one_line(done, "a.parquet: row 0: text is not UTF-8")
@@ -749,7 +752,7 @@ def test_a_folder_without_the_right_to_write(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs").chmod(0o555)
     values = small_profile(tmp_path / "runs").stage(config.Data)
-    call = [sys.executable, "scripts/run_notebook.py", "notebooks/01_data.ipynb"]
+    call = [sys.executable, "-m", "helpers.study.notebook", "notebooks/01_data.ipynb"]
     call += [str(tmp_path / "out.ipynb"), "--parameters", json.dumps(values)]
     done = subprocess.run(
         [*(drop if os.geteuid() == 0 else []), *call], cwd=ROOT, capture_output=True, text=True
@@ -773,12 +776,18 @@ def test_verify_names_an_edited_record(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["scripts/study.py", "plan", "--profile", "{bad}"], "bad.yaml: pretrain_batch_size = -1"),
         (
-            ["scripts/study.py", "run", "--profile", "{heads}"],
+            ["-m", "helpers.study.cli", "plan", "--profile", "{bad}"],
+            "bad.yaml: pretrain_batch_size = -1",
+        ),
+        (
+            ["-m", "helpers.study.cli", "run", "--profile", "{heads}"],
             "generator_fraction = 0.6: hidden 128",
         ),
-        (["scripts/study.py", "run", "--profile", "{proc}"], "/proc/runs/small: cannot write"),
+        (
+            ["-m", "helpers.study.cli", "run", "--profile", "{proc}"],
+            "/proc/runs/small: cannot write",
+        ),
         (["scripts/verify.py", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
         (["scripts/leaderboard.py", "check", "--folder", "{bad}"], "bad.yaml: no such folder"),
         (

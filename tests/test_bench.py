@@ -13,8 +13,8 @@ import bench
 import bench_curves
 import bench_work
 
-from helpers import speeds
-from helpers.config import UserError
+from helpers.base.errors import UserError
+from helpers.pages import speeds
 
 
 def test_a_ratio_is_the_median_of_pairs_and_the_first_pair_is_thrown_away():

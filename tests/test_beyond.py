@@ -13,8 +13,12 @@ from scipy import stats
 from test_tables import make_run
 from transformers import AutoModel
 
-from helpers import beyond, config, files, finetune, models, pretrain, tables, tokenizer, training
-from helpers.config import UserError
+from helpers.base import config, files
+from helpers.base.errors import UserError
+from helpers.data import tokenizer
+from helpers.model import registry
+from helpers.pages import recipes, tables
+from helpers.train import finetune, loop, objectives, pretrain
 
 TASKS = ["cola", "rte"]
 
@@ -60,8 +64,8 @@ def test_a_recipe_is_the_parameter_it_stands_for(study, monkeypatch):
     assert same(seeded, train(study, "electra-deberta", pretrain_seed=1)[1])
     undisturbed = train(study, "no-dropout", pretrain_dropout=0.5)[1]
     assert same(undisturbed, train(study, "electra-deberta", pretrain_dropout=0.0)[1])
-    spec = replace(models.REGISTRY["bert"], recipe=models.Recipe(rate=1000.0))
-    monkeypatch.setitem(models.REGISTRY, "hot", spec)
+    spec = replace(registry.REGISTRY["bert"], recipe=registry.Recipe(rate=1000.0))
+    monkeypatch.setitem(registry.REGISTRY, "hot", spec)
     with pytest.raises(UserError, match=r"recipe of hot: pretrain_learning_rate = 1\.?5?"):
         train(study, "hot")
 
@@ -83,21 +87,21 @@ def test_replaced_token_detection_may_have_its_own_rate(study):
 
 
 def test_the_rate_may_end_above_zero():
-    assert training.schedule(12, 4, 12, end=0.25) == 0.25
-    assert training.schedule(8, 4, 12, end=0.25) == pytest.approx(0.625)
-    assert training.schedule(1, 4, 12, end=0.25) == training.schedule(1, 4, 12)
+    assert loop.schedule(12, 4, 12, end=0.25) == 0.25
+    assert loop.schedule(8, 4, 12, end=0.25) == pytest.approx(0.625)
+    assert loop.schedule(1, 4, 12, end=0.25) == loop.schedule(1, 4, 12)
 
 
 def test_every_variant_names_a_base_of_its_size():
-    for name, variant in models.VARIANTS.items():
-        assert variant.base in models.REGISTRY
-        assert name not in models.REGISTRY
-        base = models.REGISTRY[variant.base]
-        assert (models.entry(variant.spec) == models.entry(base)) is False
+    for name, variant in registry.VARIANTS.items():
+        assert variant.base in registry.REGISTRY
+        assert name not in registry.REGISTRY
+        base = registry.REGISTRY[variant.base]
+        assert (registry.entry(variant.spec) == registry.entry(base)) is False
         sizes = []
         for spec in (variant.spec, base):
-            task = pretrain.build(spec, models.get_size("tiny"), 200, 64)
-            sizes.append(models.count(models.encoder(task.model)))
+            task = objectives.build(spec, registry.get_size("tiny"), 200, 64)
+            sizes.append(registry.count(registry.encoder(task.model)))
         assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
@@ -114,7 +118,7 @@ def make_study(scores):
     """A study of one task from a name's score by seed; the names are those of the variants."""
     found = []
     for name, values in scores.items():
-        variant = models.VARIANTS.get(name)
+        variant = registry.VARIANTS.get(name)
         found.append(
             {
                 "name": name,
@@ -136,13 +140,13 @@ def make_study(scores):
     about |= {"train_rows": {"cola": 100}, "seeds": [0, 1], "hardware": ["AMD EPYC"]}
     about |= {"versions": {"torch": "2.13.0"}, "commits": ["a" * 40], "models": found}
     rates = {"pretrain_batch_size": 16, "pretrain_learning_rate": 0.002, "pretrain_dropout": 0.1}
-    return config.validate(beyond.Study, about | {"parameters": rates}, "beyond.json")
+    return config.validate(recipes.Study, about | {"parameters": rates}, "beyond.json")
 
 
 def test_a_difference_has_the_error_of_a_regression_on_the_change():
     scores = {"electra-deberta": [40.0, 42.0], "another-seed": [43.0, 43.0]}
     scores |= {"third-seed": [41.5, 41.5], "quarter-generator": [47.0, 46.0]}
-    found = beyond.effects(make_study(scores)).set_index("name")
+    found = recipes.effects(make_study(scores)).set_index("name")
     assert list(found.index) == ["electra-deberta", "quarter-generator"]
     line = stats.linregress([0, 0, 0, 1], [41.0, 43.0, 41.5, 46.5])
     row = found.loc["quarter-generator"]
@@ -157,12 +161,12 @@ def test_a_difference_has_the_error_of_a_regression_on_the_change():
 def test_the_table_says_what_is_known_of_the_noise():
     scores = {"electra-deberta": [40.0], "another-seed": [41.0], "no-dropout": [60.0]}
     scores |= {"roberta": [41.0], "pre-ln": [41.2]}
-    text = beyond.table(make_study(scores))
+    text = recipes.table(make_study(scores))
     assert "Pre-trained several times: electra-deberta (2)" in text
     assert "Intervals that leave zero out: 1 of 2" in text
     assert "nothing but" not in text
     assert "no dropout in pre-training | electra-deberta | 1.00 | 60.00 | +19.50" in text
-    without = beyond.table(make_study({"electra-deberta": [40.0], "no-dropout": [42.0]}))
+    without = recipes.table(make_study({"electra-deberta": [40.0], "no-dropout": [42.0]}))
     assert "| +2.00 | – |" in without
     assert "the noise is not known" in without
 
@@ -174,7 +178,7 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     profile = config.load_profile(
         "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
     )
-    found = beyond.measure(frame, profile, {"no-dropout": 3.5})
+    found = recipes.measure(frame, profile, {"no-dropout": 3.5})
     assert [one.name for one in found.models] == names
     mine = frame[(frame["model"] == "no-dropout") & (frame["task"] == "rte")]
     assert found.models[2].scores["rte"] == list(mine.sort_values("seed")["score"])
@@ -182,20 +186,20 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     assert [one.rank for one in found.models] == [None, None, 3.5]
     assert found.train_rows["rte"] == mine["rows"].iloc[0]["train"]
     files.write_json(tmp_path / "beyond.json", found.model_dump())
-    again = beyond.load(tmp_path / "beyond.json")
+    again = recipes.load(tmp_path / "beyond.json")
     assert again == found
-    assert beyond.by_task(again).count("\n") == 2 + len(names)
+    assert recipes.by_task(again).count("\n") == 2 + len(names)
 
     wider = profile.model_copy(update={"seeds": [0, 1, 2]})
     with pytest.raises(UserError, match="electra-deberta has no record of cola, seed 2"):
-        beyond.measure(frame, wider)
+        recipes.measure(frame, wider)
     plain = profile.model_copy(update={"models": ["bert"]})
     with pytest.raises(UserError, match="models has no variant of a recipe: another-seed"):
-        beyond.measure(frame, plain)
+        recipes.measure(frame, plain)
 
 
 def test_the_effective_rank_is_that_of_the_covariance(small_run):
-    found = beyond.effective_rank(small_run.folder, "bert", segments=4)
+    found = recipes.effective_rank(small_run.folder, "bert", segments=4)
     encoder = AutoModel.from_pretrained(small_run.folder / "models" / "bert" / "encoder").eval()
     rows = tokenizer.rows(small_run.folder / "tokenizer" / "wordpiece")[:4].astype(np.int64)
     with torch.inference_mode():

@@ -11,7 +11,8 @@ import yaml
 from bs4 import BeautifulSoup
 from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
 
-from helpers import paper, plots, report
+from helpers.pages import plots, write
+from helpers.score import paper
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
@@ -54,7 +55,7 @@ def executed_notebook(path, stage):
 
 
 def make_tables_and_notebooks(run):
-    report.write(make_run(run / "records"), PUBLISHED, run / "tables", MODELS, TASKS)
+    write.write(make_run(run / "records"), PUBLISHED, run / "tables", MODELS, TASKS)
     paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
     for stage, path in zip(STAGES, paths, strict=True):
         executed_notebook(path, stage)
@@ -62,14 +63,14 @@ def make_tables_and_notebooks(run):
 
 
 def script(name, *arguments):
-    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    command = [sys.executable, *map(str, (name, *arguments))]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    done = script("build_book.py", "--run", folder, *make_tables_and_notebooks(folder))
+    done = script("-m", "helpers.pages.build", "--run", folder, *make_tables_and_notebooks(folder))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return folder
@@ -103,7 +104,7 @@ def test_every_stage_of_the_table_of_contents_is_a_notebook():
 
 
 def test_pages_include_only_fragments_that_are_written():
-    known = {f"generated/{name}" for name in (*report.FRAGMENTS, *plots.FIGURES)}
+    known = {f"generated/{name}" for name in (*write.FRAGMENTS, *plots.FIGURES)}
     used = set()
     for path in (ROOT / "book").glob("*.md"):
         used |= set(re.findall(r"generated/\S+", path.read_text(encoding="utf-8")))
@@ -132,14 +133,14 @@ def test_the_book_configuration_asks_for_nothing_remote():
 
 
 def test_a_missing_run_is_one_line(tmp_path):
-    done = script("build_book.py", "--run", tmp_path / "none")
+    done = script("-m", "helpers.pages.build", "--run", tmp_path / "none")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "no such run" in done.stderr
 
 
 def test_a_missing_fragment_is_one_line(tmp_path):
-    done = script("build_book.py", "--run", tmp_path)
+    done = script("-m", "helpers.pages.build", "--run", tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "tables/claim.md: missing" in done.stderr
@@ -147,12 +148,12 @@ def test_a_missing_fragment_is_one_line(tmp_path):
 
 def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
     paths = make_tables_and_notebooks(tmp_path)
-    done = script("build_book.py", "--run", tmp_path, *paths[:-1])
+    done = script("-m", "helpers.pages.build", "--run", tmp_path, *paths[:-1])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "notebooks/06_audit" in done.stderr
     other = paths[2].with_name("03_pretrain-bert.ipynb")
     shutil.copy(paths[2], other)
-    done = script("build_book.py", "--run", tmp_path, *paths, other)
+    done = script("-m", "helpers.pages.build", "--run", tmp_path, *paths, other)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "second notebook" in done.stderr
 
@@ -251,7 +252,7 @@ def test_a_second_build_leaves_unchanged_pages_alone(run):
     page = run / "book" / "html" / "book" / "method.html"
     before = page.stat().st_mtime_ns
     notebooks = sorted((run / "notebooks").glob("*.ipynb"))
-    done = script("build_book.py", "--run", run, *notebooks)
+    done = script("-m", "helpers.pages.build", "--run", run, *notebooks)
     assert done.returncode == 0, done.stderr
     assert page.stat().st_mtime_ns == before
 

@@ -15,7 +15,8 @@ import seaborn as sns
 import yaml
 from conftest import ROOT
 
-from helpers import paper, plots
+from helpers.pages import plots
+from helpers.score import paper
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

@@ -17,8 +17,11 @@ import torch
 import yaml
 from conftest import ROOT, SMALL
 
-from helpers import config, files, finetune, glue, pretrain, progress, stages, training
-from helpers.config import Preempted, UserError
+from helpers.base import config, files, progress
+from helpers.base.errors import Preempted, UserError
+from helpers.data import glue
+from helpers.study import prepare
+from helpers.train import finetune, loop, pretrain
 
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 BOOK = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
@@ -121,7 +124,7 @@ def test_the_repository_has_one_address():
 def test_a_t4_trains_in_float16_though_torch_emulates_bfloat16(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    found, reason = training.choose_precision("auto", torch.device("cuda"))
+    found, reason = loop.choose_precision("auto", torch.device("cuda"))
     assert found == dtype
     assert f"{capability[0]}.{capability[1]}" in reason
 
@@ -145,7 +148,7 @@ def small(tmp_path, monkeypatch):
 
 def test_a_stage_alone_makes_the_ones_before(small, capsys):
     alone = small(config.Finetune, model="roberta", tasks=["cola"], seeds=[0])
-    stages.prepare(alone)
+    prepare.prepare(alone)
     told = [
         line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "not there" in line
     ]
@@ -155,13 +158,13 @@ def test_a_stage_alone_makes_the_ones_before(small, capsys):
     capsys.readouterr()
     for cls in (config.Tokenizer, config.Pretrain, config.Finetune, config.Analysis):
         job = {"model": "roberta", "tokenizer_kind": "bpe", "tasks": ["cola"]}
-        stages.prepare(small(cls).model_copy(update=job))
+        prepare.prepare(small(cls).model_copy(update=job))
     assert capsys.readouterr().out == ""  # nothing is lacking any more
 
 
 def test_segments_are_packed_to_the_length_that_is_asked_for(small):
     longer = small(config.Pretrain, max_length=96)
-    stages.prepare(longer)
+    prepare.prepare(longer)
     assert pretrain.run(longer)["specification"]["parameters"]["max_length"] == 96
 
 
@@ -169,7 +172,7 @@ def test_segments_are_packed_to_the_length_that_is_asked_for(small):
 def test_nothing_is_made_of_another_source_or_an_unknown_profile(tmp_path, profile, source):
     values = config.load_profile("tiny").stage(config.Pretrain)
     stage = config.Pretrain(**values | {"profile": profile, "runs": str(tmp_path)})
-    stages.prepare(stage)
+    prepare.prepare(stage)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"run notebooks/02_tokenizer\.ipynb first"):
         pretrain.run(stage)
@@ -177,7 +180,7 @@ def test_nothing_is_made_of_another_source_or_an_unknown_profile(tmp_path, profi
 
 def test_a_misspelt_task_is_told_before_the_pre_training(small):
     with pytest.raises(UserError, match="did you mean cola"):
-        stages.prepare(small(config.Finetune).model_copy(update={"tasks": ["colla"]}))
+        prepare.prepare(small(config.Finetune).model_copy(update={"tasks": ["colla"]}))
 
 
 # --- Google Drive
@@ -185,9 +188,9 @@ def test_a_misspelt_task_is_told_before_the_pre_training(small):
 
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "DRIVE", tmp_path / "MyDrive")
-    stages.DRIVE.mkdir()
-    return stages.DRIVE / "small-bench-nlp" / "small"
+    monkeypatch.setattr(prepare, "DRIVE", tmp_path / "MyDrive")
+    prepare.DRIVE.mkdir()
+    return prepare.DRIVE / "small-bench-nlp" / "small"
 
 
 def cut(monkeypatch, at):
@@ -218,44 +221,44 @@ def test_a_new_machine_goes_on_from_drive_and_redoes_nothing_finished(
     job = small(config.Finetune, tasks=["rte"], seeds=[0])
     uncut = cut(monkeypatch, at=6)
     with pytest.raises(Preempted, match="saved at step 7"):
-        stages.prepare(job)
+        prepare.prepare(job)
     uncut()
     (saved,) = [p.name for p in (drive / "models" / "bert").glob("*-000000007.safetensors")]
     assert not (drive / "data").exists()
 
     shutil.rmtree(runs)  # the machine is gone; removing a link leaves what it points to
     capsys.readouterr()
-    stages.prepare(job)
+    prepare.prepare(job)
     assert "7/12" in capsys.readouterr().out, saved
     (record,) = finetune.run(job)
 
     shutil.rmtree(runs)
-    stages.prepare(job)
+    prepare.prepare(job)
     assert not list((drive / "models").rglob("checkpoint-*"))
     assert finetune.run(job) == [record]
 
-    monkeypatch.setattr(stages, "DRIVE", tmp_path / "none")
+    monkeypatch.setattr(prepare, "DRIVE", tmp_path / "none")
     whole = small(config.Finetune, runs=str(tmp_path / "other"), tasks=["rte"], seeds=[0])
-    stages.prepare(whole)
+    prepare.prepare(whole)
     encoder = Path("models", "bert", "encoder", "model.safetensors")
     assert filecmp.cmp(drive / encoder, whole.folder / encoder, shallow=False)
 
 
 def test_a_longer_pre_training_under_way_is_not_thrown_away(small, drive, monkeypatch):
     longer = small(config.Pretrain, pretrain_steps=20)
-    stages.prepare(longer)
+    prepare.prepare(longer)
     cut(monkeypatch, at=5)
     with pytest.raises(Preempted):
         pretrain.run(longer)
     with pytest.raises(UserError, match=r"under way there; finish it with notebooks/03_pretrain"):
-        stages.prepare(small(config.Finetune, tasks=["rte"]))
+        prepare.prepare(small(config.Finetune, tasks=["rte"]))
     assert list((drive / "models" / "bert").glob("checkpoint-*"))
 
 
 def test_what_was_made_before_drive_was_mounted_stays(small, drive, capsys):
     stage = small(config.Pretrain)
     (stage.folder / "models" / "bert").mkdir(parents=True)
-    stages.prepare(stage)
+    prepare.prepare(stage)
     assert "made before Drive was mounted" in capsys.readouterr().out
     assert not (stage.folder / "models").is_symlink()
     assert (stage.folder / "records").resolve() == drive / "records"
@@ -264,7 +267,7 @@ def test_what_was_made_before_drive_was_mounted_stays(small, drive, capsys):
 def test_a_drive_that_cannot_be_written_is_one_line(small, drive):
     drive.parent.write_text("")
     with pytest.raises(UserError, match="MyDrive/small-bench-nlp/small: cannot write"):
-        stages.prepare(small(config.Pretrain))
+        prepare.prepare(small(config.Pretrain))
 
 
 # --- acted out

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from helpers import config
-from helpers.config import UserError
+from helpers.base import config
+from helpers.base.errors import UserError
 
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 

@@ -6,8 +6,11 @@ import pytest
 from conftest import ROOT
 from test_tables import PUBLISHED, table_rows
 
-from helpers import config, costs, models, paper
-from helpers.config import UserError
+from helpers.base import config
+from helpers.base.errors import UserError
+from helpers.model import registry
+from helpers.pages import paper_page
+from helpers.score import costs, paper
 
 GPUS = ROOT / "results" / "gpus.json"
 
@@ -42,7 +45,7 @@ def test_an_outline_has_the_papers_parameters_and_no_memory(published):
         assert {parameter.device.type for parameter in task.parameters()} == {"meta"}
         stated = entry["parameters_millions"]["value"]
         if stated is not None:
-            count = models.count(models.encoder(task.model))
+            count = registry.count(registry.encoder(task.model))
             assert count / 1e6 == pytest.approx(stated, abs=0.01)
 
 
@@ -140,7 +143,7 @@ def test_a_broken_file_of_gpus_is_one_line(tmp_path):
 
 
 def test_the_fragment_shows_every_estimate_and_gpu(published, gpus, estimates):
-    text = paper.cost(published, gpus, estimates)
+    text = paper_page.cost(published, gpus, estimates)
     rows = table_rows(text)
     assert len(rows) == 1 + len(estimates)
     assert {row[1] for row in rows[1:]} == {gpu.name for gpu in gpus.values()}
@@ -153,8 +156,8 @@ def test_the_fragment_shows_every_estimate_and_gpu(published, gpus, estimates):
 
 
 def test_a_model_of_ones_own_is_priced(published, gpus, monkeypatch):
-    spec = models.Spec("bert", "rtd", generator_fraction=0.5)
-    monkeypatch.setitem(models.REGISTRY, "electra-half", spec)
+    spec = registry.Spec("bert", "rtd", generator_fraction=0.5)
+    monkeypatch.setitem(registry.REGISTRY, "electra-half", spec)
     found = costs.table(gpus, published)
     hours = found[~found["measured"]].groupby("model")["hours"].sum()
     assert hours["electra"] < hours["electra-half"] < hours["electra-deberta"]

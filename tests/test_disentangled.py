@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, DebertaConfig, DebertaModel
 
-from helpers import disentangled
+from helpers.model import disentangled
 
 
 def model(seed, heads, span, kinds, **options):

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from helpers import dropout
+from helpers.model import dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -8,7 +8,12 @@ import pandas as pd
 import pytest
 from test_tables import PUBLISHED, make_run
 
-from helpers import evidence, files, glue, metrics, records, report, tables
+from helpers.base import files
+from helpers.data import glue, metrics
+from helpers.pages import tables, write
+from helpers.pages import verify as verifier
+from helpers.score import predictions
+from helpers.train import records
 
 MODELS, TASKS = ["bert", "scratch"], ["cola", "stsb", "mnli"]
 
@@ -36,7 +41,7 @@ def whole(tmp_path_factory):
         files.write_json(path, record)
     for cell in (run / "records").glob("*/*"):
         files.seal(cell, {"spec": ""}, [path.name for path in cell.glob("seed-*")])
-    report.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
+    write.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
     return run
 
 
@@ -46,7 +51,7 @@ def run(whole, tmp_path):
 
 
 def verify(run):
-    return evidence.verify(run, PUBLISHED, MODELS, TASKS)
+    return verifier.verify(run, PUBLISHED, MODELS, TASKS)
 
 
 def test_a_whole_run_holds(run):
@@ -134,15 +139,15 @@ def test_wrong_predictions_are_one_line(run, tmp_path, change, says):
     path = tmp_path / "seed-0.parquet"
     change(pd.read_parquet(source)).to_parquet(path, index=False)
     labels = {"validation": glue.load(run, "cola", "validation")}
-    with pytest.raises(evidence.UserError, match=says):
-        evidence.recompute(path, "cola", labels)
+    with pytest.raises(verify.UserError, match=says):
+        predictions.recompute(path, "cola", labels)
     path.write_bytes(source.read_bytes()[:100])
-    with pytest.raises(evidence.UserError, match="not readable as Parquet"):
-        evidence.recompute(path, "cola", labels)
+    with pytest.raises(verify.UserError, match="not readable as Parquet"):
+        predictions.recompute(path, "cola", labels)
 
 
 def test_stacks_are_in_the_order_of_seeds_and_examples(run):
-    found, truth = evidence.stacked(run, tables.load_records(run / "records"), ["cola"])
+    found, truth = predictions.stacked(run, tables.load_records(run / "records"), ["cola"])
     assert set(found) == set(MODELS)
     assert found["bert"]["cola"].shape == (2, 20)
     record = records.read(run / "records" / "bert" / "cola" / "seed-1.json")

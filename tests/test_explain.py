@@ -14,19 +14,12 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from test_tables import PUBLISHED, TASKS, make_run, table_rows
 from transformers import BertConfig, BertModel, DebertaModel
 
-from helpers import (
-    audit,
-    config,
-    costs,
-    disentangled,
-    explain,
-    explain_page,
-    glue,
-    models,
-    paper,
-    plots,
-    tables,
-)
+from helpers.base import config
+from helpers.base.errors import UserError
+from helpers.data import glue
+from helpers.model import disentangled, registry
+from helpers.pages import explain, explain_page, plots, tables
+from helpers.score import audit, costs, paper
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -97,8 +90,8 @@ def test_the_index_matrix_is_the_clipped_distance(length, span):
 
 def small_deberta():
     torch.manual_seed(0)
-    size = models.Size(1, 32, 4, 64, 32, 32, initial=0.3)
-    shape = models.build_config(models.get("deberta"), size, 50, 12, dropout=0.0)
+    size = registry.Size(1, 32, 4, 64, 32, 32, initial=0.3)
+    shape = registry.build_config(registry.get("deberta"), size, 50, 12, dropout=0.0)
     return disentangled.speed_up(DebertaModel(shape)).eval()
 
 
@@ -135,7 +128,7 @@ def test_bert_base_has_the_size_of_transformers_own():
     shape = explain.shapes(0.05, 125).loc["base"]
     with torch.device("meta"):
         stock = BertModel(BertConfig(), add_pooling_layer=False)
-    assert shape["parameters"] == models.count(stock)
+    assert shape["parameters"] == registry.count(stock)
     assert shape["embeddings"] == stock.get_input_embeddings().weight.numel()
 
 
@@ -213,7 +206,7 @@ def test_glue_counts_two_metrics_where_table_1_counts_one():
 
 
 def test_the_error_of_an_accuracy_is_that_of_a_binomial(published):
-    row = explain.dev_errors(published).loc["rte"]
+    row = audit.dev_errors(published).loc["rte"]
     right = published["table1"]["models"]["electra-deberta"]["scores"]["rte"]["value"] / 100
     assert row["dev"] == pytest.approx(100 * stats.binom(277, right).std() / 277)
     assert row["step"] == pytest.approx(100 / 277)
@@ -221,21 +214,21 @@ def test_the_error_of_an_accuracy_is_that_of_a_binomial(published):
 
 def test_flips_of_single_seeds_have_a_closed_form(published):
     spread = audit.average_deviation(published)
-    found = explain.flips(published)[explain.ONE_SEED]
+    found = audit.flips(published)[audit.ONE_SEED]
     wanted = stats.norm.cdf(-found.index.to_numpy() / (math.sqrt(2) * spread))
     assert np.abs(found - wanted).max() < 0.02
 
 
 def test_flips_under_other_protocols(published):
-    found = explain.flips(published)
-    assert (found[explain.MEDIAN].iloc[1:] <= found[explain.ONE_SEED].iloc[1:]).all()
+    found = audit.flips(published)
+    assert (found[audit.MEDIAN].iloc[1:] <= found[audit.ONE_SEED].iloc[1:]).all()
     gain = audit.best_of(audit.deviations(published), 20000, 1).loc[10, audit.EACH]
-    best = found[explain.BEST]
+    best = found[audit.BEST]
     assert best.index[best >= 0.5].max() == pytest.approx(gain, abs=0.06)
 
 
 def test_equal_models_are_as_far_apart_as_normal_ones(published):
-    drawn = explain.equal_models(published)
+    drawn = audit.equal_models(published)
     spread = audit.average_deviation(published)
     assert drawn.shape[1] == 5
     assert drawn.std() == pytest.approx(spread, rel=0.02)
@@ -244,7 +237,7 @@ def test_equal_models_are_as_far_apart_as_normal_ones(published):
 
 
 def test_ranks_are_shared_out_whole(published):
-    found = explain.rank_shares(published)
+    found = audit.rank_shares(published)
     assert found.sum(axis=0).tolist() == pytest.approx([1] * 5)
     assert found.sum(axis=1).tolist() == pytest.approx([1] * 5)
     average = audit.averages(published)["printed"]
@@ -266,7 +259,7 @@ def test_what_was_stated_names_pages_that_are_there(published):
 def test_an_unknown_parameter_among_what_was_stated_is_one_line():
     data = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     data["stated"][0]["here"] = "{learning_rte}"
-    with pytest.raises(config.UserError, match="learning_rte is no parameter of a profile"):
+    with pytest.raises(UserError, match="learning_rte is no parameter of a profile"):
         explain_page.stated(data)
 
 
@@ -305,7 +298,7 @@ def test_terms_that_pages_link_are_in_the_glossary():
 
 
 def test_the_figure_of_noise_has_units(published):
-    figure = plots.noise(explain.equal_models(published), explain.flips(published))
+    figure = plots.noise(audit.equal_models(published), audit.flips(published))
     assert [axis.get_ylabel() for axis in figure.axes] == [
         "average from the true one, points",
         "of leaderboards, %",

@@ -6,7 +6,10 @@ import pytest
 from conftest import ROOT, small_profile
 from test_tables import PUBLISHED, table_rows
 
-from helpers import config, finetune, models, pretrain, report
+from helpers.base import config
+from helpers.model import registry
+from helpers.pages import write
+from helpers.train import finetune, objectives, pretrain
 
 
 def entries():
@@ -15,19 +18,19 @@ def entries():
 
 
 def test_the_entries_of_the_page_are_models(monkeypatch):
-    monkeypatch.setattr(models, "REGISTRY", dict(models.REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     assert len(entries()) == 2
     for line in entries():
-        exec(line, {"REGISTRY": models.REGISTRY, "Spec": models.Spec})
+        exec(line, {"REGISTRY": registry.REGISTRY, "Spec": registry.Spec})
     for name in ("electra-half", "roformer"):
-        task = pretrain.build(models.get(name), models.get_size("tiny"), 100, 32)
-        assert models.count(models.encoder(task.model)) > 10_000
+        task = objectives.build(registry.get(name), registry.get_size("tiny"), 100, 32)
+        assert registry.count(registry.encoder(task.model)) > 10_000
 
 
 @pytest.mark.slow
 def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "REGISTRY", dict(models.REGISTRY))
-    exec(entries()[1], {"REGISTRY": models.REGISTRY, "Spec": models.Spec})
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    exec(entries()[1], {"REGISTRY": registry.REGISTRY, "Spec": registry.Spec})
     profile = small_profile(tmp_path)
     profile.folder.mkdir()
     for name in ("data", "tokenizer"):
@@ -36,7 +39,7 @@ def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch
     for name in wanted:
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=name)))
         finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name, tasks=["cola"])))
-    report.write(profile.folder / "records", PUBLISHED, tmp_path / "out", wanted, ["cola"])
+    write.write(profile.folder / "records", PUBLISHED, tmp_path / "out", wanted, ["cola"])
     rows = table_rows((tmp_path / "out" / "table1_measured.md").read_text(encoding="utf-8"))
     assert [row[0] for row in rows[1:]] == wanted
     for name in ("spread.md", "best_of.md", "records.md", "run.md", "scratch.md"):

@@ -9,17 +9,20 @@ import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from helpers import config, files, finetune, glue, metrics, models, records, tokenizer
-from helpers.config import UserError
+from helpers.base import config, files
+from helpers.base.errors import UserError
+from helpers.data import glue, metrics, tokenizer
+from helpers.model import registry
+from helpers.train import batches, finetune, records
 
 
 def test_batches_hold_every_example_once_and_are_made_by_length():
     lengths = np.random.default_rng(0).integers(5, 60, 1000)
-    cut = list(finetune.batches(lengths, 16, np.random.default_rng(1)))
+    cut = list(batches.batches(lengths, 16, np.random.default_rng(1)))
     assert sorted(np.concatenate(cut)) == list(range(1000))
     padded = sum(len(batch) * lengths[batch].max() for batch in cut)
     assert padded < 1.1 * lengths.sum()
-    other = list(finetune.batches(lengths, 16, np.random.default_rng(2)))
+    other = list(batches.batches(lengths, 16, np.random.default_rng(2)))
     assert not all(np.array_equal(a, b) for a, b in zip(cut, other, strict=True))
 
 
@@ -30,7 +33,7 @@ def test_truncation_never_drops_the_second_sentence(small_run, kind, first):
     table = pd.DataFrame(
         {"sentence1": ["the " * first], "sentence2": ["was " * 200], "label": [0], "idx": [7]}
     )
-    found = finetune.encode(table, glue.get("rte"), tok, 32)
+    found = batches.encode(table, glue.get("rte"), tok, 32)
     ids = found.ids
     assert len(ids) == found.lengths[0] == 32
     ends = np.flatnonzero(ids == tok.sep_token_id)
@@ -45,8 +48,8 @@ def test_truncation_never_drops_the_second_sentence(small_run, kind, first):
 def test_swapping_doubles_the_pairs(small_run):
     tok = tokenizer.load(small_run.folder / "tokenizer" / "wordpiece")
     table = glue.load(small_run.folder, "mrpc", "train").head(3)
-    once = finetune.encode(table, glue.get("mrpc"), tok, 64)
-    twice = finetune.encode(table, glue.get("mrpc"), tok, 64, swap=True)
+    once = batches.encode(table, glue.get("mrpc"), tok, 64)
+    twice = batches.encode(table, glue.get("mrpc"), tok, 64, swap=True)
     assert len(twice.lengths) == 6
     assert np.array_equal(twice.ids[: len(once.ids)], once.ids)
     assert twice.labels.tolist() == once.labels.tolist() * 2
@@ -58,9 +61,9 @@ def test_swapping_doubles_the_pairs(small_run):
 def test_a_batch_is_what_the_tokenizer_pads(small_run, kind):
     tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
     table = glue.load(small_run.folder, "rte", "train").head(7)
-    found = finetune.encode(table, glue.get("rte"), tok, 24)
+    found = batches.encode(table, glue.get("rte"), tok, 24)
     index = np.array([4, 0, 6, 2])
-    batch = finetune.collate(found, index, tok, torch.device("cpu"))
+    batch = batches.collate(found, index, tok, torch.device("cpu"))
     texts = (table[name].iloc[index].tolist() for name in ("sentence1", "sentence2"))
     wanted = tok(
         *texts, padding=True, truncation="longest_first", max_length=24, return_tensors="pt"
@@ -74,7 +77,7 @@ def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(
     small_run, tmp_path, monkeypatch
 ):
     """The two models of the small run have each their own; bert shares scratch's."""
-    calls, real = [], finetune.encode
+    calls, real = [], batches.encode
     monkeypatch.setattr(finetune, "encode", lambda *a: calls.append(1) or real(*a))
     found = {}
     for model in ("scratch", "bert"):
@@ -98,9 +101,9 @@ def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(
     # A damaged file is made again.
     path = tmp_path / "split.safetensors"
     path.write_bytes(next((small_run.folder / "encoded").iterdir()).read_bytes()[:20])
-    data = finetune.encode_once(path, lambda: found["bert"]["train"])
+    data = batches.encode_once(path, lambda: found["bert"]["train"])
     assert data is found["bert"]["train"]
-    assert len(finetune.encode_once(path, lambda: None).ids) == len(data.ids)
+    assert len(batches.encode_once(path, lambda: None).ids) == len(data.ids)
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "electra-deberta"])
@@ -112,7 +115,7 @@ def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
     assert [group["base"] for group in groups] == [0.5**4, 0.5**3, 0.5**2, 1.0]
     everything = {id(p) for p in network.parameters()}
     assert {id(p) for group in groups for p in group["params"]} == everything
-    embedding = models.encoder(network).embeddings.word_embeddings.weight
+    embedding = registry.encoder(network).embeddings.word_embeddings.weight
     assert any(p is embedding for p in groups[0]["params"])
 
 

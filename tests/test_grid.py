@@ -12,10 +12,14 @@ import yaml
 from bs4 import BeautifulSoup
 from conftest import ROOT, command, run_grid, small_profile
 
-from helpers import config, costs, models
+from helpers.base import config
+from helpers.base.errors import UserError
+from helpers.model import registry
+from helpers.model.flops import token_flops
+from helpers.score import costs
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import run_notebook
+from helpers.study import notebook
 
 
 @pytest.mark.parametrize("stage", config.NOTEBOOKS)
@@ -70,8 +74,8 @@ def test_a_misspelt_parameter_stops_plain_papermill_in_one_line(tmp_path):
 )
 def test_the_runner_checks_before_it_starts_a_kernel(tmp_path, name, parameters, says):
     values = small_profile(tmp_path).stage(config.Tokenizer) | parameters
-    with pytest.raises(config.UserError, match=says):
-        run_notebook.execute(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", values)
+    with pytest.raises(UserError, match=says):
+        notebook.execute(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", values)
     assert not (tmp_path / "out.ipynb").exists()
 
 
@@ -80,7 +84,7 @@ def test_a_failing_notebook_is_named_with_its_cell_and_kept(tmp_path):
     values = small_profile(tmp_path).stage(config.Pretrain, model="bert")
     out = tmp_path / "notebooks" / "03_pretrain-bert.ipynb"
     done = command(
-        *("scripts/run_notebook.py", "notebooks/03_pretrain.ipynb", str(out)),
+        *("-m", "helpers.study.notebook", "notebooks/03_pretrain.ipynb", str(out)),
         *("--parameters", json.dumps(values)),
     )
     assert done.returncode == 1
@@ -92,7 +96,7 @@ def test_a_failing_notebook_is_named_with_its_cell_and_kept(tmp_path):
 
 
 def test_plan_prints_the_paper_without_running_it():
-    done = command("scripts/study.py", "plan", "--profile", "paper")
+    done = command("-m", "helpers.study.cli", "plan", "--profile", "paper")
     assert done.returncode == 0, done.stderr
     assert "03_pretrain electra-deberta" in done.stdout
     assert "13,483,008" in done.stdout
@@ -111,7 +115,7 @@ def test_plan_prints_the_paper_without_running_it():
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, says):
-    done = command("scripts/study.py", "plan", *arguments)
+    done = command("-m", "helpers.study.cli", "plan", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -193,5 +197,5 @@ def test_plan_counts_fine_tuning_steps():
     # 3,668 rows, doubled by swapping, in batches of 32; 3 epochs, ten seeds.
     assert steps == 3 * 230 * 10
     assert tokens == 3 * 7336 * 128 * 10
-    per_token = models.token_flops(models.encoder(costs.outline("bert", profile).model).config, 128)
+    per_token = token_flops(registry.encoder(costs.outline("bert", profile).model).config, 128)
     assert flops == tokens * per_token

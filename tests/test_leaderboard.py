@@ -20,18 +20,13 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 from test_tables import PUBLISHED, make_record, parse, table_rows
 
-from helpers import (
-    files,
-    glue,
-    leaderboard,
-    leaderboard_page,
-    leaderboard_submit,
-    paper,
-    predictions,
-    statistics,
-)
-from helpers.config import UserError
-from helpers.predictions import Labels
+from helpers.base import files
+from helpers.base.errors import UserError
+from helpers.data import glue
+from helpers.leaderboard import check, submit
+from helpers.leaderboard import page as leaderboard_page
+from helpers.score import paper, predictions, statistics
+from helpers.score.predictions import Labels
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = list(glue.TASKS)
@@ -154,7 +149,7 @@ def stated(folder):
 
 
 def one_error(folder, labels=None):
-    found = leaderboard.check_entry(folder, FIGURES, labels or Labels())
+    found = check.check_entry(folder, FIGURES, labels or Labels())
     assert "\n" not in found.error
     return found.error
 
@@ -183,7 +178,7 @@ def test_the_published_rows_are_entries_with_every_figure_as_published():
 
 
 def checked_repository():
-    return leaderboard.check(ROOT / "leaderboard", FIGURES, Labels())
+    return check.check(ROOT / "leaderboard", FIGURES, Labels())
 
 
 def test_impossible_published_accuracies_are_remarks():
@@ -352,7 +347,7 @@ def test_a_name_or_title_belongs_to_one_entry(entry):
     write_statement(other, stated(entry) | {"name": "other"})
     big = shutil.copytree(entry, entry.with_name("MINE"))
     write_statement(big, stated(entry) | {"name": "MINE", "title": "Third"})
-    found = {e.name: e.error for e in leaderboard.check(entry.parent, FIGURES, Labels())}
+    found = {e.name: e.error for e in check.check(entry.parent, FIGURES, Labels())}
     assert found["MINE"] == ""
     assert found["mine"].endswith("name = 'mine': is MINE's; each entry has its own")
     assert "title = 'Model mine': is mine's" in found["other"]
@@ -491,7 +486,7 @@ def test_a_file_that_unpacks_to_much_is_not_read(entry):
     table["split"] = [f"{i:09d}" * 20_000 for i in range(len(table))]
     table.to_parquet(path, index=False, compression="zstd")
     path.with_suffix(".json").unlink()
-    assert path.stat().st_size < leaderboard.FILE_LIMIT
+    assert path.stat().st_size < check.FILE_LIMIT
     assert "unpacked size = " in one_error(entry)
 
 
@@ -501,7 +496,7 @@ def test_a_long_text_repeated_in_every_row_takes_its_memory_once(entry):
     long = pa.DictionaryArray.from_arrays(np.zeros(len(table), "int32"), ["x" * 1_000_000])
     pq.write_table(table.set_column(0, "split", long), path, compression="zstd")
     path.with_suffix(".json").unlink()
-    assert path.stat().st_size < leaderboard.FILE_LIMIT
+    assert path.stat().st_size < check.FILE_LIMIT
     usual = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(usual)
     pa.set_memory_pool(pool)
@@ -534,7 +529,7 @@ def test_size_and_tokens_are_those_of_the_records(entry):
 
 
 def test_levels_are_granted_by_what_was_verified(entry, labels):
-    found = leaderboard.check_entry(entry, FIGURES, labels)
+    found = check.check_entry(entry, FIGURES, labels)
     assert (found.error, found.level, found.undone) == ("", "reproduced", ())
     assert found.average == pytest.approx(stated(entry)["average"], abs=0.01)
     for task in TASKS:
@@ -544,17 +539,17 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
         assert found.predictions[task].shape == (len(SEEDS), len(dev.idx))
 
     (entry / "rte" / "seed-2.json").unlink()
-    found = leaderboard.check_entry(entry, FIGURES, labels)
+    found = check.check_entry(entry, FIGURES, labels)
     assert found.level == "recomputed"
     assert found.undone == ("not reproduced: 1 of 24 records missing or without a commit",)
 
-    found = leaderboard.check_entry(entry, FIGURES, Labels())
+    found = check.check_entry(entry, FIGURES, Labels())
     assert (found.error, found.level) == ("", "claimed")
     assert found.undone == ("scores not recomputed: no dev labels at hand (DATA=folder)",)
 
     for path in entry.glob("*/*"):
         path.unlink()
-    found = leaderboard.check_entry(entry, FIGURES, labels)
+    found = check.check_entry(entry, FIGURES, labels)
     assert (found.error, found.level) == ("", "claimed")
     assert found.undone == ("scores not recomputed: no predictions",)
 
@@ -568,7 +563,7 @@ def test_records_are_of_one_pretraining_at_a_commit(entry, labels):
     path = entry / "rte" / "seed-2.json"
     before = path.read_text(encoding="utf-8")
     rewrite(path, code={"commit": None, "clean": None})
-    assert leaderboard.check_entry(entry, FIGURES, labels).level == "recomputed"
+    assert check.check_entry(entry, FIGURES, labels).level == "recomputed"
     path.write_text(before, encoding="utf-8")
     hashes = json.loads(before)["hashes"] | {"encoder": {"encoder/model.safetensors": "1" * 64}}
     rewrite(path, hashes=hashes)
@@ -578,7 +573,7 @@ def test_records_are_of_one_pretraining_at_a_commit(entry, labels):
 def test_a_level_needs_the_labels_of_all_eight(entry, labels):
     some = {task: dev for task, dev in labels.dev.items() if task != "qqp"}
     short = Labels(some, {"qqp": "5,000 rows, GLUE's dev set has 40,430"})
-    found = leaderboard.check_entry(entry, FIGURES, short)
+    found = check.check_entry(entry, FIGURES, short)
     assert (found.error, found.level) == ("", "claimed")
     assert found.undone == ("scores not recomputed on qqp: 5,000 rows, GLUE's dev set has 40,430",)
     assert found.average == stated(entry)["average"]
@@ -612,10 +607,10 @@ def test_rows_of_another_dev_set_are_refused(entry, labels):
 def test_the_best_of_several_is_ranked_by_its_median(tmp_path, labels, made):
     folder = tmp_path / "best"
     make_entry(folder, labels, with_records=False, selection="best")
-    found = leaderboard.check_entry(folder, FIGURES, labels)
+    found = check.check_entry(folder, FIGURES, labels)
     assert (found.error, found.level) == ("", "recomputed")
     assert found.stated.average > found.average
-    assert found.average == leaderboard.check_entry(made, FIGURES, labels).average
+    assert found.average == check.check_entry(made, FIGURES, labels).average
     assert "median of 3 (best claimed)" in leaderboard_page.page([found], FIGURES, labels)
 
 
@@ -643,7 +638,7 @@ def test_mnli_may_hold_its_mismatched_rows(entry, labels):
         return pd.concat([table, pd.DataFrame(more)])
 
     edit(longer, "mnli")(entry)
-    found = leaderboard.check_entry(entry, FIGURES, labels)
+    found = check.check_entry(entry, FIGURES, labels)
     assert (found.error, found.level) == ("", "recomputed")
     path = entry / "mnli" / "seed-0.parquet"
     pd.read_parquet(path)[:-1].to_parquet(path, index=False)
@@ -687,8 +682,8 @@ def finished(tmp_path_factory, labels):
 
 def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
     out = tmp_path / "leaderboard" / "mine"
-    leaderboard_submit.submit(finished, "electra", out, ABOUT, FIGURES)
-    (found,) = leaderboard.check(out.parent, FIGURES, labels)
+    submit.submit(finished, "electra", out, ABOUT, FIGURES)
+    (found,) = check.check(out.parent, FIGURES, labels)
     assert (found.error, found.level) == ("", "reproduced")
     assert found.stated.parameters.embeddings == 808
     assert found.stated.parameters.both == SIZE
@@ -700,7 +695,7 @@ def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
     assert found.stated.protocol.seeds == SEEDS
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
     with pytest.raises(UserError, match="is there already"):
-        leaderboard_submit.submit(finished, "electra", out, ABOUT, FIGURES)
+        submit.submit(finished, "electra", out, ABOUT, FIGURES)
 
 
 @pytest.mark.parametrize(
@@ -720,7 +715,7 @@ def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
 def test_what_is_missing_for_an_entry_is_one_line(tmp_path, finished, model, about, line):
     out = tmp_path / "leaderboard" / "mine"
     with pytest.raises(UserError, match=line) as caught:
-        leaderboard_submit.submit(finished, model, out, about, FIGURES)
+        submit.submit(finished, model, out, about, FIGURES)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.rglob("*")) in ([], [out.parent])
 
@@ -735,7 +730,7 @@ def test_what_is_missing_for_an_entry_is_one_line(tmp_path, finished, model, abo
 def test_other_scores_than_glues_do_not_become_an_entry(tmp_path, labels, changes, line):
     run = make_run(tmp_path / "run", labels, **changes)
     with pytest.raises(UserError, match=line):
-        leaderboard_submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
+        submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
 
 
 def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
@@ -743,7 +738,7 @@ def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
     here = run / "records" / "electra" / "rte"
     files.seal(here, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
     with pytest.raises(UserError, match="seeds of rte: 0, of cola: 0 1 2"):
-        leaderboard_submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
+        submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
 
 
 # --- the page
@@ -751,11 +746,11 @@ def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
 
 def claimed(name, average, selection="median", **changes):
     values = statement(name, dict.fromkeys(TASKS, average), selection, **changes)
-    return leaderboard.Entry(name, stated=leaderboard.Submission(**values))
+    return check.Entry(name, stated=check.Submission(**values))
 
 
 def test_ranks_are_within_a_level_and_ties_are_shown(labels):
-    recomputed = leaderboard.Entry(
+    recomputed = check.Entry(
         "r", "", claimed("r", 60.0).stated, "recomputed", medians=dict.fromkeys(TASKS, 60.0)
     )
     entries = [claimed("a", 80.0), claimed("b", 85.0), claimed("c", 80.0), recomputed]
@@ -797,7 +792,7 @@ def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
     monkeypatch.setattr(statistics, "paired_bootstrap", bootstrap, raising=False)
     for name, quality in (("a", 0.8), ("b", 0.79)):
         make_entry(tmp_path / name, labels, with_records=False, quality=quality)
-    page = leaderboard_page.page(leaderboard.check(tmp_path, FIGURES, labels), FIGURES, labels)
+    page = leaderboard_page.page(check.check(tmp_path, FIGURES, labels), FIGURES, labels)
     ((first, second, truth, resamples, seed),) = calls
     assert (resamples, seed) == (1000, 0)
     for task in TASKS:
@@ -844,7 +839,7 @@ def test_text_of_an_entry_is_inert_and_a_refused_one_is_named():
     nasty = "a](x) `b` *c* | d & &lt;e&gt; ${x}"
     entries = [
         claimed("a", 80.0, title=nasty, corpus=nasty, authors=[nasty]),
-        leaderboard.Entry("<script>alert(1)</script>", "line"),
+        check.Entry("<script>alert(1)</script>", "line"),
     ]
     page = leaderboard_page.page(entries, FIGURES, Labels())
     shown = parse(page)

@@ -15,32 +15,36 @@ from transformers import (
     RoFormerConfig,
 )
 
-from helpers import finetune, models, pretrain
-from helpers.config import UserError
+from helpers.base.errors import UserError
+from helpers.data import tokenizer
+from helpers.model import registry
+from helpers.train import finetune, objectives
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())["table1"]["models"]
 VOCABULARY = {"wordpiece": 30_522, "bpe": 50_265}
 
 
 def at_paper_size(name, **options):
-    spec = models.get(name)
+    spec = registry.get(name)
     with torch.device("meta"):
-        return pretrain.build(
-            spec, models.get_size("paper"), VOCABULARY[spec.tokenizer], 128, **options
+        return objectives.build(
+            spec, registry.get_size("paper"), VOCABULARY[spec.tokenizer], 128, **options
         )
 
 
 @pytest.mark.parametrize("name", ["bert", "electra", "electra-deberta", "roberta"])
 def test_parameter_counts_of_the_paper(name):
-    counted = models.count(models.encoder(at_paper_size(name).model)) / 1e6
+    counted = registry.count(registry.encoder(at_paper_size(name).model)) / 1e6
     assert counted == pytest.approx(PUBLISHED[name]["parameters_millions"]["value"], abs=0.005)
 
 
 def test_the_controls_have_the_encoders_they_control_for():
-    assert models.count(at_paper_size("scratch").model) == models.count(at_paper_size("bert").model)
+    assert registry.count(at_paper_size("scratch").model) == registry.count(
+        at_paper_size("bert").model
+    )
     quarter = at_paper_size("electra-deberta-quarter")
     full = at_paper_size("electra-deberta")
-    assert models.count(quarter.model) == models.count(full.model)
+    assert registry.count(quarter.model) == registry.count(full.model)
     assert quarter.generator.config.hidden_size == 64
     assert full.generator.config.hidden_size == 256
 
@@ -52,24 +56,24 @@ def test_the_controls_have_the_encoders_they_control_for():
 def test_flops_per_token(name, millions):
     # ELECTRA-Small 70 M and BERT-small 65 M are paper.md's; the released ELECTRA-DeBERTa's 166 M
     # has the MLM head at every position, ours at 15 %: 166 - 0.85 x 3 x 7.88.
-    found = pretrain.flops_per_token(at_paper_size(name), 128) / 1e6
+    found = objectives.flops_per_token(at_paper_size(name), 128) / 1e6
     assert found == pytest.approx(millions, abs=1)
 
 
 def test_generator_and_discriminator_share_their_token_embeddings():
     for name in ("electra", "electra-deberta"):
         task = at_paper_size(name)
-        mine = models.encoder(task.model).embeddings.word_embeddings.weight
-        assert models.encoder(task.generator).embeddings.word_embeddings.weight is mine
+        mine = registry.encoder(task.model).embeddings.word_embeddings.weight
+        assert registry.encoder(task.generator).embeddings.word_embeddings.weight is mine
         tied = task.generator.get_output_embeddings().weight is mine
-        assert tied == models.get(name).tie_softmax
+        assert tied == registry.get(name).tie_softmax
 
 
 def test_roberta_has_two_positions_less():
     config = at_paper_size("roberta").model.config
     assert config.max_position_embeddings == 128
-    assert models.usable_length("bpe", 128) == 126
-    model = models.MASKED_LM["roberta"](config)
+    assert tokenizer.usable_length("bpe", 128) == 126
+    model = registry.MASKED_LM["roberta"](config)
     model(torch.full((1, 126), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 127), 5))
@@ -77,29 +81,29 @@ def test_roberta_has_two_positions_less():
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta"])
 def test_sparse_logits_are_the_models_own(name):
-    spec = models.get(name)
+    spec = registry.get(name)
     torch.manual_seed(0)
-    model = pretrain.build(spec, models.get_size("tiny"), 100, 34).model.eval()
+    model = objectives.build(spec, registry.get_size("tiny"), 100, 34).model.eval()
     inputs = torch.randint(5, 100, (3, 32))
     positions = torch.tensor([[1, 7], [0, 31], [5, 6]])
     dense = model(inputs).logits
     wanted = torch.stack([dense[row, positions[row]] for row in range(3)])
-    torch.testing.assert_close(pretrain.masked_logits(model, inputs, positions), wanted)
+    torch.testing.assert_close(objectives.masked_logits(model, inputs, positions), wanted)
 
 
 @pytest.mark.parametrize("model_type", ["roformer", "albert", "mpnet", "bert"])
 def test_any_masked_language_model_of_transformers_is_one_entry(monkeypatch, model_type):
-    entry = models.Spec("transformers", "mlm", model_type=model_type)
-    monkeypatch.setitem(models.REGISTRY, "mine", entry)
+    entry = registry.Spec("transformers", "mlm", model_type=model_type)
+    monkeypatch.setitem(registry.REGISTRY, "mine", entry)
     torch.manual_seed(0)
-    task = pretrain.build(models.get("mine"), models.get_size("tiny"), 100, 32)
+    task = objectives.build(registry.get("mine"), registry.get_size("tiny"), 100, 32)
     model = task.model.eval()
     assert model.config.model_type == model_type
     inputs, positions = torch.randint(5, 100, (3, 32)), torch.tensor([[1, 7], [0, 31], [5, 6]])
     dense = model(inputs).logits
     wanted = torch.stack([dense[row, positions[row]] for row in range(3)])
-    torch.testing.assert_close(pretrain.masked_logits(model, inputs, positions), wanted)
-    assert pretrain.flops_per_token(task, 32) > 0
+    torch.testing.assert_close(objectives.masked_logits(model, inputs, positions), wanted)
+    assert objectives.flops_per_token(task, 32) > 0
 
 
 @pytest.mark.parametrize(
@@ -107,40 +111,40 @@ def test_any_masked_language_model_of_transformers_is_one_entry(monkeypatch, mod
     [("distilbert", "intermediate_size"), ("modernbert", "hidden_dropout")],
 )
 def test_an_architecture_the_study_cannot_set_is_refused(model_type, missing):
-    spec = models.Spec("transformers", "mlm", model_type=model_type)
+    spec = registry.Spec("transformers", "mlm", model_type=model_type)
     with pytest.raises(UserError, match=f"model_type = '{model_type}': its config.* no {missing}"):
-        pretrain.build(spec, models.get_size("tiny"), 100, 32)
+        objectives.build(spec, registry.get_size("tiny"), 100, 32)
 
 
 def test_layers_without_numbers_take_no_layer_decay():
-    entry = models.Spec("transformers", "mlm", model_type="albert")
-    model = pretrain.build(entry, models.get_size("tiny"), 100, 32).model
+    entry = registry.Spec("transformers", "mlm", model_type="albert")
+    model = objectives.build(entry, registry.get_size("tiny"), 100, 32).model
     assert finetune.layer_rates(model, 1e-3, 1.0)
     with pytest.raises(UserError, match=r"finetune_layer_decay = 0\.9: the layers of a albert"):
         finetune.layer_rates(model, 1e-3, 0.9)
 
 
 def test_a_folder_with_a_configuration_is_a_model(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "root", lambda: tmp_path)
+    monkeypatch.setattr(registry, "root", lambda: tmp_path)
     folder = tmp_path / "models" / "mine"
     RoFormerConfig(hidden_size=48, num_attention_heads=3, num_hidden_layers=1).save_pretrained(
         folder
     )
-    built = pretrain.build(models.get("mine"), models.get_size("tiny"), 100, 32).model.config
+    built = objectives.build(registry.get("mine"), registry.get_size("tiny"), 100, 32).model.config
     assert (built.hidden_size, built.num_attention_heads, built.vocab_size) == (48, 3, 100)
     (folder / "config.json").write_text('{"model_type": "roformr"}')
     with pytest.raises(UserError, match=r"config\.json: model_type = 'roformr': .*roformer"):
-        models.get("mine")
+        registry.get("mine")
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: damaged"):
-        models.get("mine")
+        registry.get("mine")
 
 
 def test_unknown_names_are_errors_with_a_suggestion():
     with pytest.raises(UserError, match="did you mean deberta"):
-        models.get("debreta")
+        registry.get("debreta")
     with pytest.raises(UserError, match="size = 'huge'"):
-        models.get_size("huge")
+        registry.get_size("huge")
     with pytest.raises(UserError, match=r"generator_fraction = 0\.01"):
         at_paper_size("electra", fraction=0.01)
 

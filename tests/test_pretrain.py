@@ -10,8 +10,11 @@ import torch
 from conftest import small_profile
 from scipy import stats
 
-from helpers import config, files, models, pretrain, progress, tokenizer, training
-from helpers.config import UserError
+from helpers.base import config, files, progress
+from helpers.base.errors import UserError
+from helpers.data import tokenizer
+from helpers.model import registry
+from helpers.train import loop, objectives, pretrain
 
 SIZE, SPECIALS = 50, [0, 1, 2, 3, 4]
 
@@ -20,7 +23,7 @@ SIZE, SPECIALS = 50, [0, 1, 2, 3, 4]
 def vocabulary():
     special = torch.zeros(SIZE, dtype=torch.bool)
     special[SPECIALS] = True
-    return pretrain.Vocabulary(4, special, torch.arange(5, SIZE))
+    return objectives.Vocabulary(4, special, torch.arange(5, SIZE))
 
 
 def batch(rows=400, length=64):
@@ -36,7 +39,7 @@ def seeded(seed=0):
 @pytest.mark.parametrize("masking", [(0.85, 0.0), (0.8, 0.1)])
 def test_masking_rates(vocabulary, masking):
     tokens = batch()
-    masked = pretrain.mask_tokens(tokens, vocabulary, masking, seeded())
+    masked = objectives.mask_tokens(tokens, vocabulary, masking, seeded())
     chosen = masked.weights > 0
     ordinary = int((~vocabulary.special[tokens]).sum())
     # The number per row is fixed, so the rate is exact but for rounding.
@@ -56,7 +59,7 @@ def test_masking_rates(vocabulary, masking):
 
 def test_specials_are_untouched_and_the_rest_unchanged(vocabulary):
     tokens = batch()
-    masked = pretrain.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded())
+    masked = objectives.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded())
     special = vocabulary.special[tokens]
     assert torch.equal(masked.inputs[special], tokens[special])
     changed = masked.inputs != tokens
@@ -70,7 +73,7 @@ def test_specials_are_untouched_and_the_rest_unchanged(vocabulary):
 def test_a_row_of_specials_loses_nothing(vocabulary):
     tokens = torch.full((2, 16), 3)
     tokens[1, 5] = 9
-    masked = pretrain.mask_tokens(tokens, vocabulary, (1.0, 0.0), seeded())
+    masked = objectives.mask_tokens(tokens, vocabulary, (1.0, 0.0), seeded())
     assert torch.equal(masked.inputs[0], tokens[0])
     assert masked.weights[0].sum() == 0
     assert masked.weights[1].sum() == 1
@@ -79,17 +82,17 @@ def test_a_row_of_specials_loses_nothing(vocabulary):
 
 def test_masks_are_dynamic_and_seeded(vocabulary):
     tokens = batch()
-    draw = [pretrain.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded(s)) for s in (0, 0, 1)]
+    draw = [objectives.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded(s)) for s in (0, 0, 1)]
     assert torch.equal(draw[0].inputs, draw[1].inputs)
     assert not torch.equal(draw[0].inputs, draw[2].inputs)
 
 
 def test_generator_samples_follow_its_softmax():
     tokens = torch.full((20_000, 1), 6)
-    masked = pretrain.Masked(tokens, torch.zeros_like(tokens), tokens, torch.ones(len(tokens), 1))
+    masked = objectives.Masked(tokens, torch.zeros_like(tokens), tokens, torch.ones(len(tokens), 1))
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5])
     torch.manual_seed(0)
-    corrupted, _ = pretrain.corrupt(tokens, masked, logits.expand(len(tokens), 1, 5))
+    corrupted, _ = objectives.corrupt(tokens, masked, logits.expand(len(tokens), 1, 5))
     counts = np.bincount(corrupted[:, 0].numpy(), minlength=5)
     expected = logits.softmax(-1).double().numpy()
     assert stats.chisquare(counts, expected / expected.sum() * len(tokens)).pvalue > 1e-3
@@ -97,15 +100,15 @@ def test_generator_samples_follow_its_softmax():
 
 def test_discriminator_labels(vocabulary):
     tokens = batch()
-    masked = pretrain.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
+    masked = objectives.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
     logits = torch.zeros(*masked.positions.shape, SIZE)
-    corrupted, labels = pretrain.corrupt(tokens, masked, logits)
+    corrupted, labels = objectives.corrupt(tokens, masked, logits)
     assert torch.equal(labels.bool(), corrupted != tokens)
     where = torch.zeros_like(labels).scatter(1, masked.positions, masked.weights)
     assert not (labels.bool() & (where == 0)).any()
     # A generator that is always right leaves nothing to find: such tokens count as original.
     right = torch.nn.functional.one_hot(masked.targets, SIZE) * 100.0
-    corrupted, labels = pretrain.corrupt(tokens, masked, right)
+    corrupted, labels = objectives.corrupt(tokens, masked, right)
     assert torch.equal(corrupted, tokens)
     assert labels.sum() == 0
 
@@ -114,12 +117,12 @@ def test_the_mlm_loss_is_the_mean_over_chosen_tokens():
     logits = torch.randn(2, 3, 7, generator=seeded())
     targets = torch.tensor([[1, 2, 3], [4, 5, 6]])
     weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    masked = pretrain.Masked(targets, targets, targets, weights)
+    masked = objectives.Masked(targets, targets, targets, weights)
     by_hand = [
         -math.log(math.exp(logits[i, j, t]) / sum(math.exp(x) for x in logits[i, j]))
         for i, j, t in [(0, 0, 1), (0, 1, 2), (1, 0, 4)]
     ]
-    found = pretrain.masked_loss(logits, masked, weights.sum()).item()
+    found = objectives.masked_loss(logits, masked, weights.sum()).item()
     assert found == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
@@ -130,9 +133,9 @@ def test_the_mlm_loss_and_its_gradient_are_torchs_own(dtype, near):
     logits = 3 * torch.randn(4, 5, 300, generator=seeded())
     targets = torch.randint(0, 300, (4, 5), generator=seeded())
     weights = (torch.rand(4, 5, generator=seeded()) > 0.3).float()
-    masked = pretrain.Masked(targets, targets, targets, weights)
+    masked = objectives.Masked(targets, targets, targets, weights)
     ours, theirs = (logits.to(dtype).requires_grad_() for _ in range(2))
-    found = pretrain.masked_loss(ours, masked, weights.sum())
+    found = objectives.masked_loss(ours, masked, weights.sum())
     (1e4 * found).backward()  # as a loss is scaled for float16
     wanted = torch.nn.functional.cross_entropy(
         theirs.float().flatten(0, 1), targets.flatten(), reduction="none"
@@ -143,14 +146,14 @@ def test_the_mlm_loss_and_its_gradient_are_torchs_own(dtype, near):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=near, atol=near)
     broken = logits.clone()
     broken[0, 0, 0] = math.nan
-    assert not math.isfinite(pretrain.masked_loss(broken, masked, weights.sum()).item())
+    assert not math.isfinite(objectives.masked_loss(broken, masked, weights.sum()).item())
 
 
 def test_the_rtd_loss_adds_fifty_discriminators(vocabulary):
     torch.manual_seed(0)
-    task = pretrain.build(models.get("electra"), models.get_size("tiny"), SIZE, 64)
+    task = objectives.build(registry.get("electra"), registry.get_size("tiny"), SIZE, 64)
     tokens = batch(8)
-    masked = pretrain.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
+    masked = objectives.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
     found = task(tokens, masked, masked.weights.sum(), tokens.numel())
     assert found["loss"].item() == pytest.approx(
         found["generator_loss"].item() + 50 * found["discriminator_loss"].item(), rel=1e-6
@@ -176,7 +179,7 @@ def test_batches_are_epochs_end_to_end(dtype):
 def test_a_corpus_on_the_device_gives_the_same_batches(monkeypatch):
     packed = np.random.default_rng(0).integers(0, 2**16, (30, 8)).astype("uint16")
     mapped = pretrain.Segments(packed, 7, 3, torch.device("cpu"))
-    monkeypatch.setattr(training, "choose_place", lambda size, device: (True, "as asked"))
+    monkeypatch.setattr(loop, "choose_place", lambda size, device: (True, "as asked"))
     resident = pretrain.Segments(packed, 7, 3, torch.device("cpu"))
     assert resident.resident is not None
     for step in (0, 4, 9):
@@ -186,10 +189,10 @@ def test_a_corpus_on_the_device_gives_the_same_batches(monkeypatch):
 
 def take_step(model, mode="none", rows=0, dtype=torch.float32, steps=1):
     torch.manual_seed(0)
-    task = pretrain.build(models.get(model), models.get_size("tiny"), SIZE, 64, dropout=0.0)
+    task = objectives.build(registry.get(model), registry.get_size("tiny"), SIZE, 64, dropout=0.0)
     special = torch.zeros(SIZE, dtype=torch.bool)
     special[SPECIALS] = True
-    vocabulary = pretrain.Vocabulary(4, special, torch.arange(5, SIZE))
+    vocabulary = objectives.Vocabulary(4, special, torch.arange(5, SIZE))
     step = pretrain.Step(task, vocabulary, dtype, 1.0, rows, mode)
     task.train()
     losses = []
@@ -216,10 +219,10 @@ def test_accumulated_passes_weigh_tokens_alike():
     tokens[:4] = 3
     tokens[:4, 5] = 9
     torch.manual_seed(0)
-    task = pretrain.build(models.get("bert"), models.get_size("tiny"), SIZE, 64, dropout=0.0)
+    task = objectives.build(registry.get("bert"), registry.get_size("tiny"), SIZE, 64, dropout=0.0)
     special = torch.zeros(SIZE, dtype=torch.bool)
     special[SPECIALS] = True
-    vocabulary = pretrain.Vocabulary(4, special, torch.arange(5, SIZE))
+    vocabulary = objectives.Vocabulary(4, special, torch.arange(5, SIZE))
     found = []
     for rows in (0, 4):
         step = pretrain.Step(task, vocabulary, rows=rows)
@@ -248,7 +251,7 @@ def test_a_compiled_step_is_the_same_step(model):
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (3, 1.0), (4, 1.0), (8, 0.5), (11, 0.125)])
 def test_the_schedule(step, factor):
-    assert training.schedule(step, 4, 12) == pytest.approx(factor)
+    assert loop.schedule(step, 4, 12) == pytest.approx(factor)
 
 
 def stage(profile, model, **changes):
@@ -332,14 +335,14 @@ def test_fill_masks_shows_the_masked_tokens(small_run):
 
 
 def test_precision_on_a_cpu():
-    assert training.choose_precision("auto", torch.device("cpu"))[0] == torch.float32
-    assert training.choose_precision("bfloat16", torch.device("cpu"))[0] == torch.bfloat16
+    assert loop.choose_precision("auto", torch.device("cpu"))[0] == torch.float32
+    assert loop.choose_precision("bfloat16", torch.device("cpu"))[0] == torch.bfloat16
     with pytest.raises(UserError, match="precision = 'float16'"):
-        training.choose_precision("float16", torch.device("cpu"))
+        loop.choose_precision("float16", torch.device("cpu"))
 
 
 def test_packed_rows_are_the_corpus(small_run):
-    from helpers import corpus
+    from helpers.data import corpus
 
     folder = small_run.folder / "tokenizer" / "wordpiece"
     tok, rows = tokenizer.load(folder), tokenizer.rows(folder)

@@ -24,21 +24,13 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from test_safety import render
 from test_tables import make_record
 
-from helpers import (
-    checkpoint,
-    config,
-    finetune,
-    glue,
-    markup,
-    metrics,
-    predictions,
-    pretrain,
-    records,
-    statistics,
-    submission,
-    tokenizer,
-)
-from helpers.config import UserError
+from helpers.base import config
+from helpers.base.errors import LINE_LIMIT, UserError
+from helpers.base.text import escape, markdown
+from helpers.data import glue, metrics, tokenizer
+from helpers.leaderboard import submission
+from helpers.score import predictions, statistics
+from helpers.train import batches, checkpoint, objectives, records
 
 COMMON = {
     "deadline": None,
@@ -61,7 +53,7 @@ SCORES = st.lists(st.floats(-100, 100), min_size=1, max_size=7)
 def one_line(error):
     line = str(error.value)
     assert line.isprintable()
-    assert 0 < len(line) <= config.LINE_LIMIT + 3
+    assert 0 < len(line) <= LINE_LIMIT + 3
     return line
 
 
@@ -118,7 +110,7 @@ def test_any_file_is_a_profile_or_one_line(tmp_path, content):
 def test_an_error_is_one_printable_line_that_keeps_printable_text(text):
     line = str(UserError(text))
     assert line.isprintable()
-    if text.isprintable() and len(text) <= config.LINE_LIMIT:
+    if text.isprintable() and len(text) <= LINE_LIMIT:
         assert line == text
 
 
@@ -183,7 +175,7 @@ def test_too_long_pairs_lose_tokens_from_the_longer_first(tok, pairs, length, sw
     first, second = zip(*pairs, strict=True)
     table = pd.DataFrame({"sentence1": first, "sentence2": second})
     table["label"], table["idx"] = 0, range(len(table))
-    found = finetune.encode(table, glue.get("mrpc"), tok, length, swap)
+    found = batches.encode(table, glue.get("mrpc"), tok, length, swap)
     both = [*pairs, *((b, a) for a, b in pairs)] if swap else pairs
     assert len(found.lengths) == len(found.labels) == len(both)
     special = tok.num_special_tokens_to_add(pair=True)
@@ -212,25 +204,25 @@ def test_too_long_pairs_lose_tokens_from_the_longer_first(tok, pairs, length, sw
 )
 def test_batches_hold_every_row_once_with_little_padding(lengths, size, seed):
     lengths = np.array(lengths)
-    found = list(finetune.batches(lengths, size, np.random.default_rng(seed)))
+    found = list(batches.batches(lengths, size, np.random.default_rng(seed)))
     assert sorted(np.concatenate(found)) == list(range(len(lengths)))
     assert all(len(batch) <= size for batch in found)
     # Inside a sorted pool a batch's padding is at most size x (its longest - its shortest), and
     # these differences together are at most the pool's range.
     padding = sum(int((lengths[b].max() - lengths[b]).sum()) for b in found)
-    pools = -(-len(lengths) // (finetune.POOL * size))
+    pools = -(-len(lengths) // (batches.POOL * size))
     assert padding <= pools * size * int(np.ptp(lengths))
 
 
 # --- masks ---------------------------------------------------------------------------------------
 
 SPECIAL = torch.tensor([True] * 5 + [False] * 45)
-VOCABULARY = pretrain.Vocabulary(4, SPECIAL, torch.arange(5, 50))
+VOCABULARY = objectives.Vocabulary(4, SPECIAL, torch.arange(5, 50))
 
 
 def mask(tokens, masking, seed):
     generator = torch.Generator().manual_seed(seed)
-    return pretrain.mask_tokens(tokens, VOCABULARY, masking, generator)
+    return objectives.mask_tokens(tokens, VOCABULARY, masking, generator)
 
 
 @given(
@@ -274,7 +266,7 @@ def test_labels_of_replaced_tokens_say_where_tokens_differ(seed, sharpness):
     tokens = torch.randint(0, 50, (3, 24))
     masked = mask(tokens, (0.85, 0.0), seed)
     logits = sharpness * torch.randn(*masked.positions.shape, 50)
-    corrupted, labels = pretrain.corrupt(tokens, masked, logits)
+    corrupted, labels = objectives.corrupt(tokens, masked, logits)
     assert (labels.bool() == (corrupted != tokens)).all()
     chosen = torch.zeros_like(tokens).scatter(1, masked.positions, masked.weights.long()).bool()
     assert not labels[~chosen].any()
@@ -501,11 +493,11 @@ MARKS = st.text(st.sampled_from("<>[](){}`*_#$|\\!&;:%=+-~^'\"@/ ab1.\n"), max_s
 def test_any_text_is_the_same_text_on_the_page(texts):
     lines = [" ".join(text.split()) for text in texts]
     wanted = [line for line in lines if line]
-    cells = render(markup.markdown(["n", "text"], [["1", markup.escape(t)] for t in wanted]))
+    cells = render(markdown(["n", "text"], [["1", escape(t)] for t in wanted]))
     assert [row.find_all("td")[1].get_text() for row in cells.select("tbody tr")] == wanted
     tags = {"main", "table", "thead", "tbody", "tr", "th", "td", "p", "colgroup", "col"}
     assert {tag.name for tag in cells.find_all(True)} <= tags
     for text in wanted:  # and at the start of a line of its own
-        page = render(f"- {markup.escape(text)}\n")
+        page = render(f"- {escape(text)}\n")
         assert [item.get_text().strip() for item in page.select("li")] == [text]
         assert {tag.name for tag in page.find_all(True)} <= {"main", "ul", "li", "p"}

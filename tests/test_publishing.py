@@ -15,11 +15,13 @@ from bs4 import BeautifulSoup
 from conftest import ROOT, small_profile
 from test_book import executed_notebook
 
-from helpers import config, files, records
+from helpers.base import files
+from helpers.base.errors import UserError
+from helpers.train import records
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import build_book
-import publish
+from helpers.pages import build
+from helpers.study import publish
 
 BIN = Path(sys.executable).parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -108,11 +110,11 @@ def test_outputs_that_show_rows_of_the_data_are_not_kept(tmp_path, stage):
     path = tmp_path / f"{stage}.ipynb"
     nbformat.write(notebook, path)
     shows = re.compile(r"corpus\.read\(|glue\.examples|tok\.decode|fill_masks")
-    for cell in json.loads(build_book.clean(path, rows=False))["cells"]:
+    for cell in json.loads(build.clean(path, rows=False))["cells"]:
         if cell["cell_type"] == "code":
-            hidden = cell["outputs"][0]["text"] == build_book.ROWS
+            hidden = cell["outputs"][0]["text"] == build.ROWS
             assert hidden == bool(shows.search("".join(cell["source"]))), cell["source"]
-    assert build_book.ROWS not in build_book.clean(path).decode()
+    assert build.ROWS not in build.clean(path).decode()
 
 
 @pytest.fixture
@@ -156,10 +158,10 @@ def finished(small_run, tmp_path):
 def test_only_a_finished_run_is_kept(finished, tmp_path, monkeypatch):
     _, options = finished
     monkeypatch.setattr(publish, "MEASURED", tmp_path / "measured")
-    with pytest.raises(config.UserError, match="no run is kept"):
+    with pytest.raises(UserError, match="no run is kept"):
         publish.site(options)
     options.seeds = "0 1"
-    with pytest.raises(config.UserError, match=r"missing: 04_finetune-roberta \(waiting\), 04"):
+    with pytest.raises(UserError, match=r"missing: 04_finetune-roberta \(waiting\), 04"):
         publish.keep(options)
     assert not (tmp_path / "measured").exists()
 
@@ -171,9 +173,9 @@ def test_of_several_kept_runs_the_one_with_most_tokens_is_published(tmp_path, mo
     assert publish._kept("") == tmp_path / "long"
     assert publish._kept(str(tmp_path / "brief")) == tmp_path / "brief"
     files.write_json(tmp_path / "other" / "run.json", {"tokens": 10})
-    with pytest.raises(config.UserError, match=r"as many tokens.* RUN: .*long, .*other$"):
+    with pytest.raises(UserError, match=r"as many tokens.* RUN: .*long, .*other$"):
         publish._kept("")
-    with pytest.raises(config.UserError, match=r"RUN = .*none.*: no run is kept there"):
+    with pytest.raises(UserError, match=r"RUN = .*none.*: no run is kept there"):
         publish._kept(str(tmp_path / "none"))
 
 

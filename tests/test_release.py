@@ -8,12 +8,13 @@ from conftest import ROOT
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoTokenizer
 
-from helpers import records, release
-from helpers.config import UserError
+from helpers.base.errors import UserError
+from helpers.study import export
+from helpers.train import records
 
 
 def test_an_export_is_a_model_with_a_card(small_run, tmp_path):
-    out = release.export(small_run.folder, "scratch", tmp_path / "export" / "scratch")
+    out = export.export(small_run.folder, "scratch", tmp_path / "export" / "scratch")
     tok = AutoTokenizer.from_pretrained(out, local_files_only=True)
     model = AutoModel.from_pretrained(out, local_files_only=True).eval()
     with torch.no_grad():
@@ -35,17 +36,17 @@ def test_an_export_is_a_model_with_a_card(small_run, tmp_path):
     assert "not GLUE" in card.text
     assert not any(str(part) in card.content for part in (ROOT, small_run.folder))
     # Again into the same place; never over something else.
-    release.export(small_run.folder, "scratch", out)
+    export.export(small_run.folder, "scratch", out)
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="exists and is no export"):
-        release.export(small_run.folder, "scratch", tmp_path / "mine")
+        export.export(small_run.folder, "scratch", tmp_path / "mine")
 
 
 def test_an_unfinished_model_is_one_line(small_run, tmp_path):
     with pytest.raises(UserError, match=r"03_pretrain\.ipynb first with model = nobody"):
-        release.export(small_run.folder, "nobody", tmp_path / "out")
+        export.export(small_run.folder, "nobody", tmp_path / "out")
     with pytest.raises(UserError, match="no record of electra"):
-        release.export(small_run.folder, "electra", tmp_path / "out")
+        export.export(small_run.folder, "electra", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

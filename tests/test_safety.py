@@ -25,11 +25,15 @@ from docutils.core import publish_parts
 from myst_parser.parsers.docutils_ import Parser
 from test_leaderboard import FIGURES, claimed
 
-from helpers import config, finetune, glue, leaderboard, leaderboard_page, tokenizer
-from helpers.predictions import Labels
+from helpers.base.errors import UserError
+from helpers.data import glue, tokenizer
+from helpers.leaderboard import check
+from helpers.leaderboard import page as leaderboard_page
+from helpers.score.predictions import Labels
+from helpers.train import finetune
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import study
+from helpers.study import cli
 
 HOSTILE = [
     "$(touch {mark})",
@@ -133,7 +137,7 @@ def test_a_checkpoint_in_pickles_is_refused(tmp_path, small_run):
     model = finetune.open_encoder(tmp_path / "encoder", glue.get("cola"), 0.0)
     (tmp_path / "encoder" / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "encoder" / "pytorch_model.bin")
-    with pytest.raises(config.UserError, match="cannot be opened as an encoder"):
+    with pytest.raises(UserError, match="cannot be opened as an encoder"):
         finetune.open_encoder(tmp_path / "encoder", glue.get("cola"), 0.0)
 
 
@@ -151,9 +155,9 @@ def test_code_beside_a_checkpoint_is_neither_run_nor_asked_for(
     own = {auto: f"own.{auto}" for auto in classes} | {"AutoTokenizer": ["own.T", "own.T"]}
     values |= {"auto_map": own, "model_type": "own", "tokenizer_class": "Own"}
     (folder / name).write_text(json.dumps(values))
-    with suppress(config.UserError):
+    with suppress(UserError):
         tokenizer.load(folder)
-    with suppress(config.UserError):
+    with suppress(UserError):
         finetune.open_encoder(folder, glue.get("cola"), 0.0)
     assert not mark.exists()
     assert not asked
@@ -233,12 +237,12 @@ def test_a_folder_of_any_name_works_and_a_profile_of_any_name_is_one_line(
     text = text.format(mark="mark")
     folder = write_source(tmp_path / text)
     monkeypatch.setattr(sys, "argv", ["study.py", "plan", f"--data={folder}", "--models=bert"])
-    assert study.main() == 0
+    assert cli.main() == 0
     assert "04_finetune bert cola" in capsys.readouterr().out
     for option in ("profile", "data", "models", "tasks", "seeds"):
         monkeypatch.setattr(sys, "argv", ["study.py", "plan", f"--{option}={text}"])
-        with pytest.raises(config.UserError) as caught:
-            study.main()
+        with pytest.raises(UserError) as caught:
+            cli.main()
         assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.rglob("mark"))
 
@@ -322,7 +326,7 @@ def render(text):
 
 @pytest.mark.parametrize("text", MARKUP)
 def test_what_a_submission_says_is_text_on_the_page(text):
-    entries = [claimed("a", 80.0), claimed("b", 79.9), leaderboard.Entry(text, "refused")]
+    entries = [claimed("a", 80.0), claimed("b", 79.9), check.Entry(text, "refused")]
     said = {"title": text, "corpus": text, "authors": [text, text], "licence": text}
     for place, entry in enumerate(entries[:2]):  # past the check, which refuses the worst of it
         entries[place] = replace(entry, stated=entry.stated.model_copy(update=said))

@@ -6,9 +6,11 @@ import pytest
 from conftest import ROOT
 from test_tables import table_rows
 
-from helpers import config, costs, schedule
-from helpers.config import UserError
-from helpers.schedule import Job
+from helpers.base import config
+from helpers.base.errors import UserError
+from helpers.pages import schedule
+from helpers.pages.schedule import Job
+from helpers.score import costs
 
 
 def job(name, hours, after=""):

@@ -16,11 +16,12 @@ from conftest import ROOT
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from helpers import config
+from helpers.base.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import slurm_demo
-import study
+
+from helpers.study import cli
 
 SITE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
 needs_slurm = pytest.mark.skipif(
@@ -60,9 +61,9 @@ def test_a_job_asks_for_a_gpu_and_comes_back_when_it_is_stopped():
 
 def test_the_front_door_hands_the_profile_to_snakemake(monkeypatch):
     options = argparse.Namespace(cluster="profiles/slurm", cores=2)
-    command = study._where(options)
+    command = cli._where(options)
     assert command == ["--workflow-profile", str(ROOT / "profiles/slurm"), "--local-cores", "2"]
-    assert "--cores" in study._where(argparse.Namespace(cluster="", cores=2, gpu_jobs=1))
+    assert "--cores" in cli._where(argparse.Namespace(cluster="", cores=2, gpu_jobs=1))
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", "book", "CLUSTER=profiles/slurm"],
         cwd=ROOT,
@@ -74,8 +75,8 @@ def test_the_front_door_hands_the_profile_to_snakemake(monkeypatch):
 
 
 def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):
-    with pytest.raises(config.UserError, match=r"cluster '.*': no file config\.yaml"):
-        study._where(argparse.Namespace(cluster=str(tmp_path), cores=1))
+    with pytest.raises(UserError, match=r"cluster '.*': no file config\.yaml"):
+        cli._where(argparse.Namespace(cluster=str(tmp_path), cores=1))
 
 
 def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from conftest import small_profile
 
-from helpers import config, corpus, costs, files, glue
-from helpers.config import UserError
+from helpers.base import config, files
+from helpers.base.errors import UserError
+from helpers.data import corpus, glue, summary
+from helpers.score import costs
 
 
 def make_folder(root, tasks=("cola", "rte", "stsb"), rows=20):
@@ -184,7 +186,7 @@ def test_the_report_counts_what_stands_in_both_splits(tmp_path, folder):
     dev.to_parquet(path)
     parameters = stage(tmp_path, folder)
     glue.prepare(parameters)
-    report = glue.report(parameters.folder, ["cola"]).set_index("split")
+    report = summary.report(parameters.folder, ["cola"]).set_index("split")
     assert report.loc["validation", "also in train"] == 3
     assert report.loc["validation", "repeated"] == 1
     assert report.loc["train", "GLUE's rows"] == 8551

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-from helpers import statistics
+from helpers.score import statistics
 
 
 def frame(rows):

@@ -16,7 +16,10 @@ from bs4 import BeautifulSoup
 from conftest import ROOT, SMALL, small_profile
 from test_book import executed_notebook
 
-from helpers import config, executed, files, finetune, grid, progress
+from helpers.base import config, files, progress
+from helpers.base.errors import PREEMPTED
+from helpers.study import executed, jobs
+from helpers.train import finetune
 
 # The environment is this one: it is neither made nor changed here.
 MAKE = ("make", "--old-file=.venv/ready", f"BIN={Path(sys.executable).parent}")
@@ -56,7 +59,7 @@ def run(small_run, tmp_path):
 
 
 def states(profile):
-    return {job.name: state for job, state in grid.survey(profile).items()}
+    return {job.name: state for job, state in jobs.survey(profile).items()}
 
 
 def place(profile, name):
@@ -127,26 +130,26 @@ def test_a_failed_job_tells_why(run):
     assert found.detail == f"code cell 1: UserError: {bad.evalue}"
     saved = error("Preempted", "fine-tune, seed 0: stopped by SIGTERM, saved at step 7")
     notebook(place(run, "04_finetune-bert"), saved)
-    assert states(run)["04_finetune-bert"] == grid.State("stopped", saved.evalue)
+    assert states(run)["04_finetune-bert"] == jobs.State("stopped", saved.evalue)
 
 
 def test_the_rest_is_told_from_what_is_finished(run):
-    found = grid.survey(run)
+    found = jobs.survey(run)
     (one,) = [job for job in found if job.name == "04_finetune-roberta"]
     (other,) = [job for job in found if job.name == "04_finetune-bert"]
-    found[one] = grid.State("done", seconds=50.0, share=1.0, hardware="a machine")
+    found[one] = jobs.State("done", seconds=50.0, share=1.0, hardware="a machine")
     wanted = other.flops / (one.flops / 50.0)
-    line, last = grid.rest(found, 2)
+    line, last = jobs.rest(found, 2)
     assert f"{progress.duration(wanted)} at the {one.flops / 50:.3g} FLOP/s" in line
     assert "a machine" in line
     # One job cannot be split between two.
     assert last == f"training left, 2 at a time: about {progress.duration(wanted)}"
-    found[other] = grid.State("running", share=0.5)
-    assert progress.duration(wanted / 2) in grid.rest(found, 2)[0]
-    found[one] = grid.State("waiting")
-    (line,) = grid.rest(found, 2)
+    found[other] = jobs.State("running", share=0.5)
+    assert progress.duration(wanted / 2) in jobs.rest(found, 2)[0]
+    found[one] = jobs.State("waiting")
+    (line,) = jobs.rest(found, 2)
     assert "cannot be told" in line
-    assert grid.rest(dict.fromkeys(found, grid.State("done", share=1.0)), 2) == []
+    assert jobs.rest(dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_fine_tuning_tells_each_step(small_run, tmp_path, capsys):
 )
 def test_a_wrong_notebook_or_parameter_is_one_line(notebook, parameters, says):
     made = ("--notebook", notebook, "--parameters", parameters)
-    done = command("scripts/study.py", "notebook", *made)
+    done = command("-m", "helpers.study.cli", "notebook", *made)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -268,7 +271,7 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
     values |= {"models": ["bert"], "tasks": ["rte"], "seeds": [0], "checkpoint_steps": 10**6}
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(values))
-    study = [sys.executable, "scripts/study.py"]
+    study = [sys.executable, "-m", "helpers.study.cli"]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = subprocess.Popen(
         [*study, "run", "--profile", str(path), "--cores", "1"], **quiet, process_group=0
@@ -287,7 +290,7 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
         assert "cannot be told" in done.stdout
     finally:
         os.kill(running.pid, signal.SIGTERM)
-        assert running.wait() == config.PREEMPTED
+        assert running.wait() == PREEMPTED
     done = command(*study[1:], "status", "--profile", str(path))
     assert "no grid is running" in done.stdout
     assert re.search(r"03_pretrain +bert +stopped +pre-train bert: .* run it again", done.stdout)
@@ -302,7 +305,7 @@ def test_a_report_shows_what_is_finished_and_names_the_rest(run):
     path = Path(run.runs) / "small.yaml"
     path.write_text(yaml.safe_dump(run.model_dump(exclude={"model", "tokenizer_kind"})))
     before = sorted(run.folder.rglob("*"))
-    done = command("scripts/publish.py", "report", "--profile", str(path))
+    done = command("-m", "helpers.study.publish", "report", "--profile", str(path))
     assert done.returncode == 0, done.stderr
     assert "Missing models (asked for, no record): bert." in done.stdout
     assert "not finished: 04_finetune-bert (waiting)" in done.stdout
@@ -325,7 +328,7 @@ def test_a_report_of_nothing_is_one_line(tmp_path):
     values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text())
     path = tmp_path / "none.yaml"
     path.write_text(yaml.safe_dump(values | {"runs": str(tmp_path), "profile": "none"}))
-    done = command("scripts/publish.py", "report", "--profile", str(path))
+    done = command("-m", "helpers.study.publish", "report", "--profile", str(path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "no fine-tuning is finished" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -15,8 +15,9 @@ from conftest import ROOT, small_profile
 from test_pretrain import stage
 from torch import nn
 
-from helpers import checkpoint, config, files, pretrain, progress, records
-from helpers.config import Preempted, UserError
+from helpers.base import config, files, progress
+from helpers.base.errors import PREEMPTED, Preempted, UserError
+from helpers.train import checkpoint, pretrain, records
 
 
 def trained(steps):
@@ -148,7 +149,13 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
     out = other.folder / "notebooks" / "03_pretrain-bert.ipynb"
     process = subprocess.Popen(
         [
-            *(sys.executable, "scripts/run_notebook.py", "notebooks/03_pretrain.ipynb", str(out)),
+            *(
+                sys.executable,
+                "-m",
+                "helpers.study.notebook",
+                "notebooks/03_pretrain.ipynb",
+                str(out),
+            ),
             *("--parameters", json.dumps(values)),
         ],
         cwd=ROOT,
@@ -162,7 +169,7 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     said = process.stderr.read()
-    assert process.wait(20) == config.PREEMPTED
+    assert process.wait(20) == PREEMPTED
     assert time.monotonic() - began < 10
     assert "stopped by SIGTERM, saved at step" in said
     assert len(list((other.folder / "models" / "bert").glob("checkpoint-*"))) == 1

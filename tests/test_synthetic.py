@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from helpers import synthetic
+from helpers.data import synthetic
 
 WORDS, SEED = 400, 3
 LABELS = {name: {0, 1} for name in synthetic.TASKS} | {"mnli": {0, 1, 2}}

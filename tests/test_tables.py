@@ -9,7 +9,10 @@ import pytest
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
-from helpers import audit, files, glue, paper, plots, report, seeds, statistics, tables
+from helpers.base import files
+from helpers.data import glue
+from helpers.pages import details, paper_page, plots, tables, write
+from helpers.score import audit, paper, statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -150,7 +153,7 @@ def test_every_published_figure_has_a_known_source_and_status(published):
 
 
 def test_table_1_shows_every_published_cell_with_its_source(published):
-    text = paper.table1(published)
+    text = paper_page.table1(published)
     rows = table_rows(text)
     assert len(rows) == 1 + len(published["table1"]["models"])
     for row, entry in zip(rows[1:], published["table1"]["models"].values(), strict=True):
@@ -167,14 +170,14 @@ def test_table_1_shows_every_published_cell_with_its_source(published):
 
 def test_published_averages_are_the_plain_means(published):
     scores = audit.scores(published)
-    for row in table_rows(paper.table1(published))[1:]:
+    for row in table_rows(paper_page.table1(published))[1:]:
         model = next(m for m, e in published["table1"]["models"].items() if e["name"] == row[0])
         assert float(row[-2]) == pytest.approx(scores.loc[model].mean(), abs=0.005)
         assert float(row[-3]) == pytest.approx(scores.loc[model].mean(), abs=0.006)
 
 
 def test_published_five_task_means_are_recomputed(published):
-    rows = table_rows(paper.table1(published, ["cola", "sst2", "mrpc", "stsb", "rte"]))
+    rows = table_rows(paper_page.table1(published, ["cola", "sst2", "mrpc", "stsb", "rte"]))
     column = rows[0].index("Mean of 5")
     means = {row[0]: row[column] for row in rows[1:]}
     assert means == {
@@ -209,7 +212,7 @@ def test_impossible_accuracies(value, rows, expected):
 
 
 def test_reference_points_show_every_published_figure(published):
-    text = paper.reference_points(published)
+    text = paper_page.reference_points(published)
     points = table_rows(text, 0)[1:]
     wanted = [(p["method"], f"{p['average']:.2f}") for p in published["quality_per_compute"]]
     assert [(row[0], row[-1]) for row in points] == wanted
@@ -496,8 +499,8 @@ def test_a_missing_part_of_the_published_figures_is_named(tmp_path, key):
 def test_write_leaves_every_fragment_and_the_same_bytes_twice(tmp_path):
     folder = make_run(tmp_path / "records")
     for name in ("first", "second"):
-        report.write(folder, PUBLISHED, tmp_path / name, MODELS, TASKS)
-    names = sorted((*report.FRAGMENTS, *plots.FIGURES))
+        write.write(folder, PUBLISHED, tmp_path / name, MODELS, TASKS)
+    names = sorted((*write.FRAGMENTS, *plots.FIGURES))
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
     for name in names:
         first, second = ((tmp_path / k / name).read_bytes() for k in ("first", "second"))
@@ -607,8 +610,8 @@ def test_kept_comparisons_may_lack_a_pair(published, embedded, tmp_path):
     names = ["bert", "roberta", "scratch"]
     pairs = [["bert", "scratch", 5.0, 4.0, 6.0], ["roberta", "scratch", 0.5, -1.0, 2.0]]
     kept = {"tasks": TASKS, "models": names, "pairs": pairs}
-    files.write_json(tmp_path / seeds.COMPARISONS, kept)
-    text = seeds.comparisons(tmp_path, embedded, published, names, TASKS)
+    files.write_json(tmp_path / details.COMPARISONS, kept)
+    text = details.comparisons(tmp_path, embedded, published, names, TASKS)
     _, bert, roberta = table_rows(text)
     assert bert[1:] == ["–", "+5.00 (+4.00 to +6.00)"]
     assert roberta[1:] == ["", "+0.50 (-1.00 to +2.00)"]

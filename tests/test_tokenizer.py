@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, small_profile
 
-from helpers import config, corpus, files, tokenizer
+from helpers.base import config, files
+from helpers.data import corpus, tokenizer
 
 CODE = """
 import hashlib, sys

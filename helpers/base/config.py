@@ -1,0 +1,394 @@
+"""Parameters of the study: one class per stage, every field typed, bounded and with its unit.
+
+A profile (``profiles/*.yaml``) is a flat mapping that holds every field of every stage, so the
+same file is a papermill parameter file (``papermill -f``) and the grid's configuration. A notebook
+reads the fields of its own stage with :func:`read`; nothing of a run has a default here, so a value
+comes either from the notebook's parameters cell or from the profile, never from a third place. The
+audit belongs to no run and no profile: its defaults stand in :class:`Audit`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from helpers.base.errors import UserError, did_you_mean
+from helpers.base.files import find, resolve
+
+YAML_LIMIT = 64 * 1024
+"""Bytes of a YAML file; a profile takes 3,000, a submission with 100 seeds about 2,000."""
+
+
+def _words(value: object) -> object:
+    """Lets a list be written on a command line: ``"bert, deberta"`` or ``"0 1"`` or ``3``."""
+    if isinstance(value, str):
+        parts = value.replace(",", " ").split()
+        return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    return value
+
+
+Names = Annotated[list[str], BeforeValidator(_words), Field(min_length=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], BeforeValidator(_words)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Strict(BaseModel):
+    """Values as they are typed: nothing is converted, nothing unknown is passed over."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Stage(Strict):
+    """What every stage knows: which run it belongs to and where runs are kept."""
+
+    profile: Name = Field(description="name of the run: the folder under runs/")
+    runs: str = Field(min_length=1, description="folder that holds all runs")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this run, ``<runs>/<profile>``."""
+        return resolve(self.runs) / self.profile
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> "Stage":
+        for name in ("models", "tasks", "seeds"):
+            values = getattr(self, name, [])
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} = {values}: each may stand there once")
+        return self
+
+
+class Data(Stage):
+    """Parameters of ``01_data``: where the corpus and the tasks come from, and how much of them."""
+
+    source: Literal["embedded", "folder", "hub"] = Field(description="source of the data")
+    data: str = Field(description="folder with glue/ and corpus/ (source folder), else empty")
+    documents: int = Field(ge=0, description="documents of the corpus; 0: all there are")
+    train_rows: int = Field(ge=0, description="train rows per task, at most; 0: all")
+    dev_rows: int = Field(ge=0, description="validation rows per task, at most; 0: all")
+    world_seed: Seed = Field(description="seed of the embedded world and of row samples")
+    world_words: Count = Field(description="open-class words of the embedded world")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "Data":
+        if self.source == "folder" and not self.data:
+            raise ValueError("data = '': source folder needs a folder with glue/ and corpus/")
+        if self.source != "folder" and self.data:
+            raise ValueError(f"data = {self.data!r}: only source folder reads one; leave it empty")
+        if self.source == "embedded":
+            for name in ("documents", "train_rows", "dev_rows"):
+                if getattr(self, name) == 0:
+                    raise ValueError(f"{name} = 0: the embedded world has no end; give a number")
+        return self
+
+
+class Tokenizer(Stage):
+    """Parameters of ``02_tokenizer``: one tokenizer and the corpus packed with it."""
+
+    tokenizer_kind: Literal["wordpiece", "bpe"] = Field(description="kind of tokenizer")
+    wordpiece_vocabulary: int = Field(ge=64, le=2**20, description="tokens, uncased WordPiece")
+    bpe_vocabulary: int = Field(ge=300, le=2**20, description="tokens, cased byte-level BPE")
+    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+
+    @property
+    def vocabulary(self) -> int:
+        """The vocabulary asked for from this kind of tokenizer, in tokens."""
+        return getattr(self, f"{self.tokenizer_kind}_vocabulary")
+
+
+class Pretrain(Stage):
+    """Parameters of ``03_pretrain``: one model, pre-trained on the packed corpus."""
+
+    model: Name = Field(description="name in the registry")
+    size: Name = Field(description="row of models.SIZES")
+    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+    generator_fraction: Fraction = Field(description="generator's width; 0: the registry's own")
+    pretrain_steps: Count = Field(description="optimiser steps")
+    pretrain_batch_size: Count = Field(description="segments per step")
+    pretrain_learning_rate: Rate = Field(description="peak of the schedule")
+    rtd_learning_rate: float = Field(
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="peak for replaced-token detection; 0: the same",
+    )
+    pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
+    pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
+    pretrain_seed: Seed = Field(description="seed of weights, order and masks")
+    pretrain_tokens_per_pass: int = Field(
+        ge=0, description="tokens in one forward pass at most; 0: no limit"
+    )
+    torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
+        description="none, default or reduce-overhead"
+    )
+    clip: float = Field(gt=0, description="largest gradient norm")
+    checkpoint_steps: Count = Field(description="steps between checkpoints")
+    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
+    checkpoints: str = Field(description="folder for them; empty: beside the model")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="auto: by the device"
+    )
+    threads: Count = Field(description="CPU threads of this job")
+
+    @model_validator(mode="after")
+    def _check_pass(self) -> "Pretrain":
+        if 0 < self.pretrain_tokens_per_pass < self.max_length:
+            raise ValueError(
+                f"pretrain_tokens_per_pass = {self.pretrain_tokens_per_pass}: 0 or at least "
+                f"max_length = {self.max_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_graphs(self) -> "Pretrain":
+        if self.torch_compile == "reduce-overhead" and self.pretrain_tokens_per_pass:
+            raise ValueError(
+                "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate passes; use "
+                "default, or pretrain_tokens_per_pass = 0"
+            )
+        return self
+
+
+class Finetune(Stage):
+    """Parameters of ``04_finetune``: one model, some tasks, some seeds."""
+
+    model: Name = Field(description="name in the registry")
+    tasks: Names = Field(description="tasks of GLUE")
+    seeds: Seeds = Field(min_length=1, description="one fine-tuning per task and seed")
+    max_length: int = Field(ge=16, le=512, description="tokens per example, specials included")
+    finetune_learning_rate: Rate = Field(description="peak of the schedule")
+    finetune_batch_size: Count = Field(description="examples per step")
+    finetune_epochs: Count = Field(description="passes over the train split")
+    finetune_epochs_small: Count = Field(description="the same, for RTE and STS-B")
+    finetune_warmup: Fraction = Field(description="part of the steps that is warm-up")
+    finetune_layer_decay: float = Field(gt=0, le=1, description="learning rate factor per layer")
+    finetune_dropout: Fraction = Field(description="dropout, hidden, attention and head")
+    finetune_swap_pairs: bool = Field(description="double MRPC and STS-B by swapped pairs")
+    checkpoint_steps: Count = Field(description="steps between checkpoints")
+    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
+    checkpoints: str = Field(description="folder for them; empty: beside the model")
+    clip: float = Field(gt=0, description="largest gradient norm")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="auto: by the device"
+    )
+    threads: Count = Field(description="CPU threads of this job")
+
+
+class Analysis(Stage):
+    """Parameters of ``05_analysis``: which cells the tables should have."""
+
+    models: Names = Field(description="rows")
+    tasks: Names = Field(description="columns")
+
+
+class Audit(Strict):
+    """Parameters of ``06_audit``: the published figures, and how much is simulated."""
+
+    published: str = Field(
+        default="results/published.json", min_length=1, description="file of the published figures"
+    )
+    resamples: int = Field(
+        default=100_000, ge=1000, le=1_000_000, description="simulated sets of fine-tunings"
+    )
+    seed: Seed = Field(default=0, description="seed of the simulation")
+
+
+class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
+    """A whole study: the fields of every stage, and the grain of a fine-tuning job."""
+
+    model: Name = Field(default="bert", description="set per job by the grid")
+    tokenizer_kind: Literal["wordpiece", "bpe"] = Field(
+        default="wordpiece", description="set per job by the grid"
+    )
+    finetune_job: Literal["task", "model"] = Field(
+        description="one job per model and task, or one per model with all its tasks"
+    )
+
+    def stage(self, cls: type["Stage"], **job: object) -> dict[str, Any]:
+        """The parameters of one stage, with the fields a job sets (``model``, ``tasks``...)."""
+        return {name: job.get(name, getattr(self, name)) for name in cls.model_fields}
+
+
+STAGES: dict[str, type[Stage]] = {
+    "01_data": Data,
+    "02_tokenizer": Tokenizer,
+    "03_pretrain": Pretrain,
+    "04_finetune": Finetune,
+    "05_analysis": Analysis,
+}
+NOTEBOOKS: dict[str, type[Strict]] = {**STAGES, "06_audit": Audit}
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
+    """Builds a parameter object; any fault is one line that names field, value and remedy.
+
+    Args:
+        cls: A stage's class, :class:`Profile`, or any strict pydantic model.
+        values: Field name to value.
+        where: What the line begins with: a file name or ``parameter``.
+
+    Raises:
+        UserError: For a missing, unknown, mistyped or impossible field.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(cls, fault) for fault in error.errors()]
+        raise UserError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _explain(cls: type[BaseModel], fault: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    owner = _owner(cls, fault["loc"])
+    field = owner.model_fields.get(str(fault["loc"][-1])) if fault["loc"] else None
+    about = field.description if field else ""
+    value, message = fault["input"], fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"{name} is missing" + (f" ({about})" if about else "")
+    if fault["type"] == "extra_forbidden":
+        return (
+            f"{name} is not a parameter: {did_you_mean(str(fault['loc'][-1]), owner.model_fields)}"
+        )
+    if not name:
+        return message
+    hint = ""
+    if isinstance(value, str) and fault["type"] in ("float_type", "int_type"):
+        hint = " (this is text; YAML reads 1e-4 as text, write 1.0e-4)"
+    line = f"{name} = {value!r}: {message[0].lower()}{message[1:]}{hint}"
+    return f"{line}: {about}" if about else line
+
+
+def _owner(cls: type[BaseModel], place: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model, perhaps inside `cls`, that the last part of a place belongs to."""
+    for part in place[:-1]:
+        field = cls.model_fields.get(str(part))
+        inner = (field.annotation, *get_args(field.annotation)) if field else ()
+        cls = next((kind for kind in inner if _is_model(kind)), cls)
+    return cls
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def read(cls: type[S], namespace: Mapping[str, object]) -> S:
+    """Reads a notebook's parameters from its globals; call it after the cell that declares them.
+
+    Parameters of other stages are passed over, so one profile serves every notebook; a name no
+    stage knows is an error, because papermill injects misspelt parameters without a word.
+
+    Args:
+        cls: The class of the stage, or of the audit.
+        namespace: The notebook's ``globals()``.
+
+    Returns:
+        The validated parameters.
+
+    Raises:
+        UserError: For an unknown name, or a value of the wrong type or range.
+    """
+    data = (str, int, float, bool, list, tuple, type(None))
+    ours = {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, data)
+        and not name.startswith("_")
+        and name not in ("In", "Out", "papermill")
+    }
+    for name in ours:
+        if name not in Profile.model_fields and name not in cls.model_fields:
+            raise UserError(
+                f"parameter {name} = {ours[name]!r}: no stage has a parameter of this name; "
+                + did_you_mean(name, cls.model_fields)
+            )
+    return validate(cls, {k: v for k, v in ours.items() if k in cls.model_fields}, "parameter")
+
+
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[\w-]{1,40}", text) else repr(text[:40])
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses aliases, keys that are not text, and a key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not read", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            why = ""
+            if key.tag != "tag:yaml.org,2002:str":
+                why = "a field's name must be text"
+            elif key.value in seen:
+                why = f"field {_key(key.value)} stands there twice"
+            if why:
+                raise yaml.constructor.ConstructorError(None, None, why, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a small YAML mapping, a profile or what someone else has written.
+
+    Raises:
+        UserError: For a file that is missing, larger than `YAML_LIMIT`, not YAML, not a mapping,
+            or that has a field twice.
+    """
+    try:
+        if (size := path.stat().st_size) > YAML_LIMIT:
+            raise UserError(f"{path}: size = {size} bytes: at most {YAML_LIMIT} are read")
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: not YAML as read here: {line}{error.problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not YAML as read here: nested too deeply") from None
+    # What PyYAML's constructors raise for a value that its tag does not fit.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not YAML as read here: {line}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"{path}: must map field names to values, one a line")
+    return values
+
+
+def load_profile(name: str, **changes: object) -> Profile:
+    """Reads ``profiles/<name>.yaml`` (or a path to a YAML file) and applies changes to it.
+
+    Args:
+        name: A profile's name or a file ending in .yaml.
+        **changes: Fields to replace; ``data`` also sets ``source`` to ``folder``.
+
+    Raises:
+        UserError: When the file is missing or not YAML, or a field is wrong.
+    """
+    written = name.endswith((".yaml", ".yml"))
+    path = resolve(name) if written else find(f"profiles/{name}.yaml")
+    if not path.is_file():
+        known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
+        raise UserError(f"profile {name!r}: no file {path.name}; {did_you_mean(name, known)}")
+    values = read_yaml(path)
+    changes = {key: value for key, value in changes.items() if value not in (None, "")}
+    if "data" in changes:
+        changes.setdefault("source", "folder")
+    return validate(Profile, {**values, **changes}, path.name)

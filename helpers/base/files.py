@@ -1,0 +1,322 @@
+"""Files that matter: written whole or not at all, hashed, and sealed by a manifest."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from helpers.base.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package: see setup.py
+
+MANIFEST = "manifest.json"
+KEPT = ".manifest.json"  # the same, for work that another attempt has unsealed and left as it was
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path in the same folder; on success it is flushed and renamed to `path`.
+
+    Raises:
+        UserError: When the folder cannot be written or the disk is full; `path` is untouched.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into; on success it takes the place of `folder`, whole.
+
+    Raises:
+        UserError: When it cannot be written or the disk is full; `folder` is untouched.
+    """
+    made = folder.with_name(f".{folder.name}.partial")
+    try:
+        if made.exists():  # of a run that was killed
+            shutil.rmtree(made)
+        made.mkdir(parents=True)
+        yield made
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def holding(folder: Path, name: str = ".lock") -> Iterator[int]:
+    """Holds a folder, or one name in it, against other processes while inside.
+
+    The lock is the kernel's: it ends with this process and those that inherit its descriptor,
+    however they end. Where the system or the file system knows no locks (Windows, some network
+    folders), nothing is held.
+
+    Gives:
+        The descriptor.
+
+    Raises:
+        UserError: When another process holds the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("a+")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
+    with file:
+        if not _lock(file):
+            file.seek(0)
+            raise UserError(
+                f"{folder}: in use by process {file.read().strip()}; wait for it, or use another "
+                "profile"
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file.fileno()
+
+
+def holder(folder: Path, name: str = ".lock") -> str:
+    """The number of the process that holds a folder, or a name in it (`holding`); else empty."""
+    try:
+        with (folder / name).open("r") as file:
+            return "" if _lock(file, shared=True) else file.read().strip() or "unknown"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"{folder / name}: cannot read: {error.strerror or error}") from error
+
+
+def _lock(file: TextIO, shared: bool = False) -> bool:
+    """Whether the lock was free or there are none here; `holder` has one for an instant."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    for wait in (0.0,) if shared else (0.05, 0.1, 0.0):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(wait)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            return True
+    return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically: sorted keys, two spaces, no NaN."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads JSON.
+
+    Raises:
+        UserError: When the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged, delete it and run its stage again ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: When it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror or error}") from None
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of a JSON value in its canonical form; names a specification by its content."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, Any]:
+    """Marks a folder complete: writes ``manifest.json``, last, with the hash of each file.
+
+    Args:
+        folder: The folder.
+        manifest: What to state; must hold ``spec``, the digest of all that the content follows
+            from.
+        files: Names in `folder` (with `/` for folders) that the manifest vouches for.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest = {**manifest, "files": {name: sha256(folder / name) for name in sorted(files)}}
+    write_json(folder / KEPT, manifest)
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def sealed(folder: Path, spec: str) -> dict[str, Any] | None:
+    """The manifest of a folder that was completed from `spec` and is still whole, else None.
+
+    A folder that was unsealed, by an attempt with other parameters that then failed, and whose
+    files are as they were, is sealed again.
+    """
+    for path in (folder / MANIFEST, folder / KEPT):
+        try:
+            manifest = read_manifest(path)
+        except UserError:
+            continue
+        if manifest.get("spec") == spec and not any(_changed(folder, manifest)):
+            if path.name == KEPT:
+                write_json(folder / MANIFEST, manifest)
+            return manifest
+    return None
+
+
+class _Manifest(dict[str, Any]):
+    """A manifest as read; a field that is not there is told in one line."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> None:
+        raise UserError(
+            f"{self.path}: has no {name}: damaged, delete {self.path.parent} and run its stage "
+            "again"
+        )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads a manifest; a field that is asked for and not there is a :class:`UserError`.
+
+    Raises:
+        UserError: When the file is missing, damaged or does not name its files.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise UserError(
+            f"{path}: names no files: damaged, delete {path.parent} and run its stage again"
+        )
+    return _Manifest(path, found)
+
+
+def _changed(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """The files of a manifest that are missing or not the ones it vouches for."""
+    for name, value in sorted(manifest["files"].items()):
+        path = folder / name
+        if not path.is_file() or sha256(path) != value:
+            yield path
+
+
+def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
+    """The manifest of a folder an earlier stage made.
+
+    Raises:
+        UserError: When the folder has none, one line naming the notebook to run first; or when it
+            is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise UserError(f"{folder}: not there yet; run notebooks/{stage}.ipynb first{remedy}")
+    return read_manifest(path)
+
+
+def need_whole(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
+    """The same, after every file that the manifest vouches for was found to be as it was.
+
+    Raises:
+        UserError: As :func:`need`; or naming the first file that is missing or changed.
+    """
+    manifest = need(folder, stage, remedy)
+    for path in _changed(folder, manifest):
+        raise UserError(
+            f"{path}: missing or changed since its manifest was written; delete it and run "
+            f"notebooks/{stage}.ipynb again{remedy}"
+        )
+    return manifest
+
+
+def unseal(folder: Path) -> None:
+    """Removes the manifest before the content changes.
+
+    Raises:
+        UserError: When the folder cannot be written.
+    """
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
+
+
+def root() -> Path:
+    """The checkout: the one around the working directory, else the one this file belongs to.
+
+    Without any (the package installed alone), the working directory.
+    """
+    here, own = Path.cwd(), Path(__file__).resolve().parents[2]
+    for folder in (here, *here.parents, own):
+        if (folder / "_toc.yml").exists() and (folder / "helpers").is_dir():
+            return folder
+    return here
+
+
+def resolve(path: str | Path) -> Path:
+    """A path as a user writes it: relative ones start at the checkout, ``~`` is the home.
+
+    Raises:
+        UserError: No file can have this name.
+    """
+    try:
+        found = root() / Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, locked away; ~ of nobody
+        raise UserError(f"path {str(path)!r}: cannot be used: {error}") from None
+    return found
+
+
+def find(path: str | Path) -> Path:
+    """A path to read from: as :func:`resolve`, else the file that was installed with the package.
+
+    Outside a checkout this finds what stands in ``profiles/``, ``results/`` and ``leaderboard/``.
+    """
+    own, shipped = resolve(path), SHIPPED / path
+    return shipped if shipped.exists() and not own.exists() else own

@@ -1,0 +1,433 @@
+"""Tokenizers trained on the corpus, and the corpus packed into a file of token rows."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from helpers.base import config, files, progress
+from helpers.base.errors import UserError
+from helpers.data import corpus
+
+WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+TRAINING_BYTES = 100_000_000  # about; a vocabulary does not gain from more
+ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
+LONGEST = 1000  # characters of a run without a space or a change of kind that training looks at
+PIECE = 100_000  # characters; a longer document is encoded in pieces
+ENCODING = (256, 4_000_000)  # documents and characters encoded together, at most
+LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+DTYPES = ["uint16", "uint32"]  # of the packed corpus, the second for large vocabularies
+PACKING = "packing.json"  # how far a packing that is under way has come
+
+
+def _wordpiece() -> Tokenizer:
+    tok = Tokenizer(models.WordPiece(unk_token=WORDPIECE_SPECIALS[1]))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece()
+    return tok
+
+
+def _train_wordpiece(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokenizer:
+    """Trains WordPiece so that the same texts give the same ids.
+
+    The trainer numbers continuations (``##a``) as it meets them in a hash map, in another order in
+    every process, and breaks ties by these numbers. Declared beforehand, in order, they stay put;
+    the vocabulary then goes into a tokenizer that does not take them for special tokens.
+    """
+    tok = _wordpiece()
+    counts: Counter[str] = Counter()
+    for text in read("characters"):
+        counts.update(tok.normalizer.normalize_str(text))
+    by_count = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    alphabet = sorted(by_count[:ALPHABET])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[*WORDPIECE_SPECIALS, *(f"##{c}" for c in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+    )
+    tok.train_from_iterator(read("words"), trainer)
+    found = _wordpiece()
+    found.model = models.WordPiece(tok.get_vocab(), unk_token=WORDPIECE_SPECIALS[1])
+    found.add_special_tokens(WORDPIECE_SPECIALS)
+    return found
+
+
+def _train_bpe(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokenizer:
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=BPE_SPECIALS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tok.train_from_iterator(read("words"), trainer)
+    return tok
+
+
+def train(
+    kind: str, vocabulary: int, read: Callable[[], Iterable[str]], documents: int = 0
+) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer; the same texts give the same tokenizer.
+
+    Args:
+        kind: ``wordpiece`` (uncased, BERT's rules) or ``bpe`` (cased, byte-level, RoBERTa's).
+        vocabulary: Tokens at most; a small corpus may give fewer.
+        read: Gives the texts, each time it is called.
+        documents: How many texts that are, for a progress bar; 0 shows none.
+
+    Returns:
+        A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
+    """
+
+    def texts(what: str) -> Iterator[str]:
+        # Trainers take time and memory with the square of a word's length.
+        found = (LONG_RUN.sub(r"\1\2", text) for text in read())
+        if not documents:
+            yield from found
+            return
+        bar = progress.bar(documents, f"learn {kind} from {what}", "documents")
+        for text in found:
+            yield text
+            bar.update()
+        bar.close()
+
+    if kind == "wordpiece":
+        tok = _train_wordpiece(vocabulary, texts)
+        pad, unknown, first, last, mask = WORDPIECE_SPECIALS
+        pair = f"{first} $A {last} $B:1 {last}:1"
+    else:
+        tok = _train_bpe(vocabulary, texts)
+        first, pad, last, unknown, mask = BPE_SPECIALS
+        pair = f"{first} $A {last} {last} $B {last}"
+    tok.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=pair,
+        special_tokens=[(token, tok.token_to_id(token)) for token in (first, last)],
+    )
+    names = ["input_ids", "attention_mask"]
+    if kind == "wordpiece":
+        names.insert(1, "token_type_ids")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        pad_token=pad,
+        unk_token=unknown,
+        cls_token=first,
+        sep_token=last,
+        bos_token=first,
+        eos_token=last,
+        mask_token=mask,
+        model_input_names=names,
+    )
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    """Opens a saved tokenizer with AutoTokenizer, offline.
+
+    Raises:
+        UserError: When the folder holds none, or one that cannot be read.
+    """
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder}: holds no tokenizer.json; run notebooks/02_tokenizer.ipynb")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises Exception itself
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be opened as a tokenizer ({line})") from None
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Around transformers' ``save_pretrained``.
+
+    Raises:
+        OSError: When the disk is full, in place of what safetensors and tokenizers raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        # tokenizers has no class of its own; ours and Python's say what they are
+        if type(error) not in (Exception, SafetensorError):
+            raise
+        raise OSError(" ".join(str(error).split())) from error
+
+
+def pack(
+    documents: Iterable[str], tok: PreTrainedTokenizerBase, length: int
+) -> Iterator[np.ndarray]:
+    """Cuts documents into rows of one length.
+
+    Documents stand end to end with a separator between; a row is ``[CLS]``, `length` - 2 tokens of
+    that stream, ``[SEP]``. What is left at the end and fills no row is dropped.
+
+    Args:
+        documents: Texts.
+        tok: Tokenizer.
+        length: Tokens per row.
+
+    Yields:
+        int64 arrays [n, length].
+    """
+    rest: list[int] = []
+    for texts in corpus.portions(documents, *ENCODING):
+        block, rest = pack_batch(texts, tok, length, rest)
+        yield block
+
+
+def pack_batch(
+    texts: list[str], tok: PreTrainedTokenizerBase, length: int, rest: list[int]
+) -> tuple[np.ndarray, list[int]]:
+    """Rows of a part of the corpus, for :func:`pack`.
+
+    Args:
+        texts: Documents.
+        tok: Tokenizer.
+        length: Tokens per row.
+        rest: Tokens of earlier documents that have filled no row.
+
+    Returns:
+        int64 array [n, length], and the tokens that have filled no row yet.
+    """
+    found, encode = [np.array(rest, dtype=np.int64)], tok.backend_tokenizer.encode_batch_fast
+    for group in corpus.portions(chain.from_iterable(map(_pieces, texts)), *ENCODING):
+        for piece, encoding in zip(group, encode(group, add_special_tokens=False), strict=True):
+            end = [tok.sep_token_id] if isinstance(piece, _Last) else []
+            found.append(np.array(encoding.ids + end, dtype=np.int64))
+    stream, body = np.concatenate(found), length - 2
+    count = len(stream) // body
+    out = np.empty((count, length), dtype=np.int64)
+    out[:, 0], out[:, -1] = tok.cls_token_id, tok.sep_token_id
+    out[:, 1:-1] = stream[: count * body].reshape(count, body)
+    return out, stream[count * body :].tolist()
+
+
+class _Last(str):
+    """The piece that ends a document."""
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a long document where it changes no token: before a single space between two words.
+
+    Where there is none for `PIECE` characters, as in one endless word, the cut is there.
+    """
+    start = 0
+    while len(text) - start > 2 * PIECE:
+        place = BETWEEN_WORDS.search(text, start + PIECE, start + 2 * PIECE)
+        stop = place.start() if place else start + 2 * PIECE
+        yield text[start:stop]
+        start = stop
+    yield _Last(text[start:])
+
+
+def rows(folder: Path) -> np.ndarray:
+    """The packed corpus as a memory map.
+
+    Args:
+        folder: Of the tokenizer stage.
+
+    Returns:
+        uint16 or uint32 array [rows, length].
+
+    Raises:
+        UserError: When the tokenizer stage has not run, or its files do not belong together.
+    """
+    manifest = files.need(folder, "02_tokenizer")
+    count, length, dtype = (manifest.get(name) for name in ("rows", "length", "dtype"))
+    plain = all(type(n) is int and n > 0 for n in (count, length)) and dtype in DTYPES
+    if not plain:
+        raise UserError(f"{folder}/manifest.json: damaged, delete it and run its stage again")
+    path = folder / "tokens.bin"
+    size = np.dtype(dtype).itemsize * count * length
+    if not path.exists() or path.stat().st_size != size:
+        there = path.stat().st_size if path.exists() else 0
+        raise UserError(f"{path}: has {there} bytes, its manifest says {size}")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
+
+
+def specification(parameters: config.Tokenizer, made: dict[str, Any]) -> dict[str, Any]:
+    """All that the packed tokens follow from; its digest names them.
+
+    Args:
+        parameters: Of the stage.
+        made: Manifest of the corpus.
+    """
+    wanted = {
+        "stage": "tokenizer",
+        "kind": parameters.tokenizer_kind,
+        "vocabulary": parameters.vocabulary,
+        "length": usable_length(parameters.tokenizer_kind, parameters.max_length),
+        "corpus": made["content"],
+    }
+    every = -(-made["bytes"] // TRAINING_BYTES)
+    # The vocabulary of a large corpus is learnt from a part: every k-th document.
+    return wanted | ({"every": every} if every > 1 else {})
+
+
+def run(parameters: config.Tokenizer) -> dict[str, Any]:
+    """Trains one tokenizer and packs the corpus with it; does nothing twice.
+
+    A run that was killed goes on from the last whole shard of the corpus, with the same bytes.
+
+    Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin`` and, last,
+    ``manifest.json``.
+
+    Raises:
+        UserError: When the data stage has not run or the corpus fills no segment.
+    """
+    kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
+    made = files.need(source, "01_data")
+    wanted = specification(parameters, made)
+    length, step = wanted["length"], wanted.get("every", 1)
+    name, folder = files.digest(wanted), parameters.folder / "tokenizer" / kind
+    done = files.sealed(folder, name)
+    if done:
+        return done
+    files.unseal(folder)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    state = _packing_state(folder, files.digest([name, made["files"]]))
+    trained = state["trained"] == name and (folder / "tokenizer.json").exists()
+    if state["shards"] or trained:
+        tok = load(folder)
+    else:
+        tok = train(
+            kind,
+            parameters.vocabulary,
+            lambda: islice(corpus.read(source), 0, None, step),
+            -(-made["documents"] // step),
+        )
+        with files.building(folder) as new, saving():
+            tok.save_pretrained(new)
+        state["trained"] = name
+        files.write_json(folder / PACKING, state)
+    dtype = DTYPES[len(tok) > 2**16]
+    count, unknown = _pack_shards(source, folder, tok, length, dtype, state, made["bytes"])
+    if not count:
+        for leftover in (PACKING, "tokens.bin"):
+            (folder / leftover).unlink()
+        raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
+    manifest = {
+        "spec": name,
+        "specification": wanted,
+        "source": made["source"],
+        "corpus": made["name"],
+        "kind": kind,
+        "vocabulary": len(tok),
+        "length": length,
+        "rows": count,
+        "tokens": count * length,
+        "unknown": unknown,
+        "words": made["words"],
+        "dtype": dtype,
+    }
+    names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin"]
+    manifest = files.seal(folder, manifest, names)
+    (folder / PACKING).unlink()
+    return manifest
+
+
+def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
+    """How far an interrupted packing came: whole shards done, and the tokens left over.
+
+    ``trained`` is the specification that the tokenizer in the folder was trained under.
+    """
+    fresh = {"spec": spec, "shards": 0, "rows": 0, "size": 0, "unknown": 0, "bytes": 0, "rest": []}
+    fresh["trained"] = ""
+    packed = folder / "tokens.bin"
+    if not (folder / PACKING).exists():
+        return fresh
+    found = {"trained": ""} | files.read_json(folder / PACKING)
+    size = packed.stat().st_size if packed.exists() else 0
+    whole = found["spec"] == spec and size >= found["size"]
+    return found if whole else fresh | {"trained": found["trained"]}
+
+
+def _pack_shards(
+    source: Path,
+    folder: Path,
+    tok: PreTrainedTokenizerBase,
+    length: int,
+    dtype: str,
+    state: dict[str, Any],
+    total: int,
+) -> tuple[int, int]:
+    """Packs the corpus shard by shard into ``tokens.bin``; returns rows and unknown tokens."""
+    packed = folder / "tokens.bin"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
+    bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
+    try:
+        with packed.open("r+b" if state["shards"] else "wb") as file:
+            file.seek(file.truncate(state["size"]))
+            for path in corpus.parquet_files(source)[state["shards"] :]:
+                for texts in corpus.portions(corpus.read_file(path), *ENCODING):
+                    block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
+                    file.write(block.astype(dtype).tobytes())
+                    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+                    state["rows"] += len(block)
+                    state["unknown"] += int((block == tok.unk_token_id).sum())
+                    state["bytes"] += size
+                    bar.update(size)
+                file.flush()
+                os.fsync(file.fileno())
+                state["shards"], state["size"] = state["shards"] + 1, file.tell()
+                files.write_json(folder / PACKING, state)
+    except OSError as error:
+        if not state["shards"]:  # else it goes on from the last whole shard
+            packed.unlink(missing_ok=True)
+        raise UserError(f"{packed}: cannot write: {error.strerror or error}") from error
+    bar.close()
+    return state["rows"], state["unknown"]
+
+
+def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:
+    """Occurrences of each token, largest first; special tokens and absent ones left out.
+
+    Args:
+        packed: Integer array [rows, length].
+        tok: Its tokenizer.
+
+    Returns:
+        int64 [n].
+    """
+    counts = np.zeros(len(tok), dtype=np.int64)
+    for start in range(0, len(packed), 65_536):
+        counts += np.bincount(packed[start : start + 65_536].ravel(), minlength=len(tok))
+    counts[list(tok.all_special_ids)] = 0
+    return np.sort(counts[counts > 0])[::-1]
+
+
+def usable_length(tokenizer: str, max_length: int) -> int:
+    """Tokens of a segment that a model with `max_length` positions can read.
+
+    RoBERTa counts positions from padding_idx + 1 = 2, so its released table of 128 rows holds 126.
+    """
+    return max_length - 2 if tokenizer == "bpe" else max_length

@@ -1,0 +1,424 @@
+"""The leaderboard's entries: read, checked, and graded by what could be verified.
+
+An entry is a folder ``leaderboard/<name>`` with ``submission.yaml`` (:mod:`helpers.submission`)
+and, per task and seed, ``<task>/seed-<n>.parquet`` (dev predictions) and ``.json`` (its record).
+Labels never come from an entry: they are read from a folder of one's own.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Literal
+
+import numpy as np
+
+from helpers.base import files
+from helpers.base.errors import UserError, did_you_mean
+from helpers.data import glue
+from helpers.leaderboard import submission
+from helpers.leaderboard.submission import FILE, Submission
+from helpers.score import statistics
+from helpers.score.predictions import Labels, read_predictions
+from helpers.train import records
+
+Level = Literal["claimed", "recomputed", "reproduced"]
+LEVELS: dict[Level, str] = {
+    "reproduced": "recomputed, and a record of this code at a commit stands beside every file of "
+    "predictions",
+    "recomputed": "all eight scores follow from the dev predictions",
+    "claimed": "figures only",
+}
+
+FILE_LIMIT = 4 * 2**20
+"""Bytes of one file. The largest real one, QQP's 40,430 rows, takes about a quarter of a MiB."""
+
+
+LINE_LIMIT = 1000
+"""Characters of an error line."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the check found of one entry.
+
+    Attributes:
+        name: Of its folder.
+        error: One line naming file, field, value and rule; empty where the entry holds.
+        stated: What ``submission.yaml`` says; None where it cannot be read.
+        level: Evidence that was verified here.
+        remarks: What a reader should know of an entry that holds.
+        undone: Steps that could not be done here.
+        predictions: Task to [seeds, n], in the order of GLUE's row numbers: int64 classes, or
+            float64 for STS-B.
+        medians: Task to the median over seeds, recomputed, metric x 100.
+    """
+
+    name: str
+    error: str = ""
+    stated: Submission | None = None
+    level: Level = "claimed"
+    remarks: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    medians: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def average(self) -> float:
+        """What the entry is ranked by: the mean of the recomputed medians, else as stated."""
+        return fmean(self.medians.values()) if self.level != "claimed" else self.stated.average
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _files(folder: Path) -> dict[tuple[str, int], Path]:
+    """The prediction files of an entry by task and seed.
+
+    Raises:
+        UserError: For a link, a file that does not belong there or is too large, or a record
+            without predictions.
+    """
+    found, kept = {}, set()
+    for path in sorted(folder.iterdir()):
+        if path.name == FILE:
+            continue
+        if path.name not in glue.TASKS or not _mode(path, stat.S_ISDIR):
+            raise UserError(
+                f"{folder}: {path.name!r}: not part of an entry: it holds {FILE} and, by task, "
+                f"folders without links; {did_you_mean(path.name, glue.TASKS)}"
+            )
+        for inner in sorted(path.iterdir()):
+            named = re.fullmatch(r"seed-(0|[1-9][0-9]{0,9})\.(parquet|json)", inner.name)
+            if not named or not _mode(inner, stat.S_ISREG):
+                raise UserError(
+                    f"{path}: {inner.name!r}: not part of an entry: a task's folder holds "
+                    "seed-<n>.parquet and seed-<n>.json, no links"
+                )
+            if (size := inner.stat().st_size) > FILE_LIMIT:
+                raise UserError(f"{inner}: size = {size} bytes: at most {FILE_LIMIT}")
+            key = (path.name, int(named[1]))
+            if named[2] == "parquet":
+                found[key] = inner
+            else:
+                kept.add(key)
+    for task, seed in sorted(kept - set(found)):
+        raise UserError(f"{folder}/{task}/seed-{seed}.json: has no predictions beside it")
+    return found
+
+
+def _mode(path: Path, kind: Any) -> bool:  # noqa: ANN401
+    return kind(path.lstat().st_mode)
+
+
+def _expect(where: Path, stated: Submission, found: Iterable[tuple[str, int]]) -> None:
+    """Predictions of every task and stated seed, and of no other."""
+    seeds = stated.protocol.seeds
+    if stated.published:
+        raise UserError(f"{where}: published: a row copied from others has no predictions")
+    if not seeds:
+        raise UserError(f"{where}: protocol.seeds = null: name the seeds of the predictions")
+    wanted = {(task, seed) for task in glue.TASKS for seed in seeds}
+    for task, seed in sorted(set(found) - wanted):
+        raise UserError(
+            f"{where.parent}/{task}/seed-{seed}.parquet: seed {seed} is not in protocol.seeds"
+        )
+    for task, seed in sorted(wanted - set(found)):
+        raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: missing, of protocol.seeds")
+
+
+def _read_records(
+    found: Mapping[tuple[str, int], Path], stated: Submission, where: Path
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The records beside the predictions, each checked against its place and its entry."""
+    kept = {}
+    for (task, seed), path in sorted(found.items()):
+        beside = path.with_suffix(".json")
+        if not beside.exists():
+            continue
+        try:
+            record = records.read(beside)
+        except RecursionError:
+            raise UserError(f"{beside}: nested too deeply") from None
+        for name, value in (("task", task), ("seed", seed)):
+            if record[name] != value:
+                raise UserError(f"{beside}: {name} = {record[name]!r}: its place says {value!r}")
+        check_source(record, beside)
+        if record["predictions"] != files.sha256(path):
+            raise UserError(
+                f"{beside}: predictions = {record['predictions'][:12]}…: not the SHA-256 of "
+                f"{path.name}"
+            )
+        kept[task, seed] = record
+    _check_same(kept, stated, where)
+    return kept
+
+
+def check_source(record: Mapping[str, Any], where: Path) -> None:
+    """A score counts on GLUE's own splits only.
+
+    Raises:
+        UserError: The record is of the embedded world or of a reduced task.
+    """
+    if record["source"] == "embedded":
+        raise UserError(f"{where}: source = 'embedded': the embedded world is not GLUE")
+    if not record["complete"]:
+        raise UserError(
+            f"{where}: complete = false: {', '.join(record['reduced']) or 'a split'} reduced; "
+            "the leaderboard takes scores on GLUE's own splits, whole"
+        )
+    task = glue.get(record["task"])
+    for split in task.splits[:2]:
+        rows, official = record["rows"].get(split), task.official_rows[split]
+        if rows != official:
+            raise UserError(f"{where}: rows.{split} = {rows}: GLUE's has {official}")
+
+
+def _check_same(
+    kept: Mapping[tuple[str, int], dict[str, Any]], stated: Submission, where: Path
+) -> None:
+    """All records are of one model, whose size and tokens are those stated."""
+    names = sorted({record["model"] for record in kept.values()})
+    if len(names) > 1:
+        raise UserError(f"{where}: records of {names[0]!r} and {names[1]!r}: an entry is one model")
+    for record in kept.values():
+        trained = record["pretrain"]
+        for name, own, theirs in (
+            ("parameters", stated.parameters.both, trained["parameters"]),
+            ("tokens", stated.tokens, trained["tokens"]),
+        ):
+            if own != theirs:
+                raise UserError(f"{where}: {name} = {own}: the records say {theirs}")
+    for name, values in (
+        ("hashes.encoder", [record["hashes"]["encoder"] for record in kept.values()]),
+        ("pretrain_code", [record["pretrain_code"] for record in kept.values()]),
+    ):
+        if any(value != values[0] for value in values):
+            raise UserError(
+                f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
+            )
+
+
+# --- one entry ---------------------------------------------------------------------------------
+
+
+def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Entry:
+    """Checks one entry and computes its level of evidence.
+
+    Args:
+        folder: ``leaderboard/<name>``.
+        figures: Of ``results/published.json`` (:func:`helpers.paper.load`).
+        labels: Dev labels at hand.
+
+    Returns:
+        The entry; `error` is set where it does not hold.
+    """
+    try:
+        if not _mode(folder, stat.S_ISDIR) or not re.fullmatch(r"[A-Za-z0-9._-]+", folder.name):
+            raise UserError(
+                f"{folder.parent}: {folder.name!r}: an entry is a folder, no link, named with "
+                "letters, digits, '.', '_' and '-'"
+            )
+        stated = submission.read(folder)
+        where = folder / FILE
+        found = _files(folder)
+        if found:
+            _expect(where, stated, found)
+        kept = _read_records(found, stated, where)
+        remarks = _check_stated(where, stated, figures)
+        if not found:
+            undone = ("scores not recomputed: no predictions",)
+            return Entry(folder.name, "", stated, remarks=remarks, undone=undone)
+        arrays = {
+            key: read_predictions(path, key[0], labels.dev.get(key[0]))
+            for key, path in sorted(found.items())
+        }
+        scores = _recompute(arrays, kept, labels, where)
+        _check_scores(where, stated, scores, "predictions")
+        _check_scores(where, stated, _recorded(kept, stated, set(scores)), "records")
+    except (UserError, OSError) as error:
+        text = str(error) if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
+        return Entry(folder.name, _line(text))
+    seeds = stated.protocol.seeds
+    whole = [r for r in kept.values() if r["code"]["commit"] and r["pretrain_code"]["commit"]]
+    level, undone = _grade(scores, len(whole), len(found), labels)
+    return Entry(
+        folder.name,
+        "",
+        stated,
+        level,
+        remarks,
+        undone,
+        {task: np.stack([arrays[task, seed] for seed in seeds]) for task in glue.TASKS},
+        {task: median(values) for task, values in scores.items()},
+    )
+
+
+def _line(text: str) -> str:
+    """Text that may quote a stranger's file, as one printable line of bounded length."""
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    return line if len(line) <= LINE_LIMIT else f"{line[:LINE_LIMIT]}…"
+
+
+def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """What can be checked of the figures alone; remarks on a published row's."""
+    odd = _impossible(stated)
+    if not stated.published:
+        if odd:
+            raise UserError(f"{where}: {'; '.join(odd)}")
+        return ()
+    rows = figures["table1"]["models"]
+    name = stated.published.row
+    if name not in rows:
+        raise UserError(f"{where}: published.row = {name!r}: {did_you_mean(name, rows)}")
+    wanted = published_facts(rows[name])
+    for place, value in wanted.items():
+        stands = stated
+        for part in place.split("."):
+            stands = stands[part] if isinstance(stands, dict) else getattr(stands, part)
+        if stands != value:
+            raise UserError(f"{where}: {place} = {stands!r}: results/published.json has {value!r}")
+    unknown = ["parameters not known: the limit of the class could not be checked"]
+    return (*odd, *(unknown if stated.parameters.both is None else []))
+
+
+def published_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a published row says, by the place of a field of :class:`submission.Submission`.
+
+    Args:
+        row: Of ``table1.models`` in ``results/published.json``.
+    """
+    millions = row["parameters_millions"]["value"]
+    return {
+        "title": row["name"],
+        "published.source": row["average"]["source"],
+        "parameters.total": None if millions is None else round(millions * 1e6),
+        "protocol.selection": row["statistic"]["value"].split()[0],
+        "average": row["average"]["value"],
+        **{f"scores.{task}": figure["value"] for task, figure in row["scores"].items()},
+    }
+
+
+def _impossible(stated: Submission) -> list[str]:
+    """Accuracies that no count of right answers gives."""
+    n = stated.protocol.n
+    known = n is not None and not stated.published  # a published row's n is a least one
+    halves = stated.protocol.selection == "median" and not (known and n % 2)
+    odd = []
+    for name, task in glue.TASKS.items():
+        value, rows = stated.scores[name], task.official_rows[task.validation]
+        if task.metric != "accuracy":
+            continue
+        if statistics.impossible(value, rows, stated.decimals, halves):
+            odd.append(f"scores.{name} = {value}: no count of right answers out of {rows} gives it")
+    return odd
+
+
+def _recompute(
+    arrays: Mapping[tuple[str, int], np.ndarray],
+    kept: Mapping[tuple[str, int], dict[str, Any]],
+    labels: Labels,
+    where: Path,
+) -> dict[str, list[float]]:
+    """Scores by task, one per seed, of the tasks whose labels are at hand."""
+    if not labels.dev:
+        return {}
+    from helpers.data import metrics
+
+    scores: dict[str, list[float]] = {}
+    for (task, seed), values in arrays.items():
+        if task not in labels.dev:
+            continue
+        score = metrics.score(task, values, labels.dev[task].label)[0]
+        record = kept.get((task, seed))
+        if record and abs(record["score"] - score) > 1e-6:
+            raise UserError(
+                f"{where.parent}/{task}/seed-{seed}.json: score = {record['score']}: "
+                f"the predictions give {score:.6f}"
+            )
+        scores.setdefault(task, []).append(score)
+    return scores
+
+
+def _recorded(
+    kept: Mapping[tuple[str, int], dict[str, Any]], stated: Submission, done: set[str]
+) -> dict[str, list[float]]:
+    """Scores by the records, of the tasks that have one for every seed and no labels at hand."""
+    seeds = stated.protocol.seeds
+    return {
+        task: [kept[task, seed]["score"] for seed in seeds]
+        for task in glue.TASKS
+        if task not in done and all((task, seed) in kept for seed in seeds)
+    }
+
+
+def _check_scores(
+    where: Path, stated: Submission, scores: Mapping[str, list[float]], origin: str
+) -> None:
+    """Each stated score follows from those of the seeds, to its last decimal."""
+    choose = median if stated.protocol.selection == "median" else max
+    half, wrong = 0.5 * 10**-stated.decimals + 1e-9, []
+    for task, values in scores.items():
+        if abs(choose(values) - stated.scores[task]) > half:
+            wrong.append(
+                f"scores.{task} = {stated.scores[task]}: the {origin} give "
+                f"{choose(values):.4f}, {stated.protocol.selection} of {len(values)}"
+            )
+    if wrong:
+        raise UserError(f"{where}: {'; '.join(wrong)}")
+
+
+def _grade(
+    scores: Mapping[str, list[float]], kept: int, found: int, labels: Labels
+) -> tuple[Level, tuple[str, ...]]:
+    """The level of an entry whose files hold, and what was not done."""
+    if not labels.dev and not labels.absent:
+        return "claimed", ("scores not recomputed: no dev labels at hand (DATA=folder)",)
+    if labels.absent:
+        reasons: dict[str, list[str]] = {}
+        for task, reason in labels.absent.items():
+            reasons.setdefault(reason, []).append(task)
+        why = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
+        return "claimed", (f"scores not recomputed on {why}",)
+    if kept < found:
+        return "recomputed", (
+            f"not reproduced: {found - kept} of {found} records missing or without a commit",
+        )
+    return "reproduced", ()
+
+
+# --- all entries -------------------------------------------------------------------------------
+
+
+def check(folder: Path, figures: Mapping[str, Any], labels: Labels) -> list[Entry]:
+    """Checks every entry of the leaderboard.
+
+    Args:
+        folder: ``leaderboard``.
+        figures: Of ``results/published.json``.
+        labels: Dev labels at hand.
+
+    Returns:
+        One :class:`Entry` per folder, by name. A second entry of the same title has an error.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found: list[Entry] = []
+    first: dict[tuple[str, str], str] = {}
+    for path in sorted(folder.iterdir()):
+        entry = check_entry(path, figures, labels)
+        for name in ("name", "title") if entry.stated else ():
+            value = getattr(entry.stated, name)
+            other = first.setdefault((name, " ".join(value.casefold().split())), entry.name)
+            if other != entry.name:
+                line = f"{path / FILE}: {name} = {value!r}: is {other}'s; each entry has its own"
+                entry = replace(entry, error=line)
+        found.append(entry)
+    return found

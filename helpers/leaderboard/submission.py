@@ -1,0 +1,214 @@
+"""What an entry of the leaderboard states: the fields of ``submission.yaml`` and how it is read.
+
+The levels of evidence are not among them: they are computed, by :mod:`helpers.leaderboard`.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from helpers.base import files
+from helpers.base.config import Name, Seed, read_yaml, validate
+from helpers.base.errors import UserError, did_you_mean
+from helpers.data import glue
+
+RULE = 1
+"""Version of the benchmark's rules; raise it when a change makes earlier entries incomparable."""
+
+PARAMETER_LIMIT = 25_000_000
+"""Of the encoder with its embeddings. The paper's class is about 15 M; its largest model, the
+RoBERTa-small it published, has 22.38 M because of its vocabulary, so the limit admits it."""
+
+FILE = "submission.yaml"
+
+
+def _plain(text: str) -> str:
+    if not text.isprintable() or set("<>") & set(text) or text != text.strip():
+        raise ValueError("must be plain text on one line, without < and >")
+    return text
+
+
+def _https(text: str) -> str:
+    if not re.fullmatch(r"https://[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9._~/#?=&%+@-]*)?", text):
+        raise ValueError("must be an https:// address without spaces, quotes and brackets")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
+Link = Annotated[str, Field(max_length=300), AfterValidator(_https)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Parameters(_Strict):
+    """Size of the model that is fine-tuned, without its task head."""
+
+    encoder: int | None = Field(ge=0, description="parameters without the embeddings")
+    embeddings: int | None = Field(ge=0, description="parameters of the embeddings")
+    total: int | None = Field(
+        default=None, ge=1, description="both together, where the parts are not known"
+    )
+
+    @property
+    def both(self) -> int | None:
+        """Encoder and embeddings together; None where that is not known."""
+        if self.encoder is None or self.embeddings is None:
+            return self.total
+        return self.encoder + self.embeddings
+
+
+class Hardware(_Strict):
+    """What the model was pre-trained on."""
+
+    device: Text = Field(description="the GPU, with its memory")
+    gpus: Literal[1] = Field(description="the limit of the benchmark: one GPU")
+    hours: Number | None = Field(ge=0, description="wall-clock hours of pre-training")
+
+
+class Protocol(_Strict):
+    """How a task's score was made of several fine-tunings."""
+
+    selection: Literal["median", "best"] = Field(
+        description="median over the seeds, or the best of them, task by task"
+    )
+    seeds: list[Seed] | None = Field(
+        min_length=1, max_length=100, description="the fine-tuning seeds, the same for all tasks"
+    )
+    n: int | None = Field(
+        ge=1,
+        description="fine-tunings behind each score; at least so many in a row copied from others",
+    )
+    rule: int = Field(ge=1, le=RULE, description="version of the benchmark's rules")
+
+
+class Published(_Strict):
+    """Marks a row that others published, copied as it stands in ``results/published.json``."""
+
+    source: str = Field(description="key of sources")
+    row: str = Field(description="key of table1.models")
+
+
+class Submission(_Strict):
+    """One entry. Scores are the task's metric x 100; a field that is not known is null."""
+
+    name: Name = Field(max_length=60, description="the entry's folder")
+    title: Text = Field(description="name of the model as the table shows it")
+    link: Link = Field(description="where the model or its code is")
+    authors: list[Text] = Field(min_length=1, max_length=50)
+    licence: Text | None = Field(description="of the weights, an SPDX name where there is one")
+    corpus: Text = Field(description="the pre-training corpus, as a reader would name it")
+    tokens: int | None = Field(ge=0, description="tokens seen in pre-training, repeats counted")
+    parameters: Parameters = Field(description="encoder and embeddings apart")
+    hardware: Hardware = Field(description="device, gpus, hours of pre-training")
+    protocol: Protocol = Field(description="selection, seeds, n, rule")
+    decimals: Literal[1, 2] = Field(description="decimals of the scores; the average has two")
+    scores: dict[str, Number] = Field(description="one per task of GLUE's eight")
+    average: Number = Field(description="plain mean of the eight scores")
+    published: Published | None = Field(default=None, description="for a row copied from others")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Submission":
+        faults = [*_score_faults(self), *_protocol_faults(self), *_size_faults(self)]
+        if not self.published:
+            faults += _unknown(self)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def _score_faults(entry: Submission) -> Iterator[str]:
+    for task, value in entry.scores.items():
+        if task not in glue.TASKS:
+            yield f"scores.{_key(task)} = {value}: {did_you_mean(task, glue.TASKS)}"
+            continue
+        low = 0 if glue.TASKS[task].metric == "accuracy" else -100
+        if not low <= value <= 100:
+            yield f"scores.{task} = {value}: must be {low} to 100"
+        elif round(value, entry.decimals) != value:
+            yield f"scores.{task} = {value}: must have at most {entry.decimals} decimals"
+    missing = [task for task in glue.TASKS if task not in entry.scores]
+    if missing:
+        yield f"scores: {', '.join(missing)} missing; an entry has all eight tasks"
+    elif abs(entry.average - (mean := fmean(entry.scores.values()))) > 0.005 + 1e-9:
+        yield f"average = {entry.average}: the plain mean of the eight scores is {mean:.2f}"
+    if round(entry.average, 2) != entry.average:
+        yield f"average = {entry.average}: must have at most 2 decimals"
+
+
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[\w-]{1,40}", text) else repr(text[:40])
+
+
+def _protocol_faults(entry: Submission) -> Iterator[str]:
+    seeds, n = entry.protocol.seeds, entry.protocol.n
+    if seeds and len(set(seeds)) < len(seeds):
+        yield f"protocol.seeds = {seeds}: each seed may stand there once"
+    elif seeds and n != len(seeds):
+        yield f"protocol.n = {n}: {len(seeds)} seeds are listed"
+
+
+def _size_faults(entry: Submission) -> Iterator[str]:
+    sizes = entry.parameters
+    both = sizes.both
+    if both != sizes.total and sizes.total is not None:
+        yield f"parameters.total = {sizes.total}: encoder and embeddings make {both}"
+    if both is not None and both > PARAMETER_LIMIT:
+        yield f"parameters = {both}: the class has at most {PARAMETER_LIMIT} with embeddings"
+
+
+def _unknown(entry: Submission) -> Iterator[str]:
+    """Facts that only a row copied from others may leave out."""
+    facts = {
+        "licence": entry.licence,
+        "tokens": entry.tokens,
+        "parameters.encoder": entry.parameters.encoder,
+        "parameters.embeddings": entry.parameters.embeddings,
+        "hardware.hours": entry.hardware.hours,
+    }
+    for name, value in facts.items():
+        if value is None:
+            yield f"{name} = null: only a published row may leave it open"
+
+
+def read(folder: Path) -> Submission:
+    """Reads and checks what an entry states.
+
+    Args:
+        folder: ``leaderboard/<name>``.
+
+    Raises:
+        UserError: One line that names file, field, value and rule.
+    """
+    path = folder / FILE
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: is no plain file")
+    entry = validate(Submission, read_yaml(path), str(path))
+    if entry.name != folder.name:
+        raise UserError(f"{path}: name = {entry.name!r}: must be the folder's, {folder.name!r}")
+    return entry
+
+
+def write(folder: Path, values: dict[str, Any], where: str = FILE) -> Submission:
+    """Checks and writes ``submission.yaml``, atomically.
+
+    Args:
+        folder: ``leaderboard/<name>``.
+        values: Fields of :class:`Submission`.
+        where: What an error line begins with.
+
+    Raises:
+        UserError: A field is missing or wrong, or the file cannot be written.
+    """
+    entry = validate(Submission, values, where)
+    stated = entry.model_dump(exclude_unset=True)
+    text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True, width=100)
+    files.write_text(folder / FILE, text)
+    return entry

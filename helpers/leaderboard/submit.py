@@ -1,0 +1,156 @@
+"""Makes an entry of the leaderboard from the finished records of a run."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from helpers.base.errors import UserError, did_you_mean
+from helpers.data import glue
+from helpers.leaderboard import check, submission
+from helpers.score.predictions import Labels
+from helpers.train import records
+
+ABOUT = ("title", "link", "authors", "licence", "hardware", "parameters")
+"""What a run does not know or may not know; the rest of an entry follows from its records."""
+
+
+def submit(
+    run: Path,
+    model: str,
+    out: Path,
+    about: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    selection: str = "median",
+) -> check.Entry:
+    """Writes an entry, whole or not at all, and checks it.
+
+    Args:
+        run: ``runs/<profile>``, with sealed records of the model on all eight tasks.
+        model: Registry name.
+        out: ``leaderboard/<name>``, which must not exist.
+        about: Fields of `ABOUT`; those of ``hardware`` and ``parameters`` go over the run's own.
+        figures: Of ``results/published.json``.
+        selection: ``median`` or ``best``.
+
+    Returns:
+        The entry as checked without labels.
+
+    Raises:
+        UserError: Records or facts are missing, the scores are not GLUE's, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; delete it or give another name")
+    for name in about:
+        if name not in ABOUT:
+            raise UserError(f"about: {name} is not one of its fields: {did_you_mean(name, ABOUT)}")
+    found = _records(run, model)
+    values = _values(run, found, selection)
+    for name, value in about.items():
+        both = isinstance(value, dict) and isinstance(values.get(name), dict)
+        values[name] = {**values[name], **value} if both else value
+    values = {"name": out.name, "title": model, **values}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the entry, so that the last step is a rename.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as part:
+            folder = Path(part) / out.name
+            submission.write(folder, values, "about (options or ABOUT=file)")
+            _copy(run, model, found, folder)
+            entry = check.check_entry(folder, figures, Labels())
+            if entry.error:
+                raise UserError(entry.error.replace(str(folder), str(out)))
+            folder.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
+    return entry
+
+
+def _copy(run: Path, model: str, found: list[dict[str, Any]], folder: Path) -> None:
+    """Records and predictions, byte for byte, because records hold hashes."""
+    for record in found:
+        source = records.folder(run, model, record["task"]) / f"seed-{record['seed']}.json"
+        for path in (source, source.with_suffix(".parquet")):
+            target = folder / record["task"] / path.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _records(run: Path, model: str) -> list[dict[str, Any]]:
+    """Records of all tasks and the same seeds, on GLUE's own splits."""
+    found = records.read_all(run, [model], list(glue.TASKS))
+    if not found:
+        raise UserError(f"{run}/records/{model}: no finished records; run notebooks/04_finetune")
+    seeds: dict[str, list[int]] = {task: [] for task in glue.TASKS}
+    for record in found:
+        task, seed = record["task"], record["seed"]
+        check.check_source(record, records.folder(run, model, task) / f"seed-{seed}.json")
+        seeds[task].append(seed)
+    lists = {task: " ".join(map(str, sorted(mine))) or "none" for task, mine in seeds.items()}
+    first = lists["cola"]
+    for task, mine in lists.items():
+        if mine != first:
+            raise UserError(
+                f"{run}/records/{model}: seeds of {task}: {mine}, of cola: {first}; "
+                "an entry has all eight tasks at the same seeds"
+            )
+    return found
+
+
+def _values(run: Path, found: list[dict[str, Any]], selection: str) -> dict[str, Any]:
+    """What the records say, as fields of a submission."""
+    first = found[0]
+    trained, machine = first["pretrain"], first["pretrain_hardware"]
+    choose = {"median": median, "best": max}.get(selection)
+    if choose is None:
+        raise UserError(f"selection = {selection!r}: must be median or best")
+    seeds = sorted({record["seed"] for record in found})
+    scores = {
+        task: round(choose([r["score"] for r in found if r["task"] == task]), 2)
+        for task in glue.TASKS
+    }
+    seconds = trained["seconds"] + trained["compile_seconds"]
+    return {
+        "corpus": first["corpus"],
+        "tokens": trained["tokens"],
+        "parameters": _parts(run / "models" / first["model"] / "encoder", trained["parameters"]),
+        "hardware": {
+            "device": machine["name"],
+            **({"gpus": 1} if machine["device"] == "cuda" else {}),
+            "hours": round(seconds / 3600, 3),
+        },
+        "protocol": {
+            "selection": selection,
+            "seeds": seeds,
+            "n": len(seeds),
+            "rule": submission.RULE,
+        },
+        "decimals": 2,
+        "scores": scores,
+        "average": round(fmean(scores.values()), 2),
+    }
+
+
+def _parts(checkpoint: Path, total: int) -> dict[str, int]:
+    """Parameters of the embeddings, read from the checkpoint, and the rest of `total`.
+
+    Empty where the checkpoint is not there; the parts must then be stated.
+    """
+    embeddings = 0
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(path, "np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118, it is no mapping
+                    if re.search(r"(^|\.)embeddings\.", name):
+                        embeddings += math.prod(tensors.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged checkpoint ({error})") from None
+    return {"encoder": total - embeddings, "embeddings": embeddings} if embeddings else {}

@@ -1,0 +1,7 @@
+"""The models, and what of them is faster here.
+
+registry      the models by name: architecture, objective, tokenizer, recipe; and sizes
+flops         matrix-product FLOP of a token
+disentangled  DeBERTa's attention without gathers
+dropout       dropout from 16 random bits
+"""

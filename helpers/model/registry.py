@@ -1,0 +1,415 @@
+"""The registry of models: architecture, objective and the paper's sizes, in one place.
+
+A model of your own is one more entry of ``REGISTRY``, of any architecture that transformers has a
+masked language model for, or a folder ``models/<name>/`` with a transformers ``config.json``.
+Parameter counts at the paper's size are in ``results/published.json``.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForMaskedLM,
+    DebertaConfig,
+    DebertaForMaskedLM,
+    DebertaModel,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
+
+from helpers.base import files
+from helpers.base.errors import UserError, did_you_mean
+from helpers.base.files import root
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model changes in a profile's pre-training; nothing, unless it says so.
+
+    Attributes:
+        dropout: In place of the profile's, hidden and attention.
+        batch: Factor on the segments per step. The steps are divided by it: equal tokens.
+        rate: Factor on the peak learning rate.
+        end_rate: Part of the peak that is left at the last step; 0 is a decay to the budget, 1
+            none at all.
+        seed: Added to the seed of weights, order and masks.
+    """
+
+    dropout: float | None = None
+    batch: int = 1
+    rate: float = 1.0
+    end_rate: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model of the study.
+
+    Attributes:
+        architecture: ``bert`` (with the factored embedding of ELECTRA's code, which the released
+            BERT-small was trained with), ``roberta``, ``deberta`` (v1, c2p|p2c), or
+            ``transformers``: the one that `model_type` names.
+        objective: ``mlm``, ``rtd`` (replaced-token detection) or ``none`` (no pre-training).
+        tokenizer: ``wordpiece`` (uncased) or ``bpe`` (cased, byte-level).
+        weight_decay: Of pre-training.
+        masking: Of the chosen 15 % of tokens, the parts replaced by the mask and by a random
+            token; the rest is kept.
+        generator_fraction: Width of the generator over that of the discriminator; 0 without one.
+        tie_softmax: Whether the generator's output softmax shares the token embeddings.
+        model_type: transformers' name of an architecture, as in ``config.json``: ``roformer``.
+        config: Fields of its configuration that differ from the size and from its defaults.
+        recipe: What differs from the profile in its pre-training.
+    """
+
+    architecture: Literal["bert", "roberta", "deberta", "transformers"]
+    objective: Literal["mlm", "rtd", "none"]
+    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"
+    weight_decay: float = 0.01
+    masking: tuple[float, float] = (0.85, 0.0)
+    generator_fraction: float = 0.0
+    tie_softmax: bool = True
+    model_type: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = Recipe()
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of an encoder; `embedding` is the width of the token embeddings.
+
+    `positions` is the length of BERT's position table (512 in the released BERT-small and ELECTRA,
+    though they train at 128); 0 means the training length, as in the other released models.
+    `initial` is the standard deviation of fresh weights: 0.02 is the released value, and too small
+    for narrow models, whose first hundreds of steps it wastes.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    feed_forward: int
+    embedding: int
+    roberta_embedding: int
+    bert_positions: int = 0
+    initial: float = 0.02
+
+
+REGISTRY: dict[str, Spec] = {
+    "bert": Spec("bert", "mlm"),
+    "roberta": Spec("roberta", "mlm", tokenizer="bpe", masking=(0.8, 0.1)),
+    "deberta": Spec("deberta", "mlm", masking=(0.8, 0.1)),
+    "electra": Spec("bert", "rtd", generator_fraction=0.25),
+    # As released: a generator as wide as the discriminator, its output softmax not tied.
+    "electra-deberta": Spec(
+        "deberta", "rtd", weight_decay=0.1, generator_fraction=1.0, tie_softmax=False
+    ),
+    "electra-deberta-quarter": Spec(
+        "deberta", "rtd", weight_decay=0.1, generator_fraction=0.25, tie_softmax=False
+    ),
+    "scratch": Spec("bert", "none"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that differs from another in one thing, or in several that are named.
+
+    Attributes:
+        base: The other one, of the registry.
+        change: What differs, for a reader.
+        spec: Its entry.
+        replicate: Whether nothing differs but chance, so that it measures the noise.
+    """
+
+    base: str
+    change: str
+    spec: Spec
+    replicate: bool = False
+
+
+def _variant(base: str, change: str, **changes: Any) -> Variant:  # noqa: ANN401
+    recipe = changes.get("recipe", Recipe())
+    return Variant(base, change, replace(REGISTRY[base], **changes), recipe.seed > 0)
+
+
+VARIANTS: dict[str, Variant] = {
+    "another-seed": _variant(
+        "electra-deberta", "nothing but the pre-training seed", recipe=Recipe(seed=1)
+    ),
+    "third-seed": _variant(
+        "electra-deberta", "nothing but the pre-training seed", recipe=Recipe(seed=2)
+    ),
+    "quarter-generator": _variant(
+        "electra-deberta", "generator a quarter as wide", generator_fraction=0.25
+    ),
+    "tied-softmax": _variant(
+        "electra-deberta", "generator's softmax tied to the embeddings", tie_softmax=True
+    ),
+    "no-dropout": _variant(
+        "electra-deberta", "no dropout in pre-training", recipe=Recipe(dropout=0.0)
+    ),
+    "large-batch": _variant(
+        "electra-deberta", "batch × 4, peak rate × 2", recipe=Recipe(batch=4, rate=2.0)
+    ),
+    "high-rate": _variant("electra-deberta", "peak rate × 4", recipe=Recipe(rate=4.0)),
+    "constant-rate": _variant(
+        "electra-deberta", "no decay of the rate after warm-up", recipe=Recipe(end_rate=1.0)
+    ),
+    "masked-only": _variant(
+        "electra-deberta",
+        "MLM in place of replaced-token detection",
+        objective="mlm",
+        generator_fraction=0.0,
+        tie_softmax=True,
+    ),
+    # transformers has a pre-LN encoder of RoBERTa alone, so this one is compared with RoBERTa.
+    "pre-ln": _variant(
+        "roberta",
+        "layer norm before each block, not after",
+        architecture="transformers",
+        model_type="roberta-prelayernorm",
+        config={"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "all-together": _variant(
+        "electra-deberta",
+        "quarter generator, tied softmax, no dropout",
+        generator_fraction=0.25,
+        tie_softmax=True,
+        recipe=Recipe(dropout=0.0),
+    ),
+}
+"""Of the recipe study: each changes one thing of the paper's recipe, or all that is said to pay."""
+
+SIZES: dict[str, Size] = {
+    # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
+    "paper": Size(12, 256, 4, 1024, embedding=128, roberta_embedding=256, bert_positions=512),
+    "mini": Size(4, 128, 4, 512, embedding=64, roberta_embedding=128, initial=0.06),
+    "tiny": Size(2, 128, 4, 512, embedding=128, roberta_embedding=128, initial=0.08),
+}
+
+# Of a config.json in models/<name>/: the study sets these itself, or they are no settings.
+SET_BY_THE_STUDY = {
+    *("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "model_type", "architectures"),
+    *("transformers_version", "dtype", "torch_dtype", "_name_or_path"),
+}
+
+MASK_FRACTION = 0.15
+DISCRIMINATOR_WEIGHT = 50.0
+
+
+def get(name: str) -> Spec:
+    """The registry's entry, or the one a folder ``models/<name>/`` makes.
+
+    Raises:
+        UserError: For an unknown name, or a folder whose ``config.json`` is of no use.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if name in VARIANTS:
+        return VARIANTS[name].spec
+    path = root() / "models" / name / "config.json"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or not path.is_file():
+        raise UserError(
+            f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY | VARIANTS)}"
+        )
+    values = files.read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object, a configuration of transformers")
+    own = {key: value for key, value in values.items() if key not in SET_BY_THE_STUDY}
+    spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=own)
+    _config_class(spec, str(path))
+    return spec
+
+
+def entry(spec: Spec) -> dict[str, Any]:
+    """An entry as plain values, for what names a run; a recipe that changes nothing is left out."""
+    values = asdict(spec)
+    if spec.recipe == Recipe():
+        del values["recipe"]
+    return values
+
+
+def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:
+    """The configuration class of transformers; a :class:`UserError` where it has no MLM."""
+    known = list(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    if spec.model_type not in known:
+        hint = did_you_mean(spec.model_type, known)
+        raise UserError(
+            f"{where}: model_type = {spec.model_type!r}: transformers has no masked language model "
+            f"of this type; {hint}"
+        )
+    return CONFIG_MAPPING[spec.model_type]
+
+
+def get_size(name: str) -> Size:
+    """The row of ``SIZES``.
+
+    Raises:
+        UserError: For an unknown name.
+    """
+    if name not in SIZES:
+        raise UserError(f"size = {name!r}: unknown; {did_you_mean(name, SIZES)}")
+    return SIZES[name]
+
+
+def build_config(
+    spec: Spec,
+    size: Size,
+    vocabulary: int,
+    max_length: int,
+    dropout: float = 0.1,
+    width: float = 1.0,
+) -> PretrainedConfig:
+    """The transformers configuration of an encoder.
+
+    Args:
+        spec: Registry entry.
+        size: Shape.
+        vocabulary: Rows of the embedding table.
+        max_length: Positions.
+        dropout: Of hidden states and attention.
+        width: Factor on hidden, heads and feed-forward: a generator's fraction. The token
+            embeddings keep their width, because generator and discriminator share them.
+
+    Raises:
+        UserError: When the width leaves no whole number of heads.
+    """
+    heads = max(1, round(size.heads * width))
+    hidden = round(size.hidden * width)
+    if hidden < 8 or hidden % heads:
+        raise UserError(
+            f"generator_fraction = {width}: hidden {size.hidden} and {size.heads} heads become "
+            f"{hidden} and {heads}; hidden must be at least 8 and divisible by the heads"
+        )
+    common = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": heads,
+        "intermediate_size": round(size.feed_forward * width),
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "pad_token_id": 0,
+        "initializer_range": size.initial,
+    }
+    if spec.tokenizer == "bpe":
+        common |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    if spec.architecture == "transformers":
+        # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
+        return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
+    if spec.architecture == "bert":
+        positions = size.bert_positions or max_length
+        return ElectraConfig(
+            **common, embedding_size=size.embedding, max_position_embeddings=positions
+        )
+    if spec.architecture == "roberta":
+        return RobertaConfig(
+            **common, max_position_embeddings=max_length, type_vocab_size=1, layer_norm_eps=1e-5
+        )
+    return DebertaConfig(
+        **common,
+        embedding_size=size.embedding,
+        max_position_embeddings=max_length,
+        relative_attention=True,
+        max_relative_positions=-1,
+        position_biased_input=False,
+        pos_att_type="c2p|p2c",
+        type_vocab_size=0,
+        layer_norm_eps=1e-7,
+        legacy=True,
+    )
+
+
+def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedConfig:
+    made = _config_class(spec, "registry")
+    usual = made()
+    missing = [name for name in common if not hasattr(usual, name)]
+    if missing:
+        raise UserError(
+            f"model_type = {spec.model_type!r}: its configuration has no {missing[0]}, which the "
+            "study sets; only architectures with BERT's fields can be taken"
+        )
+    if hasattr(usual, "embedding_size"):
+        common |= {"embedding_size": size.embedding}
+    with _building(spec):
+        return made(**common | spec.config)
+
+
+@contextmanager
+def _building(spec: Spec) -> Iterator[None]:
+    """Around classes of transformers that get a configuration of the user's.
+
+    Raises:
+        UserError: In place of any error: each architecture has checks and exceptions of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}"
+        line = " ".join(line.split())[:200]
+        raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
+
+
+class DebertaDiscriminator(nn.Module):
+    """DeBERTa-v1 with ELECTRA's replaced-token head; transformers has no such class."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        self.deberta = DebertaModel(config)
+        head = ElectraConfig(hidden_size=config.hidden_size, hidden_act=config.hidden_act)
+        self.discriminator_predictions = ElectraDiscriminatorPredictions(head)
+
+
+MASKED_LM: dict[str, type[PreTrainedModel]] = {
+    "bert": ElectraForMaskedLM,
+    "roberta": RobertaForMaskedLM,
+    "deberta": DebertaForMaskedLM,
+}
+DISCRIMINATOR: dict[str, type[nn.Module]] = {
+    "bert": ElectraForPreTraining,
+    "deberta": DebertaDiscriminator,
+}
+
+
+def masked_lm(spec: Spec, config: PretrainedConfig) -> PreTrainedModel:
+    """A masked language model with fresh weights.
+
+    Raises:
+        UserError: For a configuration that makes no model, such as a hidden size that its heads do
+            not divide.
+    """
+    if spec.architecture == "transformers":
+        with _building(spec):
+            return AutoModelForMaskedLM.from_config(config)
+    return MASKED_LM[spec.architecture](config)
+
+
+def encoder(model: nn.Module) -> nn.Module:
+    """The encoder inside a model with a head."""
+    if isinstance(model, DebertaDiscriminator):
+        return model.deberta
+    return model.base_model
+
+
+def count(model: nn.Module) -> int:
+    """Parameters of a module; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

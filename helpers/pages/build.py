@@ -1,0 +1,242 @@
+"""Build the book of one run: prose, generated tables and executed notebooks, as HTML.
+
+Usage: ``python scripts/build_book.py --run runs/tiny runs/tiny/notebooks/01_data.ipynb ...``;
+`make report` and `make site` call `build`.
+
+The sources are put together in ``<run>/book/source`` and the pages written to
+``<run>/book/html``; ``index.html`` there is the page to open. Sphinx warnings are errors. Files
+that have not changed are left alone, so a second build reads only what is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+# What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
+UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
+# The pages whose figures are the run's own; what there is to know of it stands below their title.
+RESULTS = ("book/index.md", "book/measured.md", "book/seeds.md", "book/records.md")
+NOT_EXECUTED = "*Not executed: no job of this stage is finished. The cells stand without outputs.*"
+ROWS = "Not kept: this cell shows rows of the data.\n"
+REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
+REDIRECT = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Small-Bench NLP</title>
+<meta http-equiv="refresh" content="0; url={page}"></head>
+<body><a href="{page}">Small-Bench NLP</a></body>
+</html>
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 where the book was built without a warning."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run: runs/tiny")
+    parser.add_argument("notebooks", type=Path, nargs="*", help="executed notebooks, one per stage")
+    options = parser.parse_args(arguments)
+    began = time.perf_counter()
+    try:
+        status = build(options.run, options.notebooks)
+    except ValueError as error:
+        print(f"build_book: {error}", file=sys.stderr)
+        return 1
+    print(f"book built in {time.perf_counter() - began:.0f} s")
+    return status
+
+
+def build(run: Path, notebooks: list[Path], note: str = "", partial: bool = False) -> int:
+    """Put the sources together and build the pages.
+
+    Args:
+        run: Folder of the run; its ``tables`` hold what `helpers.report.write` wrote.
+        notebooks: Executed notebooks; the name up to the first hyphen is the stage.
+        note: Markdown for the top of every page that shows the run.
+        partial: Show a stage without an executed notebook as it stands in the repository.
+
+    Returns:
+        0 where every page was built without a warning, else 1.
+
+    Raises:
+        ValueError: One line naming what is missing or doubled.
+    """
+    source, pages = run / "book" / "source", run / "book" / "html"
+    changed = _replace(source, sources(run, notebooks, note, partial))
+    # Sphinx copies style sheets only when a page is written, and does not watch extensions.
+    every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
+    status = _sphinx(source, pages, run / "book" / "doctrees", every)
+    if status == 0:
+        _copy_records(run, pages)
+        root = _yaml(source / "_toc.yml")["root"]
+        (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
+    return status
+
+
+def _copy_records(run: Path, pages: Path) -> None:
+    """The run's records beside the pages that link to them, and no others."""
+    from helpers.pages import details
+
+    found = {
+        path.relative_to(run / "records").as_posix(): path.read_bytes()
+        for path in sorted((run / "records").glob("*/*/seed-*.json"))
+    }
+    _replace(pages / details.RECORD_FOLDER, found)
+
+
+def sources(
+    run: Path, notebooks: list[Path], note: str = "", partial: bool = False
+) -> dict[str, bytes]:
+    """Every file of the book's source, by its path.
+
+    Args:
+        run: Folder of the run.
+        notebooks: Executed notebooks.
+        note: Markdown for the top of every page that shows the run.
+        partial: Show a stage without an executed notebook as it stands in the repository.
+
+    Returns:
+        Content by path relative to the source folder; paths are those of the repository.
+
+    Raises:
+        ValueError: The run, a fragment or a stage's notebook is missing, or a stage is doubled.
+    """
+    from helpers.pages import plots, write
+
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such run; `make book` makes runs/tiny")
+    found = {name: (ROOT / name).read_bytes() for name in ("_config.yml", "_toc.yml")}
+    for path in sorted((ROOT / "book").rglob("*")):
+        place = path.relative_to(ROOT)
+        if path.is_file() and not {"generated", "__pycache__"} & set(place.parts):
+            found[place.as_posix()] = path.read_bytes()
+    for name in (*write.FRAGMENTS, *plots.FIGURES):
+        path = run / "tables" / name
+        if not path.is_file():
+            raise ValueError(f"{path}: missing; notebooks/05_analysis.ipynb writes it")
+        found[f"book/generated/{name}"] = path.read_bytes()
+    for path in notebooks:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such executed notebook")
+        place = f"notebooks/{path.stem.split('-')[0]}.ipynb"
+        if place in found:
+            raise ValueError(f"{path}: a second notebook for the page {place}; give one per stage")
+        found[place] = clean(path, "" if path.stem == "06_audit" else note)
+    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    for stage in re.findall(r"file: (notebooks/\S+)", toc):
+        if f"{stage}.ipynb" in found:
+            continue
+        if not partial:
+            raise ValueError(f"no executed notebook was given for the page {stage}")
+        found[f"{stage}.ipynb"] = clean(ROOT / f"{stage}.ipynb", f"{note}\n{NOT_EXECUTED}")
+    for place in RESULTS if note else ():
+        # Below the title, which a page's settings may stand above.
+        before, title, text = re.split(r"(?m)^(# .*\n)", found[place].decode(), maxsplit=1)
+        found[place] = f"{before}{title}\n{note}\n{text}".encode()
+    return found
+
+
+def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
+    """An executed notebook without widgets, run metadata, remote images and this machine's paths.
+
+    Args:
+        path: The notebook.
+        note: Markdown for a cell below its title.
+        rows: Keep outputs that show rows of the data, those of the cells tagged ``data-rows``.
+
+    Raises:
+        ValueError: The file is not a notebook.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = notebook["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a notebook ({error})") from None
+    for key in ("papermill", "widgets"):
+        notebook.get("metadata", {}).pop(key, None)
+    for cell in cells:
+        for key in ("papermill", "execution"):
+            cell.get("metadata", {}).pop(key, None)
+        if not rows and "data-rows" in cell["metadata"].get("tags", []):
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ROWS}]
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            cell["source"] = REMOTE_IMAGE.sub(r"\1", text)
+    if note:
+        cell = {"cell_type": "markdown", "id": "about-this-run", "metadata": {}, "source": note}
+        cells.insert(1, cell)
+    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    for folder, name in ((f"{ROOT}/", ""), (str(ROOT), "."), (str(Path.home()), "~")):
+        if len(folder) > 1:
+            text = text.replace(folder, name)
+    return text.encode()
+
+
+def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:
+    """Make a folder hold exactly these files; what is equal keeps its time, the rest is named."""
+    changed = []
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if path.relative_to(folder).as_posix() not in content:
+            path.unlink()
+    for place, data in content.items():
+        path = folder / place
+        if not path.is_file() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            changed.append(place)
+    return changed
+
+
+def _sphinx(source: Path, pages: Path, doctrees: Path, every: bool) -> int:
+    """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
+    from jupyter_book.config import get_final_config
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    config, _ = get_final_config(
+        user_yaml=source / "_config.yml",
+        cli_config={"latex_individualpages": False},
+        sourcedir=source,
+        raise_on_invalid=True,
+    )
+    config["extensions"] = [name for name in config["extensions"] if name not in UNUSED]
+    config.pop("comments_config", None)
+    # sphinx-external-toc looks at every object alive, torch's deprecated ones among them.
+    warnings.simplefilter("ignore", FutureWarning)
+    with patch_docutils(str(source)), docutils_namespace():
+        app = Sphinx(
+            srcdir=source,
+            confdir=None,
+            outdir=pages,
+            doctreedir=doctrees,
+            buildername="html",
+            confoverrides=config,
+            status=None,
+            warning=sys.stderr,
+            warningiserror=True,
+            keep_going=True,
+        )
+        app.build(force_all=every)
+        return app.statuscode
+
+
+def repository() -> str:
+    """The address of the repository's files."""
+    about = _yaml(ROOT / "_config.yml")["repository"]
+    return f"{about['url']}/tree/{about['branch']}"
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

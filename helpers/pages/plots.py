@@ -1,0 +1,589 @@
+"""Figures of the book: seaborn on matplotlib, colour-blind safe, units on every axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+from helpers.base import files
+from helpers.score import statistics
+
+if TYPE_CHECKING:
+    from helpers.pages.speeds import Curves
+
+FIGURES = ("overview.svg", "scores.svg", "compute.svg", "curves.svg", "attention.svg", "noise.svg")
+MARKERS = "osD^vPX*<>hp"
+PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
+WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
+TOKENS, FLOPS = "pretrain.tokens", "pretrain.flops"
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Seaborn's paper look, for the figures made inside."""
+    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.85):
+        yield
+
+
+def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure that is not registered with pyplot, and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    colours = sns.color_palette(PALETTE, max(len(names), 1))
+    return dict(zip(names, colours, strict=False))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG: the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: Where to write; replaced whole.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with (
+        mpl.rc_context({"svg.hashsalt": "small-bench-nlp", "svg.fonttype": "path"}),
+        files.replacing(Path(path)) as temporary,
+    ):
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def loss(log: pd.DataFrame, title: str = "") -> Figure:
+    """Pre-training loss against tokens seen.
+
+    Args:
+        log: Columns tokens (count) and loss (nats); generator_loss and discriminator_loss are
+            drawn too where they are present.
+        title: Printed above the axes.
+
+    Returns:
+        The figure; tokens are in millions.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    for column in ("tokens", "loss"):
+        if column not in log:
+            raise ValueError(f"log: column {column} is missing, it has {', '.join(log.columns)}")
+    names = {
+        "loss": "loss",
+        "generator_loss": "generator (masked tokens)",
+        "discriminator_loss": "discriminator (replaced or not)",
+    }
+    present = [column for column in names if column in log and log[column].notna().any()]
+    with _style():
+        figure, axes = _axes(7, 3.6, columns=1 if len(present) == 1 else 2)
+        colours = _palette(present)
+        for column in present:
+            apart = column == "discriminator_loss"
+            axis = axes[0, 1] if apart else axes[0, 0]
+            axis.plot(log["tokens"] / 1e6, log[column], color=colours[column], label=names[column])
+        for axis in axes.flat:
+            axis.set(xlabel="tokens seen, millions", ylabel="loss, nats")
+            if len(present) > 1:
+                axis.legend(frameon=False)
+        figure.suptitle(title)
+    return figure
+
+
+def curves(found: Curves) -> Figure:
+    """Losses of our steps and of stock classes, a panel for each model.
+
+    Args:
+        found: What ``make bench`` measured (`speeds.load`).
+
+    Returns:
+        The figure: mean over seeds, in a band from the lowest to the highest.
+    """
+    table = pd.DataFrame([run.model_dump() for run in found.runs]).explode("curve")
+    table["loss"] = table["curve"].astype(float)
+    place = table.groupby(["model", "side", "seed"]).cumcount()
+    table["step"] = (place + 1) * found.point
+    names = list(dict.fromkeys(table["model"]))
+    sides = list(dict.fromkeys(table["side"]))
+    colours = _palette(sides)
+    with _style():
+        figure, axes = _axes(WIDTH, 2.6, columns=len(names))
+        for axis, name in zip(axes.flat, names, strict=True):
+            sns.lineplot(
+                table[table["model"] == name],
+                x="step",
+                y="loss",
+                hue="side",
+                style="side",
+                hue_order=sides,
+                style_order=sides,
+                palette=colours,
+                errorbar=("pi", 100),
+                ax=axis,
+                legend=name == names[0],
+            )
+            axis.set(title=name, xlabel="step", ylabel="loss, nats")
+        axes[0, 0].legend(frameon=False, title=None)
+    return figure
+
+
+def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) -> Figure:
+    """What the best of n fine-tunings is worth.
+
+    Args:
+        gains: Points above the median, indexed by n, one column per way of taking the best
+            (`audit.best_of`).
+        ways: The columns drawn.
+        reported: The difference others report, points.
+        at: The n it is reported for.
+
+    Returns:
+        The figure: a line per way, a mark at the reported difference.
+    """
+    colours = _palette(ways)
+    with _style():
+        figure, axes = _axes(6, 3.2)
+        axis = axes[0, 0]
+        for place, way in enumerate(ways):
+            look = {"color": colours[way], "marker": MARKERS[place], "markersize": 4}
+            axis.plot(gains.index, gains[way], label=way, **look)
+        look = {"markersize": 10, "linestyle": "none", "color": "0.2"}
+        axis.plot([at], [reported], marker="x", label="reported by others", **look)
+        axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
+        axis.set_xticks(gains.index)
+        figure.legend(loc="outside lower center", ncols=len(ways) + 1, frameon=False)
+    return figure
+
+
+def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
+    """A value among normally distributed ones.
+
+    Args:
+        mean: Of the distribution, metric x 100.
+        sd: Its standard deviation.
+        value: The value, marked by a line; the part above it is shaded.
+        title: Printed above the axes.
+
+    Returns:
+        The figure: the density from four deviations below the mean to four above it.
+    """
+    at = np.linspace(mean - 4 * sd, mean + 4 * sd, 401)
+    density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
+    colour = sns.color_palette(PALETTE)[0]
+    with _style():
+        figure, axes = _axes(6, 2.8)
+        axis = axes[0, 0]
+        axis.plot(at, density, color=colour)
+        axis.fill_between(at, density, where=at >= value, color=colour, alpha=0.3, linewidth=0)
+        axis.axvline(value, color="0.2", linestyle="--")
+        axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", title=title)
+        axis.set_ylim(bottom=0)
+    return figure
+
+
+def labels(counts: pd.DataFrame, title: str = "") -> Figure:
+    """Label balance of each task and split.
+
+    Args:
+        counts: Columns task, split, label (text), rows (count).
+        title: Printed above the axes.
+
+    Returns:
+        The figure: one bar per label, share of the split's rows in percent.
+    """
+    tasks = list(dict.fromkeys(counts["task"]))
+    share = counts.assign(
+        share=100 * counts["rows"] / counts.groupby(["task", "split"])["rows"].transform("sum")
+    )
+    splits = list(dict.fromkeys(counts["split"]))
+    colours = _palette(splits)
+    with _style():
+        columns = min(4, len(tasks))
+        height = -(-len(tasks) // columns)
+        figure, axes = _axes(9, 2.2 * height + 0.4, height, columns)
+        for axis, task in zip(axes.flat, tasks, strict=False):
+            sns.barplot(
+                share[share["task"] == task],
+                x="label",
+                y="share",
+                hue="split",
+                hue_order=splits,
+                palette=colours,
+                ax=axis,
+                legend=False,
+            )
+            axis.set(title=task, xlabel="label", ylabel="share of rows, %")
+            axis.tick_params(axis="x", labelrotation=20)
+        for axis in axes.flat[len(tasks) :]:
+            axis.set_visible(False)
+        handles = [Patch(color=colours[split], label=split) for split in splits]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        figure.suptitle(title)
+    return figure
+
+
+def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figure:
+    """Lengths of the examples of each task, or of the documents of a corpus.
+
+    Args:
+        values: Columns name (task or corpus) and length (count, in `unit`).
+        unit: What is counted.
+        title: Printed above the axes.
+
+    Returns:
+        The figure: one histogram per name, share of its examples in percent.
+    """
+    names = list(dict.fromkeys(values["name"]))
+    with _style():
+        columns = min(4, len(names))
+        height = -(-len(names) // columns)
+        width = 9 if columns > 1 else 6
+        figure, axes = _axes(width, 2.1 * height + 0.4, height, columns)
+        colour = sns.color_palette(PALETTE)[0]
+        for axis, name in zip(axes.flat, names, strict=False):
+            found = values.loc[values["name"] == name, "length"]
+            width = -(-(found.max() - found.min() + 1) // 20)  # whole counts, some 20 bars
+            edges = np.arange(found.min(), found.max() + width + 1, width) - 0.5
+            sns.histplot(x=found, stat="percent", bins=edges, color=colour, ax=axis)
+            axis.set(title=name, xlabel=f"length, {unit}", ylabel="share, %")
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        figure.suptitle(title)
+    return figure
+
+
+def ranks(counts: np.ndarray, title: str = "") -> Figure:
+    """Occurrences by rank, both axes logarithmic.
+
+    Args:
+        counts: int64 [n], largest first (`tokenizer.frequencies`).
+        title: Printed above the axes.
+    """
+    with _style():
+        figure, axes = _axes(6, 3.2)
+        axis = axes[0, 0]
+        axis.plot(np.arange(1, len(counts) + 1), counts, color=sns.color_palette(PALETTE)[0])
+        axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
+        figure.suptitle(title)
+    return figure
+
+
+def _label(records: pd.DataFrame) -> str:
+    """Profile and data source, for a panel's title."""
+    source = records["source"].iloc[0]
+    data = "embedded world, not GLUE" if source == "embedded" else f"data: {source}"
+    reduced = sorted(set(records.loc[~records["complete"], "task"]))
+    if source != "embedded" and reduced:
+        data += f"; reduced: {', '.join(reduced)}"
+    return f"Measured: profile {records['profile'].iloc[0]}, {data}"
+
+
+def scores(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> Figure:
+    """Scores by task: the published ones above, the measured ones below.
+
+    Args:
+        records: Columns model, task, seed, score, profile, source, complete (`tables.select`).
+        published: The published figures (`paper.load`).
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Returns:
+        The figure: a point per seed, a bar at the median, a line over its 95 % bootstrap
+        interval. The two panels share the vertical
+        axis only where every task measured is GLUE's own, whole.
+    """
+    theirs = published["table1"]["models"]
+    shown = [model for model in models if model in theirs or model in set(records["model"])]
+    colours = _palette(shown)
+    names = [published["tasks"].get(task, {}).get("name", task) for task in tasks]
+    step = 0.8 / max(len(shown), 1)
+    with _style():
+        figure, axes = _axes(WIDTH, 6.2, rows=2)
+        upper, lower = axes[:, 0]
+        for place, model in enumerate(shown):
+            offset = (place - (len(shown) - 1) / 2) * step
+            marker = MARKERS[place % len(MARKERS)]
+            look = {"color": colours[model], "marker": marker, "linestyle": "none"}
+            row = theirs.get(model, {}).get("scores", {})
+            at = [k + offset for k, task in enumerate(tasks) if task in row]
+            values = [row[task]["value"] for task in tasks if task in row]
+            upper.plot(at, values, markersize=5, **look)
+            name = theirs.get(model, {}).get("name", model)
+            lower.plot([], [], label=name, **look)
+            for k, task in enumerate(tasks):
+                mine = records[(records["model"] == model) & (records["task"] == task)]["score"]
+                if len(mine):
+                    x = np.full(len(mine), k + offset)
+                    lower.plot(x, mine, markersize=4, alpha=0.7, **look)
+                    ends = (k + offset - step * 0.4, k + offset + step * 0.4)
+                    lower.hlines(mine.median(), *ends, color=colours[model], linewidth=2)
+                if len(mine) > 1:
+                    span = statistics.median_interval(mine.tolist())
+                    lower.vlines(k + offset, *span, color=colours[model], linewidth=1)
+        upper.set(title="Published: GLUE dev, one figure per model")
+        lower.set(title=_label(records))
+        for axis in (upper, lower):
+            axis.set_xticks(range(len(tasks)), names)
+            axis.set(ylabel="task metric × 100", xlim=(-0.5, len(tasks) - 0.5))
+            axis.grid(visible=False, axis="x")
+        if records["complete"].all():
+            lower.sharey(upper)
+            upper.autoscale(axis="y")
+        figure.legend(loc="outside lower center", ncols=min(len(shown), 4), frameon=False)
+    return figure
+
+
+def compute(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> Figure:
+    """Quality against compute, by tokens on the left and by FLOPs on the right.
+
+    Args:
+        records: Columns model, task, seed, score, pretrain.tokens, pretrain.flops, source,
+            complete (`tables.select`).
+        published: The published figures (`paper.load`).
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Returns:
+        The figure. Where every task measured is GLUE's own and all are there, published and
+        measured points share their axes; else the measured ones stand in a row below. Models
+        without pre-training are not points; their mean is a dashed line.
+    """
+    present = [task for task in tasks if task in set(records["task"])]
+    together = _together(records, published, present)
+    with _style():
+        figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
+        parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
+        rows = [part.subplots(1, 2, sharey=True) for part in parts]
+        _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, published)
+        _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, records, published, models)
+        for part, row in zip(parts, rows, strict=True):
+            _log(row[0], "tokens seen in pre-training")
+            _log(row[1], "FLOPs of pre-training")
+            handles = row[1].get_legend_handles_labels()
+            part.legend(*handles, loc="outside lower center", ncols=2 if len(handles[0]) > 6 else 3)
+        rows[0][0].set(ylabel="mean of eight GLUE dev scores × 100")
+        if together:
+            parts[0].suptitle(f"Open: published by others. Filled: {_label(records)}")
+        else:
+            parts[0].suptitle("Published by others")
+            parts[1].suptitle(_label(records))
+            rows[1][0].set_ylabel(f"mean of {len(present)} tasks × 100")
+    return figure
+
+
+def overview(
+    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
+) -> Figure:
+    """Measured quality against the FLOPs of pre-training, in one panel: the headline's mean.
+
+    Args:
+        records: As for `compute`.
+        published: The published figures.
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Returns:
+        The figure; published points stand in it only where they can be compared.
+    """
+    present = statistics.counted(records, tasks)
+    records = records[records["task"].isin(present)]
+    with _style():
+        figure, axes = _axes(4.9, 3.7)
+        axis = axes[0, 0]
+        if _together(records, published, present):
+            _published_points({FLOPS: axis}, published)
+        _measured_points({FLOPS: axis}, records, published, models)
+        _log(axis, "FLOPs of pre-training")
+        axis.set(ylabel=f"mean of {len(present)} tasks × 100", title=_label(records))
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _together(records: pd.DataFrame, published: dict[str, Any], present: Sequence[str]) -> bool:
+    """Whether measured and published means are of the same eight tasks, whole."""
+    return bool(records["complete"].all()) and set(present) == set(published["tasks"])
+
+
+def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> None:
+    """Others' points, open; by FLOPs only where those of a token are known."""
+    points = [p for p in published["quality_per_compute"] if p["tokens_billions"]]
+    flops = {entry["method"]: 1e6 * entry["mflop"] for entry in published["flop_per_token"]}
+    colours = sns.color_palette(PALETTE, len(points))
+    for place, point in enumerate(points):
+        look = {"color": colours[place], "fillstyle": "none", "linestyle": "none"}
+        look |= {"marker": MARKERS[place % len(MARKERS)], "label": point["method"]}
+        tokens = 1e9 * point["tokens_billions"]
+        spent = {TOKENS: tokens, FLOPS: tokens * flops.get(point["flop"], np.nan)}
+        for column, axis in panels.items():
+            axis.plot(spent[column], point["average"], **look)
+
+
+def _measured_points(
+    panels: Mapping[str, Axes],
+    records: pd.DataFrame,
+    published: dict[str, Any],
+    models: Sequence[str],
+) -> None:
+    """A filled point per seed that has every task; a line where nothing was spent."""
+    by_seed = records.groupby(["model", "seed"])
+    means = by_seed["score"].mean()[by_seed["task"].nunique() == records["task"].nunique()]
+    shown = [model for model in models if model in means.index.get_level_values("model")]
+    colours = _palette(shown)
+    for place, model in enumerate(shown):
+        name = published["table1"]["models"].get(model, {}).get("name", model)
+        for column, axis in panels.items():
+            budget = records.loc[records["model"] == model, column].max()
+            if budget == 0:
+                axis.axhline(means[model].mean(), color="0.3", linestyle="--", label=name)
+                continue
+            marker = MARKERS[place % len(MARKERS)]
+            at = np.full(len(means[model]), budget)
+            look = {"color": colours[model], "linestyle": "none", "label": name}
+            axis.plot(at, means[model], marker=marker, **look)
+
+
+def _log(axis: Axes, below: str) -> None:
+    """A logarithmic axis of a decade and a half or more, labelled at 1 and, if short, at 3."""
+    axis.set(xscale="log", xlabel=below)
+    low, high = np.log10(axis.get_xlim())
+    spare = max(0.0, 1.5 - (high - low)) / 2
+    axis.set_xlim(10 ** (low - spare), 10 ** (high + spare))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    if high - low < 2:
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        everywhere = (np.inf, np.inf)
+        axis.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=everywhere))
+
+
+def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
+    """Where disentangled attention reads its positions, and what a trained layer does with them.
+
+    Args:
+        index: int64 [L, L], row of the table that each pair of tokens reads
+            (`explain.index_matrix`).
+        scores: Columns model, term, head, distance, score (`explain.position_scores`).
+
+    Returns:
+        The figure. Above: the index matrix, and the scores by relative position with the part of
+        each row that the shift reads outlined. Below: a line per head and term, fresh weights
+        dashed.
+    """
+    length = len(index)
+    table = np.concatenate([index[-1], index[0, 1:], index[0, -1:]])  # distance L - 1 first
+    with _style():
+        figure, axes = _axes(WIDTH, 6.6, rows=2, columns=2)
+        _cells(axes[0, 0], index)
+        axes[0, 0].set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
+        _cells(axes[0, 1], np.tile(table, (length, 1)))
+        for row in range(length):
+            corner = (length - 1 - row - 0.5, row - 0.5)
+            outline = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2, "clip_on": False}
+            axes[0, 1].add_patch(Rectangle(corner, length, 1, **outline))
+        axes[0, 1].set(title="scores by row, and what the shift reads", ylabel="query i")
+        axes[0, 1].set_xlabel("column; numbers: row of the table")
+        colours = _palette(sorted(set(scores["head"])))
+        titles = {"c2p": "content to position", "p2c": "position to content"}
+        for axis, (term, title) in zip(axes[1], titles.items(), strict=True):
+            for (model, head), line in scores[scores["term"] == term].groupby(["model", "head"]):
+                look = {"color": colours[head], "linewidth": 1.6} if model else {}
+                fresh = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
+                named = "as initialised" if head == 0 else None
+                label = f"{model}, head {head}" if model else named
+                axis.plot(line["distance"], line["score"], label=label, **(look or fresh))
+            axis.set(title=title, xlabel="distance i − j, tokens", ylabel="added to the score")
+        axes[1, 1].sharey(axes[1, 0])
+        axes[1, 1].autoscale(axis="y")
+        handles, texts = axes[1, 0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _cells(axis: Axes, values: np.ndarray) -> None:
+    """A matrix of small whole numbers, each written in its cell."""
+    axis.imshow(values, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        dark = value < (values.min() + values.max()) / 2
+        colour = "white" if dark else "black"
+        axis.text(column, row, value, color=colour, ha="center", va="center", fontsize=7)
+    axis.set_xticks(range(values.shape[1]))
+    axis.set_yticks(range(values.shape[0]))
+    axis.grid(visible=False)
+
+
+def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
+    """What chance does to a leaderboard.
+
+    Args:
+        boards: float64 [boards, models], points from the true average (`explain.equal_models`).
+        flips: Shares by true difference, one column per protocol (`explain.flips`).
+        shown: Leaderboards drawn.
+
+    Returns:
+        The figure. Left: leaderboards of equal models, the first of each filled. Right: how often
+        the worse of two models is ranked above the better one.
+    """
+    with _style():
+        figure, axes = _axes(WIDTH, 3.6, columns=2)
+        left, right = axes[0]
+        colour = sns.color_palette(PALETTE)[0]
+        for place, board in enumerate(boards[:shown], 1):
+            look = {"linestyle": "none", "marker": "o", "color": colour, "markersize": 5}
+            left.plot(np.full(len(board), place), board, fillstyle="none", **look)
+            left.plot(place, board.max(), **look)
+        left.axhline(0, color="0.4", linewidth=0.8)
+        left.set(title=f"{boards.shape[1]} equal models, one seed each")
+        left.set(xlabel="leaderboard", ylabel="average from the true one, points")
+        left.set_xticks(range(1, min(shown, len(boards)) + 1))
+        colours = _palette(list(flips))
+        for name, style in zip(flips, ("-", "--", ":"), strict=True):
+            look = {"color": colours[name], "linestyle": style, "label": name}
+            right.plot(flips.index, 100 * flips[name], **look)
+        right.set(title="the worse model comes first", ylabel="of leaderboards, %")
+        right.set(xlabel="true difference of the averages, points", ylim=(0, 105))
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def write(
+    records: pd.DataFrame,
+    published: dict[str, Any],
+    found: Curves,
+    drawn: Sequence[Figure],
+    out: Path,
+    models: Sequence[str],
+    tasks: Sequence[str],
+) -> None:
+    """Write `FIGURES` to a folder.
+
+    Args:
+        records: Records of one profile and data source (`tables.select`).
+        published: The published figures (`paper.load`).
+        found: Losses of our steps and of stock classes (`speeds.load`).
+        drawn: The figures of the background pages: `attention`, `noise`.
+        out: The folder.
+        models: Models in order.
+        tasks: Tasks in order.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    asked = (records, published, models, tasks)
+    figures = (overview(*asked), scores(*asked), compute(*asked), curves(found), *drawn)
+    for name, figure in zip(FIGURES, figures, strict=True):
+        save(figure, Path(out) / name)

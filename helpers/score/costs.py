@@ -1,0 +1,285 @@
+"""What a pre-training costs: a model's FLOP, a GPU's peak rate and a utilisation give the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from helpers.base import config, files
+from helpers.base.config import Strict, validate
+from helpers.base.errors import UserError, did_you_mean
+from helpers.data import glue, tokenizer
+from helpers.model import registry
+from helpers.model.flops import head_flops, token_flops
+from helpers.score import costs
+from helpers.train import finetune, objectives, pretrain
+
+NO_HEAD, AT_MASKED = "encoders without a head", "head at masked positions"
+
+AT_ALL = "head at all positions"
+
+# The geometric mean of the lowest and highest utilisation that peers' measured rates come to.
+UTILISATION = 0.05
+
+
+class Gpu(Strict):
+    """One GPU as its vendor states it."""
+
+    name: str
+    peak_tflops: float = Field(gt=0, description="dense half-precision tensor products, TFLOP/s")
+    watts: float = Field(gt=0, description="board power")
+    memory_gb: float = Field(gt=0, description="memory, GB")
+    source: str = Field(min_length=1, description="the document that states it")
+
+    @property
+    def figures(self) -> tuple[float, float, float]:
+        """Peak in TFLOP/s, board power in W, memory in GB."""
+        return self.peak_tflops, self.watts, self.memory_gb
+
+
+class Gpus(Strict):
+    """``gpus.json``: the GPUs by a short name."""
+
+    about: str
+    gpus: dict[str, Gpu] = Field(min_length=1)
+
+
+class Assumptions(Strict):
+    """What the estimates rest on beside FLOP and data sheets."""
+
+    utilisation: float = Field(gt=0, le=1, description="the model's own FLOP over the GPU's peak")
+    price_per_hour: dict[str, float] = Field(description="price of one hour, by GPU")
+    price_per_kwh: float | None = Field(ge=0, allow_inf_nan=False, description="price of a kWh")
+
+
+def load(path: Path) -> dict[str, Gpu]:
+    """Reads ``results/gpus.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The GPUs by their short names, in the file's order.
+
+    Raises:
+        UserError: The file is missing or not JSON, or a field is missing or wrong.
+    """
+    return validate(Gpus, files.read_json(Path(path)), str(path)).gpus
+
+
+def outline(name: str, profile: config.Profile) -> torch.nn.Module:
+    """A registry entry as a profile would pre-train it, without memory for its weights.
+
+    Args:
+        name: Registry entry.
+        profile: Size, vocabulary, length and generator's width.
+
+    Returns:
+        The module of `objectives.build`, every parameter on torch's ``meta`` device.
+
+    Raises:
+        UserError: For an unknown model or size.
+    """
+    spec, size = registry.get(name), registry.get_size(profile.size)
+    vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
+    fraction = profile.generator_fraction if spec.objective == "rtd" else 0.0
+    with torch.device("meta"):
+        return objectives.build(spec, size, vocabulary, profile.max_length, fraction=fraction)
+
+
+def flops(name: str, profile: config.Profile) -> float:
+    """Matrix-product FLOP per token of pre-training, forward and backward.
+
+    Args:
+        name: Registry entry.
+        profile: As for `outline`; tokens are counted at the length the model can read.
+
+    Raises:
+        UserError: For an unknown model or size.
+    """
+    length = tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
+    return objectives.flops_per_token(outline(name, profile), length)
+
+
+def table(
+    gpus: Mapping[str, Gpu],
+    published: Mapping[str, Any],
+    *,
+    names: Sequence[str] | None = None,
+    profile: str = "paper",
+    utilisation: float = UTILISATION,
+    price_per_hour: Mapping[str, float] | None = None,
+    price_per_kwh: float | None = None,
+) -> pd.DataFrame:
+    """Rates, hours, energy and price of each model's pre-training on each GPU.
+
+    Args:
+        gpus: `load`.
+        published: The published figures (`paper.load`), for the peers' measured rates.
+        names: Registry entries; every one that is pre-trained where None.
+        profile: The profile whose size, length and number of tokens are priced.
+        utilisation: The model's own FLOP over the GPU's peak, 0 to 1: an assumption.
+        price_per_hour: Price of an hour by GPU, in any currency; a GPU without one has no rent.
+        price_per_kwh: Price of a kWh in the same currency.
+
+    Returns:
+        One row per model and GPU, followed by the rates others measured on the pair. Columns:
+        model, gpu (short names), measured (bool), utilisation (0 to 1), tokens (read in all),
+        tokens_per_second, hours, kwh (board power x hours), rent, electricity (NaN without a
+        price), source and status (keys of the published figures; empty for an estimate).
+
+    Raises:
+        UserError: A model, GPU or profile is unknown, or an assumption is out of range.
+    """
+    given = {
+        "utilisation": utilisation,
+        "price_per_hour": dict(price_per_hour or {}),
+        "price_per_kwh": price_per_kwh,
+    }
+    assumed = validate(Assumptions, given, "costs")
+    _check_prices(assumed.price_per_hour, gpus)
+    study = config.load_profile(profile)
+    if names is None:
+        names = [name for name, spec in registry.REGISTRY.items() if spec.objective != "none"]
+    rows = []
+    for name in names:
+        per_token = flops(name, study)
+        for key, gpu in gpus.items():
+            rate = assumed.utilisation * gpu.peak_tflops * 1e12 / per_token
+            rows.append({"model": name, "gpu": key, "rate": rate, "per_token": per_token})
+            rows += [
+                {"model": name, "gpu": key, "rate": float(rate), "per_token": per_token}
+                | {"source": entry["source"], "status": entry["status"]}
+                for entry in published["throughput"]
+                if (entry["model"], entry["gpu"]) == (name, key)
+                for rate in entry["tokens_per_second"]
+            ]
+    return pd.DataFrame(
+        [_priced(row, gpus[row["gpu"]], tokens(row["model"], study), assumed) for row in rows]
+    )
+
+
+def tokens(name: str, profile: config.Profile) -> int:
+    """Tokens of one pre-training: steps x segments x the length that the model reads."""
+    length = tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
+    own = pretraining(name, profile)
+    return own.pretrain_steps * own.pretrain_batch_size * length
+
+
+def pretraining(name: str, profile: config.Profile) -> config.Pretrain:
+    """Parameters of a model's pre-training, with what its own recipe changes.
+
+    Raises:
+        UserError: For an unknown model, or a recipe that leaves an impossible parameter.
+    """
+    given = config.Pretrain(**profile.stage(config.Pretrain, model=name))
+    return pretrain.recipe(given, registry.get(name))
+
+
+class Finetuning(NamedTuple):
+    """What the fine-tunings of one model on one task take, all seeds together."""
+
+    steps: int
+    tokens: int
+    flops: float
+
+
+def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
+    """Work of one model on one task at full length, an upper bound: batches are padded to less.
+
+    Args:
+        profile: Epochs, batch size, rows and seeds.
+        name: Registry entry.
+        task: A task of GLUE, with the rows of `glue.train_rows` but for the profile's limit.
+
+    Raises:
+        UserError: For an unknown model, size or task.
+    """
+    kind = glue.get(task)
+    length = tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
+    rows = glue.train_rows(profile.source, profile.data, task)
+    rows = min(rows, profile.train_rows or rows)
+    steps = finetune.count_steps(profile, task, rows) * len(profile.seeds)
+    if profile.finetune_swap_pairs and kind.swap:
+        rows *= 2
+    epochs = profile.finetune_epochs_small if kind.small else profile.finetune_epochs
+    count = epochs * rows * length * len(profile.seeds)
+    own = registry.encoder(outline(name, profile).model).config
+    return Finetuning(steps, count, count * token_flops(own, length))
+
+
+def _priced(row: dict[str, Any], gpu: Gpu, count: int, assumed: Assumptions) -> dict[str, Any]:
+    hours = count / row["rate"] / 3600
+    kwh = hours * gpu.watts / 1000
+    per_kwh = math.nan if assumed.price_per_kwh is None else assumed.price_per_kwh
+    return {
+        "model": row["model"],
+        "gpu": row["gpu"],
+        "measured": "source" in row,
+        "utilisation": row["rate"] * row["per_token"] / (gpu.peak_tflops * 1e12),
+        "tokens": count,
+        "tokens_per_second": row["rate"],
+        "hours": hours,
+        "kwh": kwh,
+        "rent": hours * assumed.price_per_hour.get(row["gpu"], math.nan),
+        "electricity": kwh * per_kwh,
+        "source": row.get("source", ""),
+        "status": row.get("status", ""),
+    }
+
+
+def _check_prices(prices: Mapping[str, float], gpus: Mapping[str, Gpu]) -> None:
+    for key, price in prices.items():
+        if key not in gpus:
+            hint = did_you_mean(key, dict(gpus))
+            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: no such GPU; {hint}")
+        if not (math.isfinite(price) and price >= 0):
+            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: must be 0 or more")
+
+
+def generator_flops(published: Mapping[str, Any], profile: str = "paper") -> pd.DataFrame:
+    """MFLOP per token of pre-training, forward and backward, by where the MLM head is computed.
+
+    Args:
+        published: The published figures.
+        profile: Its size, vocabulary and length are counted.
+
+    Returns:
+        Indexed by model (those with a published count, and the full-size generator's quarter-size
+        sibling): `NO_HEAD` (generator's encoder included), `AT_MASKED` (with the discriminator's
+        head, and the MLM head at 15 % of the positions), `AT_ALL` (at all of them), published (NaN
+        where there is none) and matches (which of them rounds to the published count; empty where
+        none does).
+    """
+    study = config.load_profile(profile)
+    counts = {entry["model"]: float(entry["mflop"]) for entry in published["flop_per_token"]}
+    lines = {}
+    for name in dict.fromkeys([*counts, "electra-deberta-quarter"]):
+        found = _by_head(name, study)
+        stated = counts.get(name, math.nan)
+        near = [column for column, mflop in found.items() if abs(mflop - stated) <= 0.5]
+        lines[name] = {**found, "published": stated, "matches": ", ".join(near)}
+    return pd.DataFrame(lines).T.astype(dict.fromkeys(("published", *found), float))
+
+
+def _by_head(name: str, study: config.Profile) -> dict[str, float]:
+    """MFLOP per token of a registry entry: encoders, head at 15 %, head at every position."""
+    task = costs.outline(name, study)
+    length = tokenizer.usable_length(registry.get(name).tokenizer, study.max_length)
+    own = registry.encoder(task.model).config
+    parts = [own]
+    if isinstance(task, objectives.ReplacedTokenDetection):
+        parts.insert(0, task.generator.config)  # the MLM head is the generator's
+    masked = objectives.flops_per_token(task, length)
+    rest = (1 - registry.MASK_FRACTION) * head_flops(parts[0])
+    return {
+        NO_HEAD: sum(token_flops(part, length) for part in parts) / 1e6,
+        AT_MASKED: masked / 1e6,
+        AT_ALL: (masked + rest) / 1e6,
+    }

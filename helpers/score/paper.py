@@ -1,0 +1,81 @@
+"""The published figures, results/published.json, each with its source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers.base import files
+from helpers.base.errors import UserError
+
+NEEDED = (
+    *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
+    *("electra_small_owt", "announcement", "rounding_exempt", "what_paid", "throughput"),
+    "stated",
+)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read the published figures.
+
+    Args:
+        path: ``results/published.json``.
+
+    Returns:
+        The mapping as it stands in the file; every figure has a source and a status.
+
+    Raises:
+        UserError: The file is not readable or not of this form, or a figure names an unknown
+            source or status.
+    """
+    published = files.read_json(Path(path))
+    try:
+        for where, figure in _figures(published, ""):
+            for key, known in (("source", "sources"), ("status", "statuses")):
+                if figure[key] not in published[known]:
+                    raise UserError(f"{path}: {where}.{key}: {figure[key]!r} is not one of {known}")
+        for key in NEEDED:
+            published[key]
+        for entry in published["throughput"]:
+            entry["model"], entry["gpu"], entry["tokens_per_second"]
+    except KeyError as error:
+        raise UserError(f"{path}: field {error.args[0]} is missing") from None
+    except TypeError as error:
+        raise UserError(f"{path}: not of the form of the published figures ({error})") from None
+    return published
+
+
+def _figures(value: Any, where: str) -> Iterable[tuple[str, dict[str, Any]]]:  # noqa: ANN401
+    """Every object that has a source, with its place."""
+    if isinstance(value, dict):
+        if "source" in value or "status" in value:
+            yield where, value
+        for key, inner in value.items():
+            yield from _figures(inner, f"{where}.{key}".strip("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _figures(inner, f"{where}[{number}]")
+
+
+def task_name(published: dict[str, Any], task: str) -> str:
+    """The task's name as it is printed."""
+    return published["tasks"].get(task, {}).get("name", task)
+
+
+def model_name(published: dict[str, Any], model: str) -> str:
+    """The model's name as it is published; its registry name where it was not."""
+    return published["table1"]["models"].get(model, {}).get("name", model)
+
+
+def mean_of(scores: pd.Series, tasks: Sequence[str]) -> float:
+    """The mean of some tasks, NaN where there is none."""
+    return float(scores[list(tasks)].mean()) if tasks else math.nan
+
+
+def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:
+    """Whether the complete tasks are some but not all of the published ones."""
+    return 0 < len(tasks) < len(published["tasks"])

@@ -1,0 +1,298 @@
+"""Dev labels and dev predictions: files of other people, read only as far as their sizes allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from helpers.base import files
+from helpers.base.errors import UserError
+from helpers.data import glue
+from helpers.score import predictions
+from helpers.train import records
+
+UNPACKED_LIMIT = 16 * 2**20
+"""Bytes of one file's columns before compression; QQP's rows take about 0.4 MiB."""
+
+COLUMNS = ("split", "idx", "prediction")
+
+OWN_NUMBERS = ("mrpc",)
+"""GLUE numbers dev rows from 0 without gaps, save in these tasks, which keep older numbers."""
+
+STSB_RANGE = (-5.0, 10.0)
+"""What a regression on 0 to 5 may return: one width of the scale beyond it on both sides."""
+
+
+@dataclass(frozen=True)
+class Dev:
+    """The dev set a task is scored on.
+
+    Attributes:
+        idx: int64 [n], GLUE's row numbers, ascending.
+        label: int64 [n], or float64 [n] for STS-B.
+    """
+
+    idx: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Dev labels at hand.
+
+    Attributes:
+        dev: Task to its dev set.
+        absent: Task to why it has none; empty where no folder was given.
+    """
+
+    dev: dict[str, Dev] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def read_labels(folder: Path | None) -> Labels:
+    """The dev labels of a folder in the schema of ``nyu-mll/glue``.
+
+    A split that is not GLUE's own by its row count, or is of the embedded world, is not used.
+
+    Args:
+        folder: Holds ``glue/<task>/<split>.parquet``; a run's ``data`` folder is one. None: no
+            labels.
+
+    Raises:
+        UserError: There is no such folder, or a file in it is damaged.
+    """
+    if folder is None:
+        return Labels()
+    if not (folder / "glue").is_dir():
+        raise UserError(f"data = {folder}: has no folder glue/")
+    found = Labels()
+    for name, task in glue.TASKS.items():
+        manifest = folder / "glue" / name / "manifest.json"
+        if manifest.exists() and files.read_json(manifest).get("source") == "embedded":
+            found.absent[name] = "embedded world"
+            continue
+        table = glue.read_folder(folder, name, task.validation)
+        official = task.official_rows[task.validation]
+        if table is None:
+            found.absent[name] = "no labels"
+        elif len(table) != official or table["idx"].nunique() != official:
+            found.absent[name] = f"{table['idx'].nunique():,} rows, GLUE's dev set has {official:,}"
+        else:
+            table = table.sort_values("idx")
+            found.dev[name] = Dev(table["idx"].to_numpy(), table["label"].to_numpy())
+    return found
+
+
+def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarray:
+    """The predictions of one run on the split its score is computed on.
+
+    Args:
+        path: ``seed-<n>.parquet`` with columns split (text), idx (int64) and prediction (int64,
+            float64 for STS-B), one row per dev row in the order of idx. MNLI's mismatched rows
+            may follow.
+        name: The task.
+        dev: Its dev set; without it row numbers are checked as far as they are known.
+
+    Returns:
+        int64 [n], or float64 [n] for STS-B.
+
+    Raises:
+        UserError: One line that names file, row, field, value and rule.
+    """
+    task = glue.get(name)
+    found = read_splits(path, name)
+    for split, (idx, _) in found.items():
+        rows, official = len(idx), task.official_rows[split]
+        if rows != official and (rows or split == task.validation):
+            raise UserError(f"{path}: {split} has {rows} rows: GLUE's has {official}")
+        _check_idx(path, name, split, idx, dev)
+    return found[task.validation][1]
+
+
+def read_splits(
+    path: Path, name: str, own: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Everything a file of predictions holds, checked as far as it can be without a dev set.
+
+    Args:
+        path: ``seed-<n>.parquet``.
+        name: The task.
+        own: The file is of a run at hand: its rows need not be GLUE's, nor an entry's limits hold.
+
+    Returns:
+        Split to idx (int64 [n]) and prediction (int64 [n], float64 for STS-B), in the order of the
+        file; empty arrays for a split without rows.
+
+    Raises:
+        UserError: One line that names file, row, field, value and rule.
+    """
+    task = glue.get(name)
+    table = _open(path, task, own)
+    splits = task.splits[1:]
+    other = sorted(set(table["split"].unique().to_pylist()) - set(splits))
+    if other:
+        raise UserError(f"{path}: split = {other[0][:40]!r}: must be {' or '.join(splits)}")
+    idx, values = (table[column].to_numpy() for column in ("idx", "prediction"))
+    _check_values(path, task, values, own)
+    places = {split: pc.equal(table["split"], split).to_numpy() for split in splits}
+    return {split: (idx[place], values[place]) for split, place in places.items()}
+
+
+def _open(path: Path, task: glue.Task, own: bool) -> pa.Table:
+    """A file's table, read only when its schema and sizes are those of predictions."""
+    try:
+        # As a dictionary, a long text that is repeated in every row takes its memory once.
+        with pq.ParquetFile(path, read_dictionary=["split"]) as file:
+            _check_schema(path, file.schema_arrow, task)
+            if not own:
+                _check_sizes(path, file.metadata, task)
+            table = file.read()
+            table.validate(full=True)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not readable as Parquet ({line})") from None
+    for column in COLUMNS:
+        if table[column].null_count:
+            raise UserError(f"{path}: {column} = null: every row needs a value")
+    return table
+
+
+def _check_schema(path: Path, schema: pa.Schema, task: glue.Task) -> None:
+    if sorted(schema.names) != sorted(COLUMNS):
+        names = ", ".join(schema.names)[:200]
+        raise UserError(f"{path}: columns = {names!r}: must be {', '.join(COLUMNS)}")
+    number = pa.int64() if task.labels else pa.float64()
+    kinds = (pa.dictionary(pa.int32(), pa.string()), pa.int64(), number)
+    for column, kind, name in zip(COLUMNS, kinds, ("string", "int64", str(number)), strict=True):
+        if (given := schema.field(column).type) != kind:
+            raise UserError(f"{path}: {column} is {str(given)[:80]}: must be {name}")
+
+
+def _check_sizes(path: Path, about: pq.FileMetaData, task: glue.Task) -> None:
+    most = sum(task.official_rows[split] for split in task.splits[1:])
+    if about.num_rows > most:
+        raise UserError(f"{path}: {about.num_rows} rows: GLUE's dev set has {most}")
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    if (size := sum(group.total_byte_size for group in groups)) > UNPACKED_LIMIT:
+        raise UserError(f"{path}: unpacked size = {size} bytes: at most {UNPACKED_LIMIT}")
+    for group in groups:
+        for number in range(group.num_columns):
+            if "DELTA_BYTE_ARRAY" in group.column(number).encodings:
+                raise UserError(f"{path}: encoding = DELTA_BYTE_ARRAY: is not read; use plain")
+
+
+def _check_values(path: Path, task: glue.Task, values: np.ndarray, own: bool) -> None:
+    low, high = (0, len(task.labels) - 1) if task.labels else STSB_RANGE
+    if own and not task.labels:
+        low, high = np.finfo(np.float64).min, np.finfo(np.float64).max
+    bad = np.flatnonzero(~((values >= low) & (values <= high)))  # NaN compares false
+    if len(bad):
+        raise UserError(
+            f"{path}: row {bad[0]}: prediction = {values[bad[0]]}: must be {low:g} to {high:g}"
+        )
+
+
+def _check_idx(path: Path, name: str, split: str, idx: np.ndarray, dev: Dev | None) -> None:
+    """Row numbers must be GLUE's, each once, ascending."""
+    known = dev.idx if dev and split == glue.get(name).validation else None
+    if known is None and name not in OWN_NUMBERS:
+        known = np.arange(len(idx))
+    if known is not None:
+        bad, rule = np.flatnonzero(idx != known), "row numbers are GLUE's, all, in ascending order"
+    else:
+        bad = np.flatnonzero(np.diff(idx, prepend=-1) <= 0)
+        rule = "row numbers are GLUE's, each once, in ascending order"
+    if len(bad):
+        raise UserError(f"{path}: {split}, row {bad[0]}: idx = {idx[bad[0]]}: {rule}")
+
+
+def aligned(found: tuple[np.ndarray, np.ndarray], labels: pd.DataFrame, where: str) -> np.ndarray:
+    """Predictions of one split, in the order of its labels.
+
+    Args:
+        found: idx and prediction, [n] each (`predictions.read_splits`).
+        labels: Column idx.
+        where: What an error begins with: file and split.
+
+    Raises:
+        UserError: When an example is missing, doubled, unknown, or out of order.
+    """
+    (have, values), want = found, labels["idx"].to_numpy()
+    if len(have) != len(want):
+        raise UserError(f"{where}: {len(have)} predictions for {len(want)} examples")
+    if not np.array_equal(have, want):
+        place = int(np.flatnonzero(have != want)[0])
+        raise UserError(
+            f"{where}: row {place} is example {have[place]}, it must be {want[place]}: "
+            "examples are missing, doubled or shuffled"
+        )
+    return values
+
+
+def recompute(
+    path: Path, task: str, labels: dict[str, pd.DataFrame]
+) -> tuple[float, dict[str, float], str]:
+    """Score, metrics and note that follow from kept predictions: as ``metrics.score``.
+
+    Args:
+        path: A ``seed-<n>.parquet``.
+        task: Its task.
+        labels: Split to a table with idx and label.
+
+    Raises:
+        UserError: When the predictions do not fit.
+    """
+    from helpers.data import metrics
+
+    found = predictions.read_splits(path, task, own=True)
+    first, *others = glue.get(task).splits[1:]
+
+    def scored(split: str) -> tuple[float, dict[str, float], str]:
+        values = aligned(found[split], labels[split], f"{path}, {split}")
+        return metrics.score(task, values, labels[split]["label"].to_numpy())
+
+    score, values, note = scored(first)
+    for split in others:
+        values |= {f"mismatched_{key}": value for key, value in scored(split)[1].items()}
+    return score, values, note
+
+
+def stacked(
+    run: Path, found: pd.DataFrame, tasks: list[str]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Predictions of every model that has all tasks, for ``statistics.compare``.
+
+    Args:
+        run: The run's folder.
+        found: Records (`tables.load_records`).
+        tasks: Tasks to take.
+
+    Returns:
+        Model to task to [seeds, examples] on the headline split, and task to labels [examples].
+
+    Raises:
+        UserError: When a prediction file is missing or does not fit.
+    """
+    split = {task: glue.get(task).validation for task in tasks}
+    truth = {task: glue.load(run, task, split[task]) for task in tasks}
+    models: dict[str, dict[str, np.ndarray]] = {}
+    for model, mine in found.groupby("model", sort=False):
+        if not set(tasks) <= set(mine["task"]):
+            continue
+        models[str(model)] = {task: [] for task in tasks}
+        for task in tasks:
+            runs = []
+            for seed in mine.loc[mine["task"] == task, "seed"]:
+                path = records.folder(run, str(model), task) / f"seed-{seed}.parquet"
+                part = predictions.read_splits(path, task, own=True)[split[task]]
+                runs.append(aligned(part, truth[task], f"{path}, {split[task]}"))
+            models[str(model)][task] = np.stack(runs)
+    return models, {task: table["label"].to_numpy() for task, table in truth.items()}

@@ -1,0 +1,1 @@
+"""The command line, the jobs of a study, and what becomes of a finished run."""

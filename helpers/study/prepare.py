@@ -1,0 +1,146 @@
+"""What a notebook opened alone needs: the stages before it, and a place that outlives its machine.
+
+Nothing here acts where a grid or a reader has run the stages in order.
+"""
+
+from pathlib import Path
+
+from helpers.base import config, files
+from helpers.base.errors import UserError
+from helpers.data import corpus, glue, tokenizer
+from helpers.model import registry
+from helpers.train import checkpoint, pretrain
+
+DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
+LASTING = ("models", "records", "checkpoints")  # folders of a run that take long to make again
+
+
+def prepare(parameters: config.Stage) -> None:
+    """Makes the stages before this one that the run lacks, each with a line that says so.
+
+    They are made as the profile says that the run is named after, and only where its data is the
+    embedded world, which takes no download and little time. In any other case nothing is made, and
+    the stage itself names the notebook to run first.
+
+    Where Google Drive is mounted, the models, records and checkpoints of the run are kept there, so
+    that a new machine goes on where the last one was cut off. Data and tokens stay local: they are
+    read at random, and come back with the same bytes.
+
+    Args:
+        parameters: Of the stage that is about to run.
+
+    Raises:
+        UserError: When Drive cannot be written, or as the stages themselves.
+    """
+    if DRIVE.is_dir() and not parameters.folder.resolve().is_relative_to(DRIVE.resolve()):
+        _keep_on_drive(parameters)
+    study = _study(parameters)
+    if study is None:
+        return
+    if isinstance(parameters, config.Tokenizer):
+        _corpus(study)
+    elif isinstance(parameters, config.Pretrain):
+        _packed(study, registry.get(parameters.model).tokenizer)
+    elif isinstance(parameters, config.Finetune):
+        _tasks(study, parameters.tasks)
+        _pretrained(study, parameters.model)
+    elif any(parameters.folder.glob("records/*/*/seed-*.json")):  # the analysis of something
+        _tasks(study, parameters.tasks)
+
+
+def make_inputs(study: config.Profile) -> None:
+    """Runs both stages before the training ones: data, and each kind of tokenizer.
+
+    Args:
+        study: Its own tasks are made, no others.
+
+    Raises:
+        UserError: As the stages.
+    """
+    data = config.Data(**study.stage(config.Data))
+    corpus.run(data)
+    for name in study.tasks:
+        glue.run(data, name)
+    for kind in ("wordpiece", "bpe"):
+        tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
+
+
+def _study(parameters: config.Stage) -> config.Profile | None:
+    """The profile that the run is named after, if its data is the embedded world."""
+    if not files.find(f"profiles/{parameters.profile}.yaml").is_file():
+        return None
+    shared = {"runs", "checkpoints"}
+    if isinstance(parameters, config.Pretrain):
+        shared.add("max_length")  # its segments are packed to this length
+    study = config.load_profile(parameters.profile, **parameters.model_dump(include=shared))
+    return study if study.source == "embedded" and _embedded(parameters.folder) else None
+
+
+def _embedded(run: Path) -> bool:
+    """Whether what a run has of data, if anything, is the embedded world's."""
+    there = [run / "data" / "corpus" / files.MANIFEST, *run.glob("data/glue/*/manifest.json")]
+    made = (files.read_json(path).get("source") for path in there if path.exists())
+    return all(source == "embedded" for source in made)
+
+
+def _lacks(study: config.Profile, stage: str, *places: str) -> bool:
+    """Whether one of these folders is not there yet; then a line says that it is made."""
+    lacks = not all((study.folder / place / "manifest.json").exists() for place in places)
+    if lacks:
+        name = places[0] if len(places) == 1 else Path(places[0]).parent
+        print(
+            f"{name}: not there yet; made as notebooks/{stage}.ipynb does, profile {study.profile}"
+        )
+    return lacks
+
+
+def _corpus(study: config.Profile) -> None:
+    if _lacks(study, "01_data", "data/corpus"):
+        corpus.run(config.Data(**study.stage(config.Data)))
+
+
+def _tasks(study: config.Profile, tasks: list[str]) -> None:
+    for name in tasks:
+        if _lacks(study, "01_data", f"data/glue/{name}"):
+            glue.run(config.Data(**study.stage(config.Data)), name)
+
+
+def _packed(study: config.Profile, kind: str) -> None:
+    if _lacks(study, "02_tokenizer", f"tokenizer/{kind}"):
+        _corpus(study)
+        tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
+
+
+def _pretrained(study: config.Profile, model: str) -> None:
+    kind, folder = registry.get(model).tokenizer, study.folder / "models" / model
+    if not _lacks(study, "03_pretrain", f"models/{model}"):
+        return
+    _packed(study, kind)
+    parameters = config.Pretrain(**study.stage(config.Pretrain, model=model))
+    packed = files.need(study.folder / "tokenizer" / kind, "02_tokenizer")
+    spec = files.digest(pretrain.specification(parameters, packed))
+    if checkpoint.others(checkpoint.place(parameters, "pretrain", model, folder), spec):
+        raise UserError(
+            f"{folder}: a pre-training with other parameters is under way there; finish it with "
+            "notebooks/03_pretrain.ipynb first"
+        )
+    pretrain.run(parameters)
+
+
+def _keep_on_drive(parameters: config.Stage) -> None:
+    """Makes the lasting folders of a run links to folders of Google Drive."""
+    drive = DRIVE / "small-bench-nlp" / parameters.profile
+    try:
+        for name in LASTING:
+            here, there = parameters.folder / name, drive / name
+            if here.is_symlink():
+                continue
+            if here.exists():
+                print(f"{here}: made before Drive was mounted; it stays on this machine")
+                continue
+            there.mkdir(parents=True, exist_ok=True)
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(there)
+            print(f"{name}: kept in {there}")
+    except OSError as error:
+        raise UserError(f"{drive}: cannot write: {error.strerror or error}") from error

@@ -1,0 +1,282 @@
+"""The book without a grid: of an unfinished run, or of a run that was kept in the repository.
+
+`make report` shows what is finished of a run. `make keep` copies what is small of a finished run to
+``results/measured/<profile>``: records, loss logs, comparisons and one executed notebook a stage,
+as JSON that no formatter takes for a source. Rows of the data are left out, unless the data is the
+embedded world. `make site` builds the published book from there; `make beyond` ends with the table
+of a recipe study, ``results/beyond.json``. None of these trains anything.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from helpers.base import config, files, text
+from helpers.base.config import Profile
+from helpers.base.errors import UserError, run_main
+from helpers.model import registry
+from helpers.pages import build, details, recipes
+from helpers.pages import tables as tables_of
+from helpers.study import cli, executed, jobs, notebook
+from helpers.train import loop, records
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = ROOT / "results" / "measured"
+RUNS = "runs"  # where `make site` builds, in a folder of its own
+AFTER = ("05_analysis", "06_audit")  # what follows from records and published figures alone
+LARGEST = 500_000  # bytes of a file that is kept
+
+
+def report(options: argparse.Namespace) -> int:
+    """Builds the book from what is finished, marks what is missing, trains nothing.
+
+    The book is built beside the runs, in ``runs/reports/<profile>``: the run's own tables and pages
+    stay as they are, and `make book` goes on as if nothing had been shown.
+    """
+    profile, _ = cli.load(options)
+    cells = jobs.finished_cells(profile)
+    if not cells:
+        raise UserError(
+            f"{os.path.relpath(profile.folder)}: no fine-tuning is finished, so there is nothing "
+            "to report; make status says how far each job has come"
+        )
+    found = jobs.survey(profile)
+    missing = _missing(found)
+    runs = Path(profile.runs) / "reports"
+    view = files.resolve(runs) / profile.profile
+    with files.holding(view):
+        _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
+        given = profile.stage(config.Analysis) | {"runs": str(runs)}
+        shown = [*_shown(profile, found).values(), *_analyse(view, given)]
+        if build.build(view, shown, _unfinished(missing), partial=True):
+            return 1
+        print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
+    if missing:
+        print("not finished: " + ", ".join(f"{name} ({state})" for name, state in missing.items()))
+    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
+    return 0
+
+
+def _link(folder: Path, view: Path, places: list[str]) -> None:
+    """Gives `view` these files and folders of a run, and no other records."""
+    shutil.rmtree(view / "records", ignore_errors=True)
+    for place in places:
+        link = view / place
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder / place, link.parent))
+
+
+def _analyse(view: Path, parameters: dict[str, object]) -> list[Path]:
+    """Executes the two notebooks that need no training: the tables and the audit."""
+    places = [view / "notebooks" / f"{stage}.ipynb" for stage in AFTER]
+    for place, given in zip(places, (parameters, {}), strict=True):
+        notebook.execute(ROOT / "notebooks" / place.name, place, given)
+    return places
+
+
+def _missing(found: dict[jobs.Job, jobs.State]) -> dict[str, str]:
+    """Jobs of the study proper that are not done, with their state."""
+    return {
+        job.name: state.state
+        for job, state in found.items()
+        if state.state != "done" and job.stage not in AFTER
+    }
+
+
+def _shown(profile: Profile, found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
+    """One executed notebook of each stage that has one: of the shown model where there is."""
+    wanted = executed.shown(profile.models)
+    first = {wanted, registry.get(wanted).tokenizer}
+    chosen: dict[str, Path] = {}
+    for job, state in sorted(found.items(), key=lambda one: one[0].model not in first):
+        place = profile.folder / "notebooks" / f"{job.name}.ipynb"
+        of_run = job.stage not in AFTER and state.state == "done"
+        if of_run and place.exists() and not executed.failure(place):
+            chosen.setdefault(job.stage, place)
+    return chosen
+
+
+def _unfinished(missing: dict[str, str]) -> str:
+    """What the pages of an unfinished run say at their top."""
+    if not missing:
+        return ""
+    jobs = ", ".join(f"`{name}` ({state})" for name, state in missing.items())
+    return (
+        ":::{warning}\nThis run is not finished. The book shows what was there when it was built; "
+        f"models without a record, and means that lack a task, are dashes. Missing: {jobs}.\n:::\n"
+    )
+
+
+def keep(options: argparse.Namespace) -> int:
+    """Copies what is small of a finished run to ``results/measured/<profile>``."""
+    profile, found = _finished(options)
+    kept = MEASURED / profile.profile
+    with files.building(kept) as target:
+        count = _keep(profile, found, target, options)
+    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
+    return 0
+
+
+def _finished(options: argparse.Namespace) -> tuple[Profile, dict[jobs.Job, jobs.State]]:
+    """The profile and its jobs, all of them done."""
+    profile, _ = cli.load(options)
+    found = jobs.survey(profile)
+    missing = _missing(found)
+    if missing:
+        names = ", ".join(f"{name} ({state})" for name, state in missing.items())
+        raise UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
+    return profile, found
+
+
+def measure_recipes(options: argparse.Namespace) -> int:
+    """Writes what each change of the recipe was worth to ``results/beyond.json``."""
+    profile, _ = _finished(options)
+    loop.quiet()
+    ranks = {name: recipes.effective_rank(profile.folder, name) for name in profile.models}
+    found = recipes.measure(tables_of.load_records(profile.folder / "records"), profile, ranks)
+    place = ROOT / "results" / "beyond.json"
+    files.write_json(place, found.model_dump())
+    print(recipes.table(found))
+    print(f"written to {os.path.relpath(place)}")
+    return 0
+
+
+def _keep(
+    profile: Profile,
+    found: dict[jobs.Job, jobs.State],
+    target: Path,
+    options: argparse.Namespace,
+) -> int:
+    """Writes what is kept of a run; the number of its records."""
+    for model, task in jobs.finished_cells(profile):
+        _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
+    for model in profile.models:
+        log = Path("models", model, "log.csv")
+        files.write_text(target / log, (profile.folder / log).read_text(encoding="utf-8"))
+    frame = tables_of.load_records(target / "records")
+    details.keep_comparisons(profile.folder, frame, profile.models, profile.tasks, target)
+    shown = _shown(profile, found)
+    if not shown:
+        raise UserError(f"{profile.profile}: has no executed notebook to keep")
+    places = [place for place in (profile.data, profile.runs, profile.checkpoints) if place]
+    for stage, place in shown.items():
+        text = build.clean(place, rows=profile.source == "embedded").decode()
+        for path in filter(os.path.isabs, places):
+            text = text.replace(path, Path(path).name)
+        files.write_text(target / "notebooks" / f"{stage}.json", text)
+    # What a reader must know of it; paths of the machine it ran on are no part of that.
+    about = profile.model_dump(exclude={"runs", "data", "checkpoints", "model", "tokenizer_kind"})
+    hardware = {one["name"] for part in tables_of.PARTS for one in frame[part]}
+    commits = {code["commit"] for part in ("code", "pretrain_code") for code in frame[part]}
+    files.write_json(
+        target / "run.json",
+        {
+            "finished": _ended(profile, found),
+            "hardware": sorted(hardware),
+            "commits": sorted(commit for commit in commits if commit),
+            "corpus": _corpus(profile.folder, options.corpus),
+            "remark": options.remark,
+            "tokens": int(frame["pretrain.tokens"].max()),
+            "parameters": about,
+        },
+    )
+    large = [path for path in target.rglob("*") if path.is_file() and path.stat().st_size > LARGEST]
+    if large:
+        name = large[0].relative_to(target)
+        raise UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
+    return len(frame)
+
+
+def _ended(profile: Profile, found: dict[jobs.Job, jobs.State]) -> str:
+    """When the last notebook of the study proper ended; the two after it train nothing."""
+    jobs = (job for job in found if job.stage not in AFTER)
+    places = (profile.folder / "notebooks" / f"{job.name}.ipynb" for job in jobs)
+    return max(executed.ended(place) for place in places if place.exists())
+
+
+def _corpus(folder: Path, what: str) -> str:
+    """The corpus of a run in one phrase: what it is, by the reader's name for it, and how much."""
+    about = files.read_json(folder / "data" / "corpus" / files.MANIFEST)
+    amount = f"{about['documents']:,} documents, {about['bytes'] / 1e9:.2g} GB"
+    return f"{what or about['name']}, {amount}"
+
+
+def _keep_cell(source: Path, target: Path) -> None:
+    """Records of a cell with a manifest of their own; their predictions stay behind."""
+    manifest = files.read_json(source / "manifest.json")
+    names = [name for name in manifest["files"] if name.endswith(".json")]
+    for name in names:
+        files.write_text(target / name, (source / name).read_text(encoding="utf-8"))
+    files.seal(target, {"spec": manifest["spec"]}, names)
+    (target / files.KEPT).unlink()
+
+
+def site(options: argparse.Namespace) -> int:
+    """Builds the published book from a kept run."""
+    kept = _kept(options.run)
+    about = files.read_json(kept / "run.json")
+    view = files.resolve(RUNS) / "site"
+    with files.holding(view):
+        _link(kept, view, ["records", details.COMPARISONS])
+        shown = about["parameters"]
+        given = {"profile": "site", "runs": RUNS, "models": shown["models"]}
+        pages = _analyse(view, given | {"tasks": shown["tasks"]})
+        stages = sorted((kept / "notebooks").glob("*.json"))
+        if build.build(view, [*stages, *pages], _measured(kept.name, about), partial=True):
+            return 1
+    print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
+    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
+    return 0
+
+
+def _kept(wanted: str) -> Path:
+    """The kept run named, or the one whose models read the most tokens."""
+    there = sorted(path.parent for path in MEASURED.glob("*/run.json"))
+    if wanted:
+        there = [path for path in there if path.resolve() == files.resolve(wanted).resolve()]
+        if not there:
+            raise UserError(f"RUN = {wanted!r}: no run is kept there; make keep makes one")
+    if not there:
+        raise UserError("results/measured: no run is kept; make keep PROFILE=... makes one")
+    tokens = {path: files.read_json(path / "run.json")["tokens"] for path in there}
+    most = [path for path in there if tokens[path] == max(tokens.values())]
+    if len(most) > 1:
+        names = ", ".join(os.path.relpath(path) for path in most)
+        raise UserError(f"several runs read as many tokens, say which with RUN: {names}")
+    return most[0]
+
+
+def _measured(name: str, about: dict[str, object]) -> str:
+    """Where the figures of the pages come from."""
+    repository = build.repository()
+    commits = ", ".join(f"`{commit[:12]}`" for commit in about["commits"]) or "not known"
+    return (
+        f":::{{note}}\nMeasured, and not rerun for this page: run `{name}`, finished on "
+        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. "
+        f"Pre-training read {text.quantity(about['tokens'])} tokens of its corpus: "
+        f"{text.escape(about['corpus'])}. {text.escape(about['remark'])} Its "
+        f"records, loss logs and executed notebooks are kept in "
+        f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
+    )
+
+
+ACTIONS = {"report": report, "keep": keep, "beyond": measure_recipes, "site": site}
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=ACTIONS)
+    cli.add_options(parser)
+    parser.add_argument("--corpus", default="", help="what the corpus is, for keep: mixed prose")
+    parser.add_argument("--remark", default="", help="sentences for the reader of a kept run")
+    parser.add_argument("--run", default="", help="folder of a kept run, for site")
+    options = parser.parse_args()
+    return ACTIONS[options.action](options)
+
+
+if __name__ == "__main__":
+    run_main(main)

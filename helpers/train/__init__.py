@@ -1,0 +1,12 @@
+"""Pre-training and fine-tuning.
+
+pretrain    the loop over the packed corpus
+finetune    the loop over a task
+objectives  masked language modelling, replaced-token detection
+batches     a task's rows as token ids, in batches by length
+checkpoint  training state on disk
+loop        what both loops share: precision, schedule, clipping
+graphs      steps replayed as CUDA graphs
+records     one JSON file a fine-tuning
+provenance  code, versions, hardware, energy
+"""

@@ -1,0 +1,237 @@
+"""Training state on disk: the last two checkpoints of a run, each one file that proves itself.
+
+A file holds tensors in safetensors, the rest as JSON beside them, and a SHA-256 over both. What was
+damaged is noticed when it is read, and the checkpoint before is taken.
+"""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers.base import config, files
+from helpers.base.errors import Preempted, UserError
+from helpers.base.files import replacing
+
+KEPT = 2
+PARAMETERS = ("checkpoint_steps", "checkpoint_minutes", "checkpoints")
+"""Parameters that say when and where; nothing that is computed follows from them."""
+
+
+def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> Path:
+    """Writes ``checkpoint-<spec>-<step>.safetensors`` atomically; removes all but the last two.
+
+    Args:
+        folder: Where the run keeps its checkpoints.
+        model: Shared parameters are written once.
+        optimiser: A fused Adam; its moments are written by parameter name.
+        state: JSON values, among them ``step`` and ``spec``.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: When a weight or moment is not finite, or the disk is full or read-only; the
+            files before stay.
+    """
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value.detach()
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    bad = not_finite(tensors)
+    if bad:
+        raise UserError(
+            f"{bad} is not finite after step {state['step']}: lower the learning rate (training "
+            f"then begins anew); {last(folder, state['spec'])}"
+        )
+    path = folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors"
+    _write(path, tensors, state)
+    own = _all(folder, state["spec"])
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old not in own[:KEPT]:  # older ones, and what another specification left
+            old.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    text = json.dumps(state)
+    about = {"state": text, "digest": _digest(text, tensors)}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=about)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first tensor that holds a NaN or an infinity; empty when none does."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
+
+
+def last(folder: Path, spec: str) -> str:
+    """Which checkpoint there is, for an error line."""
+    found = _all(folder, spec)
+    if not found:
+        return "no checkpoint was due before"
+    return f"the checkpoint of step {int(found[0].stem.rpartition('-')[2])} is kept in {folder}"
+
+
+def _stem(spec: str) -> str:
+    return f"checkpoint-{spec[:12]}-"
+
+
+def _all(folder: Path, spec: str) -> list[Path]:
+    """Checkpoints of a specification, the newest first."""
+    return sorted(folder.glob(f"{_stem(spec)}*.safetensors"), reverse=True)
+
+
+def others(folder: Path, spec: str) -> bool:
+    """Whether a folder holds checkpoints, and none of them of this specification."""
+    return any(folder.glob("checkpoint-*.safetensors")) and not _all(folder, spec)
+
+
+def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def load(
+    folder: Path, spec: str, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Restores the newest checkpoint that is whole.
+
+    Args:
+        folder: Where the run keeps its checkpoints.
+        spec: Digest the checkpoint must have been written under.
+        model: Takes the weights.
+        optimiser: Takes the moments.
+
+    Returns:
+        The state, or None when there is no checkpoint or they belong to another specification.
+
+    Raises:
+        UserError: When every checkpoint is damaged. Of a damaged one with an older behind it, a
+            warning tells.
+    """
+    broken = ""
+    for path in _all(folder, spec):
+        try:
+            state, tensors = _read(path)
+            if state["spec"] != spec:
+                continue
+            _restore(tensors, model, optimiser)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            broken = f"{path}: damaged checkpoint ({' '.join(str(error).split())[:120]})"
+            warnings.warn(f"{broken}; the one before is taken", stacklevel=2)
+            continue
+        return state
+    if broken:
+        raise UserError(f"{broken}; none before it is whole: delete it to begin again")
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if about.get("digest") != _digest(about["state"], tensors):
+        raise ValueError("its checksum does not hold")
+    if bad := not_finite(tensors):
+        raise ValueError(f"{bad} is not finite")
+    return json.loads(about["state"]), tensors
+
+
+def _restore(
+    tensors: Mapping[str, torch.Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            if f"step.{name}" in tensors:
+                optimiser.state[parameter] = {
+                    key: tensors[f"{key}.{name}"].to(parameter.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+
+def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:
+    """Where a run keeps its checkpoints.
+
+    Args:
+        parameters: Of a stage, with ``checkpoints``: a folder, Google Drive's for example, or
+            empty.
+        stage: What is trained, for the name below that folder.
+        name: Of the run in this stage.
+        folder: Where they lie without one: beside what the run writes.
+    """
+    if not parameters.checkpoints:
+        return folder
+    return files.resolve(parameters.checkpoints) / parameters.profile / stage / name
+
+
+def clear(folder: Path) -> None:
+    """Removes the checkpoints of a finished run."""
+    for path in folder.glob("checkpoint-*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+class Timer:
+    """Says when a checkpoint is due, by steps and by time.
+
+    Args:
+        steps: Steps between checkpoints.
+        minutes: Minutes between them; 0 for steps alone.
+    """
+
+    def __init__(self, steps: int, minutes: float) -> None:
+        self.steps, self.seconds, self.last = steps, 60 * minutes, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether one is due after `step` steps; starts the time anew when it is."""
+        now = time.monotonic()
+        found = step % self.steps == 0 or (0 < self.seconds <= now - self.last)
+        self.last = now if found else self.last
+        return found
+
+
+@contextmanager
+def preemption() -> Iterator[threading.Event]:
+    """Inside, SIGTERM sets the event instead of ending the process; a loop looks at it each step.
+
+    Outside the main thread signals cannot be caught, and the event is never set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if asked.is_set():  # the loop had come to its end: what was asked still holds
+        signal.raise_signal(signal.SIGTERM)
+
+
+def stop(what: str, step: int) -> None:
+    """Ends a run that was asked to.
+
+    Raises:
+        Preempted: Always.
+    """
+    raise Preempted(f"{what}: stopped by SIGTERM, saved at step {step}; run it again to go on")

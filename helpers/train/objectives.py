@@ -1,0 +1,316 @@
+"""The two objectives: masked language modelling and replaced-token detection."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from helpers.model import disentangled, registry
+from helpers.model.dropout import exchange_dropout
+from helpers.model.flops import head_flops, token_flops
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking needs to know of a tokenizer.
+
+    Attributes:
+        mask: Id of the mask token.
+        special: bool tensor [vocabulary]; True where a token is never masked.
+        ordinary: int64 tensor of the ids a random replacement is drawn from.
+    """
+
+    mask: int
+    special: torch.Tensor
+    ordinary: torch.Tensor
+
+    @classmethod
+    def of(cls, tok: PreTrainedTokenizerBase, device: torch.device) -> "Vocabulary":
+        """Reads it from a transformers tokenizer."""
+        special = torch.zeros(len(tok), dtype=torch.bool)
+        special[list(tok.all_special_ids)] = True
+        ordinary = torch.arange(len(tok))[~special]
+        return cls(tok.mask_token_id, special.to(device), ordinary.to(device))
+
+
+class Masked(NamedTuple):
+    """A batch with a part of its tokens hidden.
+
+    Attributes:
+        inputs: int64 [batch, length], what the model reads.
+        positions: int64 [batch, K], the chosen positions; K = max(1, round(0.15 length)).
+        targets: int64 [batch, K], the tokens that stood there.
+        weights: float32 [batch, K], 1 for a chosen position, 0 for filler in a row with too few
+            ordinary tokens.
+    """
+
+    inputs: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+def mask_tokens(
+    tokens: torch.Tensor,
+    vocabulary: Vocabulary,
+    masking: tuple[float, float],
+    generator: torch.Generator,
+    fraction: float = registry.MASK_FRACTION,
+) -> Masked:
+    """Chooses a fraction of each row's ordinary tokens and hides them (dynamic masking).
+
+    Args:
+        tokens: int64 [batch, length].
+        vocabulary: Of the tokenizer; specials are never chosen.
+        masking: Parts of the chosen tokens replaced by the mask and by a random token.
+        generator: On the device of `tokens`.
+        fraction: Part of the ordinary tokens that is chosen.
+    """
+    device, (batch, length) = tokens.device, tokens.shape
+    chosen = max(1, round(fraction * length))
+    score = torch.rand(batch, length, generator=generator, device=device)
+    ordinary = ~vocabulary.special[tokens]
+    positions = torch.where(ordinary, score, -1.0).topk(chosen, dim=1).indices
+    wanted = (ordinary.sum(1, keepdim=True) * fraction).round().clamp(1, chosen)
+    rank = torch.arange(chosen, device=device)
+    weights = ((rank < wanted) & ordinary.gather(1, positions)).float()
+    targets = tokens.gather(1, positions)
+
+    draw = torch.rand(batch, chosen, generator=generator, device=device)
+    index = torch.randint(
+        len(vocabulary.ordinary), (batch, chosen), generator=generator, device=device
+    )
+    mask, random = masking
+    hidden = torch.where(draw < mask, vocabulary.mask, targets)
+    swapped = (draw >= mask) & (draw < mask + random)
+    hidden = torch.where(swapped, vocabulary.ordinary[index], hidden)
+    hidden = torch.where(weights > 0, hidden, targets)
+    return Masked(tokens.scatter(1, positions, hidden), positions, targets, weights)
+
+
+def corrupt(
+    tokens: torch.Tensor, masked: Masked, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replaces the chosen tokens by samples of the generator's softmax.
+
+    Draws one uniform number a token and inverts the cumulative distribution: the law of the
+    released code's Gumbel maximum without its random number for every entry of the vocabulary.
+    Randomness is torch's global generator.
+
+    Args:
+        tokens: int64 [batch, length], the original.
+        masked: The same batch, masked.
+        logits: float [batch, K, vocabulary] of the generator at the masked positions.
+
+    Returns:
+        The corrupted tokens, int64 [batch, length], and the discriminator's labels, float32
+        [batch, length]: 1 where the token differs from the original. A sample that happens to be
+        the original counts as original (Clark et al. 2020, section 2).
+    """
+    cumulative = logits.detach().softmax(-1, dtype=torch.float32).cumsum(-1)
+    last = cumulative[..., -1:]
+    level = torch.rand(last.shape, device=logits.device) * last
+    sampled = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    sampled = sampled.clamp(max=logits.shape[-1] - 1)
+    sampled = torch.where(masked.weights > 0, sampled, masked.targets)
+    corrupted = tokens.scatter(1, masked.positions, sampled)
+    return corrupted, (corrupted != tokens).float()
+
+
+def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The encoder's last hidden states of sequences without padding.
+
+    Args:
+        model: A model with a head.
+        tokens: int64 [batch, length].
+
+    Returns:
+        float [batch, length, hidden].
+    """
+    own = registry.encoder(model)
+    if disentangled.is_fast(own):
+        return disentangled.encode(own, tokens)
+    return own(tokens).last_hidden_state
+
+
+def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Logits of a masked language model at chosen positions only.
+
+    Args:
+        model: One of transformers' ``...ForMaskedLM``.
+        inputs: int64 [batch, length]; no padding.
+        positions: int64 [batch, K].
+
+    Returns:
+        float [batch, K, vocabulary]; equal to the model's own dense logits at `positions`.
+    """
+    if hasattr(model, "generator_lm_head"):
+        head = nn.Sequential(model.generator_predictions, model.generator_lm_head)
+    else:
+        head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
+    if head is None:  # an architecture that keeps its head elsewhere: all logits, then the chosen
+        logits = model(inputs).logits
+        return logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+    hidden = hidden_states(model, inputs)
+    return head(hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Weighted cross-entropy in float32 that keeps its gradient in place of its logits.
+
+    torch's own keeps a float32 copy of the logits and their logarithms: at 30,522 tokens that takes
+    several percent of a small model's step. Losses end at 87 nats, where float32 has no smaller
+    chance.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits [n, vocabulary], targets and weights [n]; a float32 scalar."""
+        chances = logits.softmax(-1, dtype=torch.float32)
+        places = targets.unsqueeze(-1)
+        right = chances.gather(-1, places)
+        chances = chances.scatter_add_(-1, places, torch.full_like(right, -1.0))
+        ctx.dtype = logits.dtype
+        # float16 has no room for a gradient before the loss is scaled.
+        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        ctx.save_for_backward(chances.mul_(weights.unsqueeze(-1)).to(kept))
+        tiny = torch.finfo(torch.float32).tiny
+        return -(right.clamp(min=tiny).log().squeeze(-1) * weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ANN401
+        """The gradient of the logits."""
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream.to(gradient.dtype)).to(ctx.dtype), None, None
+
+
+def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy over the chosen tokens, a scalar in nats per token.
+
+    Args:
+        logits: float [batch, K, vocabulary].
+        masked: The batch.
+        chosen: float32 scalar, tokens to divide by: those of the whole step.
+    """
+    weights = masked.weights.flatten() / chosen
+    return _CrossEntropy.apply(logits.flatten(0, 1), masked.targets.flatten(), weights)
+
+
+class MaskedLanguageModel(nn.Module):
+    """The MLM objective over one of transformers' ``...ForMaskedLM`` classes."""
+
+    def __init__(self, spec: registry.Spec, model: nn.Module) -> None:
+        super().__init__()
+        self.spec, self.model = spec, model
+
+    def forward(
+        self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
+    ) -> dict[str, torch.Tensor]:
+        """Loss of one pass: scalars by name, ``loss`` is the one to minimise.
+
+        Args:
+            tokens: int64 [batch, length].
+            masked: The same, masked.
+            chosen: float32 scalar, masked tokens of the whole step.
+            read: Tokens of the whole step.
+        """
+        logits = masked_logits(self.model, masked.inputs, masked.positions)
+        return {"loss": masked_loss(logits, masked, chosen)}
+
+
+class ReplacedTokenDetection(nn.Module):
+    """Generator and discriminator with shared token embeddings (Clark et al. 2020)."""
+
+    def __init__(self, spec: registry.Spec, generator: nn.Module, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.spec, self.generator, self.model = spec, generator, discriminator
+        mine, its = registry.encoder(discriminator), registry.encoder(generator)
+        if spec.architecture == "deberta":
+            # Its embedding module also holds the projection to the encoder's own width.
+            its.embeddings.word_embeddings = mine.embeddings.word_embeddings
+        else:
+            its.embeddings = mine.embeddings
+        if spec.tie_softmax:
+            generator.get_output_embeddings().weight = mine.embeddings.word_embeddings.weight
+
+    def forward(
+        self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
+    ) -> dict[str, torch.Tensor]:
+        """Loss of one pass: scalars by name, ``loss`` = generator + 50 x discriminator.
+
+        Takes what :class:`MaskedLanguageModel` takes.
+        """
+        logits = masked_logits(self.generator, masked.inputs, masked.positions)
+        generator_loss = masked_loss(logits, masked, chosen)
+        corrupted, replaced = corrupt(tokens, masked, logits)
+        hidden = hidden_states(self.model, corrupted)
+        score = self.model.discriminator_predictions(hidden).float()
+        total = functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
+        discriminator_loss = total / read
+        return {
+            "loss": generator_loss + registry.DISCRIMINATOR_WEIGHT * discriminator_loss,
+            "generator_loss": generator_loss,
+            "discriminator_loss": discriminator_loss,
+        }
+
+
+def build(
+    spec: registry.Spec,
+    size: registry.Size,
+    vocabulary: int,
+    max_length: int,
+    dropout: float = 0.1,
+    fraction: float = 0.0,
+    *,
+    fast: bool = True,
+) -> MaskedLanguageModel | ReplacedTokenDetection:
+    """The model of a registry entry under its objective; weights from torch's global generator.
+
+    Args:
+        spec: Registry entry.
+        size: Shape of the encoder.
+        vocabulary: Tokens.
+        max_length: Positions.
+        dropout: Hidden and attention.
+        fraction: Width of the generator; 0 takes the registry's own.
+        fast: Exchange DeBERTa's attention and every dropout for ours; without, transformers' and
+            torch's own stay.
+    """
+    own = registry.build_config(spec, size, vocabulary, max_length, dropout)
+    if spec.objective != "rtd":
+        task = MaskedLanguageModel(spec, registry.masked_lm(spec, own))
+        return _speed_up(task) if fast else task
+    width = fraction or spec.generator_fraction
+    small = registry.build_config(spec, size, vocabulary, max_length, dropout, width)
+    small.tie_word_embeddings = spec.tie_softmax
+    discriminator = registry.DISCRIMINATOR[spec.architecture](own)
+    generator = registry.masked_lm(spec, small)
+    task = ReplacedTokenDetection(spec, generator, discriminator)
+    return _speed_up(task) if fast else task
+
+
+def _speed_up(task: nn.Module) -> nn.Module:
+    return exchange_dropout(disentangled.speed_up(task))
+
+
+def flops_per_token(task: nn.Module, length: int) -> float:
+    """Matrix-product FLOP per token of one training step, forward and backward.
+
+    Encoder(s) at every token, the MLM head at 15 % of them, the discriminator's head at all.
+    """
+    if isinstance(task, MaskedLanguageModel):
+        own = task.model.config
+        return token_flops(own, length) + registry.MASK_FRACTION * head_flops(own)
+    small, own = task.generator.config, registry.encoder(task.model).config
+    head = 3.0 * 2 * own.hidden_size**2
+    generator = token_flops(small, length)
+    generator += registry.MASK_FRACTION * head_flops(small)
+    return token_flops(own, length) + generator + head

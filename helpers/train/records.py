@@ -1,0 +1,164 @@
+"""One JSON record per finished fine-tuning: the score and all it takes to trust it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from helpers.base import files
+from helpers.base.config import validate
+from helpers.base.errors import UserError
+
+SCHEMA = 3
+MEASURED = ("seconds", "compile_seconds", "joules")  # differ from run to run
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Pretraining(_Strict):
+    """What pre-training took; all zero for a model fine-tuned from scratch."""
+
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    epochs: float = Field(ge=0, description="passes over the packed corpus")
+    flops: float = Field(ge=0, description="matrix products, forward and backward")
+    seconds: float = Field(ge=0, description="without compiling")
+    compile_seconds: float = Field(ge=0, description="the first step under torch.compile")
+    joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
+    parameters: int = Field(ge=0, description="of the encoder that is fine-tuned")
+    generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
+
+
+class Finetuning(_Strict):
+    """What fine-tuning took."""
+
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0, description="padding included")
+    flops: float = Field(ge=0, description="matrix products, forward and backward")
+    seconds: float = Field(ge=0)
+    joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
+
+
+class Code(_Strict):
+    """The code a stage ran from; null outside a git checkout."""
+
+    commit: str | None = Field(pattern="^[0-9a-f]{40}$")
+    clean: bool | None = Field(description="no tracked file was changed, none untracked")
+
+
+class Hashes(_Strict):
+    """SHA-256 of the files a score follows from, by name."""
+
+    data: dict[str, str] = Field(description="the task's splits")
+    encoder: dict[str, str] = Field(description="weights, configuration and tokenizer")
+    corpus: str = Field(description="of the packed corpus' specification")
+
+
+class Hardware(_Strict):
+    """Where fine-tuning took place."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    threads: int = Field(ge=1)
+    repeatable: bool = Field(
+        description="the same parameters give the same bytes, however often the run was "
+        "interrupted; false: within the noise of kernels that add in no fixed order"
+    )
+
+
+class Record(_Strict):
+    """A score with its circumstances; ``score`` is the task's headline metric x 100."""
+
+    schema_version: Literal[3] = Field(alias="schema")
+    profile: str
+    source: Literal["embedded", "folder", "hub"]
+    corpus: str = Field(description="the pre-training corpus, as a reader would name it")
+    size: str
+    model: str
+    task: str
+    seed: int = Field(ge=0)
+    score: float = Field(ge=-100, le=100, allow_inf_nan=False)
+    metrics: dict[str, float] = Field(description="between -1 and 1, by name")
+    note: str
+    rows: dict[str, int]
+    reduced: list[str] = Field(description="splits without GLUE's own row count")
+    complete: bool = Field(description="the task is GLUE's own, train and validation")
+    pretrain: Pretraining
+    finetune: Finetuning
+    pretrain_hardware: Hardware
+    hardware: Hardware
+    precision: str
+    code: Code = Field(description="of fine-tuning")
+    pretrain_code: Code
+    hashes: Hashes
+    versions: dict[str, str]
+    parameters: dict[str, Any]
+    predictions: str = Field(description="SHA-256 of the kept predictions")
+    spec: str = Field(description="SHA-256 of all the score follows from")
+
+
+def folder(run: Path, model: str, task: str) -> Path:
+    """Where the records of one cell of the table are kept."""
+    return run / "records" / model / task
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads and checks one record.
+
+    Raises:
+        UserError: In one line that names the file and the field.
+    """
+    values = files.read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    validate(Record, values, str(path))
+    return values
+
+
+def repeatable(values: dict[str, Any]) -> dict[str, Any]:
+    """A record without what was measured of its run: the same however often that was killed."""
+    parts = {
+        name: {key: value for key, value in part.items() if key not in MEASURED}
+        for name, part in values.items()
+        if name in ("pretrain", "finetune")
+    }
+    return values | parts
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Checks and writes one record, atomically."""
+    validate(Record, values, str(path))
+    files.write_json(path, values)
+
+
+def vouched(run: Path) -> dict[Path, list[str]]:
+    """Cell by cell, the names of the records that its manifest vouches for."""
+    found = {}
+    for path in sorted((run / "records").glob("*/*/manifest.json")):
+        names = files.read_manifest(path)["files"]
+        found[path.parent] = sorted(name for name in names if name.endswith(".json"))
+    return found
+
+
+def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
+    """The records that the manifests of a run's cells vouch for.
+
+    Args:
+        run: The run's folder.
+        models: Models wanted; one without records is passed over.
+        tasks: Tasks wanted.
+
+    Raises:
+        UserError: When a record is missing, damaged or not the one its manifest names.
+    """
+    found = []
+    for model in models:
+        for task in tasks:
+            here = folder(run, model, task)
+            if not (here / "manifest.json").exists():
+                continue
+            manifest = files.need_whole(here, "04_finetune", f" with model = {model}")
+            found += [read(here / name) for name in sorted(manifest["files"]) if ".json" in name]
+    return found

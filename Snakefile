@@ -195,7 +195,7 @@ rule book:
         f"{UP}/_config.yml",
         f"{UP}/_toc.yml",
         [f"{UP}/{p.relative_to(ROOT)}" for p in sorted((ROOT / "book").rglob("*")) if p.is_file() and "__pycache__" not in p.parts],
-        f"{UP}/-m helpers.pages.build",
+        f"{UP}/helpers/pages/build.py",
     output:
         touch("book/built"),
     params:

@@ -440,7 +440,7 @@ def break_at(monkeypatch, module, name, number, change):
 )
 def test_a_loss_that_diverges_stops_with_the_last_good_state(run, monkeypatch, change, says):
     made = tree(run.folder)
-    break_at(monkeypatch, pretrain, "masked_loss", 6, change)
+    break_at(monkeypatch, objectives, "masked_loss", 6, change)
     wrong = pretraining(run, "bert", pretrain_seed=5)
     folder = run.folder / "models" / "bert"
     with pytest.raises(
@@ -489,7 +489,7 @@ def test_a_spike_that_comes_down_again_goes_on(run, monkeypatch):
         calls.append(1)
         return real(*arguments) * (3 if len(calls) in (5, 6) else 1)
 
-    monkeypatch.setattr(pretrain, "masked_loss", spike)
+    monkeypatch.setattr(objectives, "masked_loss", spike)
     assert pretrain.run(pretraining(run, "bert", pretrain_seed=5))["pretrain"]["steps"] == 12
 
 
@@ -699,8 +699,9 @@ def one_line(done, says, lines=1):
 def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
     values = small_profile(tmp_path).stage(config.Data, source="hub")
     code = (
-        "import json, sys; from helpers import config, corpus\n"
-        "config.run_main(lambda: corpus.run(config.Data(**json.loads(sys.argv[1]))))"
+        "import json, sys; from helpers.base import config; from helpers.data import corpus\n"
+        "from helpers.base.errors import run_main\n"
+        "run_main(lambda: corpus.run(config.Data(**json.loads(sys.argv[1]))))"
     )
     with answering(200, b"<html>") as address:
         proxies = {"HTTPS_PROXY": address, "https_proxy": address, "HF_HUB_OFFLINE": "0"}

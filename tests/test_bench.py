@@ -106,7 +106,7 @@ def test_gumbel_noise_and_the_inverted_distribution_sample_alike():
     torch.manual_seed(0)
     shares = [
         corrupt(tokens, masked, logits)[0][:, 0].bincount(minlength=5) / len(tokens)
-        for corrupt in (bench_work.corrupt_by_gumbel, bench_work.pretrain.corrupt)
+        for corrupt in (bench_work.corrupt_by_gumbel, bench_work.objectives.corrupt)
     ]
     torch.testing.assert_close(shares[0], shares[1], rtol=0, atol=0.02)
 

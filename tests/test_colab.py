@@ -135,7 +135,7 @@ def test_a_t4_trains_in_float16_though_torch_emulates_bfloat16(monkeypatch, capa
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Makes parameters of a stage in a new run of a profile that came with the package."""
-    monkeypatch.setattr(config, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
     values = config.load_profile("tiny").model_dump(exclude={"model", "tokenizer_kind"})
     values |= SMALL | {"profile": "small", "runs": str(tmp_path / "runs")}
     files.write_text(tmp_path / "shipped" / "profiles" / "small.yaml", yaml.safe_dump(values))

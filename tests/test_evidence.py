@@ -9,6 +9,7 @@ import pytest
 from test_tables import PUBLISHED, make_run
 
 from helpers.base import files
+from helpers.base.errors import UserError
 from helpers.data import glue, metrics
 from helpers.pages import tables, write
 from helpers.pages import verify as verifier
@@ -139,10 +140,10 @@ def test_wrong_predictions_are_one_line(run, tmp_path, change, says):
     path = tmp_path / "seed-0.parquet"
     change(pd.read_parquet(source)).to_parquet(path, index=False)
     labels = {"validation": glue.load(run, "cola", "validation")}
-    with pytest.raises(verify.UserError, match=says):
+    with pytest.raises(UserError, match=says):
         predictions.recompute(path, "cola", labels)
     path.write_bytes(source.read_bytes()[:100])
-    with pytest.raises(verify.UserError, match="not readable as Parquet"):
+    with pytest.raises(UserError, match="not readable as Parquet"):
         predictions.recompute(path, "cola", labels)
 
 

@@ -253,7 +253,7 @@ def test_every_name_in_a_shell_command_of_the_grid_is_quoted():
     assert len(commands) == 2
     for line in commands:
         assert all(name.endswith(":q") for name in re.findall(r"\{\{(.*?)\}\}", line)), line
-        assert set(re.findall(r"(?<!\{)\{([^{}]*)\}(?!\})", line)) == {"PYTHON", "SCRIPTS"}
+        assert set(re.findall(r"(?<!\{)\{([^{}]*)\}(?!\})", line)) == {"PYTHON"}
     assert (
         text.count("shell:")
         == text.count("shell:\n        RUN\n") + text.count("shell:\n            RUN\n") + 1
@@ -342,7 +342,7 @@ def test_a_corpus_of_markup_is_text_in_the_notebooks(tmp_path):
     """Cells that show text of the data as a table, run on text that is markup."""
     table = pd.DataFrame({"text": MARKUP, "number": 0.5})
     stub = SimpleNamespace(fill_masks=lambda *_: table, examples=lambda *_: table, TASKS=glue.TASKS)
-    names = {"pretrain": stub, "glue": stub, "pd": pd, "tasks": ["cola"]}
+    names = {"pretrain": stub, "glue": stub, "summary": stub, "pd": pd, "tasks": ["cola"]}
     names["p"] = SimpleNamespace(folder=tmp_path, model="bert")
     shown = 0
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):

@@ -38,7 +38,7 @@ def _forms(side):
 
 def test_same_bytes_in_another_process():
     code = (
-        "import hashlib; from helpers import synthetic as s;"
+        "import hashlib; from helpers.data import synthetic as s;"
         f"text = list(s.documents(20, {WORDS}, {SEED}));"
         f"rows = [s.task(t, 'train', 30, {WORDS}, {SEED}) for t in s.TASKS];"
         "print(hashlib.sha256(repr((text, rows)).encode()).hexdigest())"

@@ -12,7 +12,7 @@ from helpers.data import corpus, tokenizer
 
 CODE = """
 import hashlib, sys
-from helpers import synthetic, tokenizer
+from helpers.data import synthetic, tokenizer
 tok = tokenizer.train(sys.argv[1], 700, lambda: synthetic.documents(150, 300, 0))
 print(hashlib.sha256(tok.backend_tokenizer.to_str().encode()).hexdigest())
 """

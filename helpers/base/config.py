@@ -109,7 +109,7 @@ class Pretrain(Stage):
     """Parameters of ``03_pretrain``: one model, pre-trained on the packed corpus."""
 
     model: Name = Field(description="name in the registry")
-    size: Name = Field(description="row of models.SIZES")
+    size: Name = Field(description="row of registry.SIZES")
     max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
     generator_fraction: Fraction = Field(description="generator's width; 0: the registry's own")
     pretrain_steps: Count = Field(description="optimiser steps")

@@ -1,6 +1,6 @@
 """The study as a graph: one rule per stage, each job one notebook run by papermill.
 
-`make book` calls it, through -m helpers.study.cli, in the run's folder: paths below are relative to
+`make book` calls it, through helpers/study/cli.py, in the run's folder: paths below are relative to
 runs/<profile>, and two profiles never wait for each other's lock. Outputs are the manifests that
 the stages write last; the executed notebook is a log, which Snakemake keeps when a job fails.
 
@@ -18,20 +18,24 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
-from helpers import config, executed, glue, models
+from helpers.base import config
+from helpers.base.errors import UserError
+from helpers.data import glue
+from helpers.model import registry
+from helpers.study import executed
 
 try:
     PROFILE = config.load_profile(
         os.environ.get("PROFILE", "tiny"), **json.loads(os.environ.get("CHANGES", "{}"))
     )
-    MODELS = {name: models.get(name) for name in PROFILE.models}
-    SIZE = models.get_size(PROFILE.size)
+    MODELS = {name: registry.get(name) for name in PROFILE.models}
+    SIZE = registry.get_size(PROFILE.size)
     TASKS = glue.available(PROFILE.source, PROFILE.data, PROFILE.tasks)
     if Path.cwd().resolve() != PROFILE.folder.resolve():
-        raise config.UserError(
+        raise UserError(
             f"--directory must be {os.path.relpath(PROFILE.folder, ROOT)}, the run's folder"
         )
-except config.UserError as error:
+except UserError as error:
     sys.exit(f"error: {error}")
 
 UP = os.path.relpath(ROOT)
@@ -119,7 +123,7 @@ rule pretrain:
         "notebooks/03_pretrain-{model}.ipynb",
     params:
         stage=lambda wildcards: parameters(config.Pretrain, model=wildcards.model),
-        spec=lambda wildcards: json.dumps([models.entry(MODELS[wildcards.model]), asdict(SIZE)]),
+        spec=lambda wildcards: json.dumps([registry.entry(MODELS[wildcards.model]), asdict(SIZE)]),
     threads: THREADS
     resources:
         gpu=1,

@@ -378,7 +378,7 @@ def test_a_bad_encoder_is_named_and_records_stay(run, name):
         finetune.run(tuning(run))
     # Someone else's checkpoint, with a manifest that vouches for it.
     manifest = files.read_json(folder / "manifest.json")
-    files.seal(folder, manifest, list(manifest["files"]))
+    files.write_manifest(folder, manifest, list(manifest["files"]))
     with refused(f"encoder: .*{says}", run.folder):
         finetune.run(tuning(run))
 
@@ -389,7 +389,7 @@ def test_a_bad_tokenizer_stops_pre_training_and_the_model_stays(run):
     with refused(r"wordpiece/tokenizer\w*\.json: missing or changed", run.folder):
         pretrain.run(pretraining(run, "bert", pretrain_seed=5))
     manifest = files.read_json(folder / "manifest.json")
-    files.seal(folder, manifest, list(manifest["files"]))
+    files.write_manifest(folder, manifest, list(manifest["files"]))
     with refused(r"wordpiece: has \d+ tokens, its manifest says", run.folder):
         pretrain.run(pretraining(run, "bert", pretrain_seed=5))
 

@@ -41,7 +41,7 @@ def whole(tmp_path_factory):
         record["hashes"]["data"] = {name: files.sha256(data / name) for name in names}
         files.write_json(path, record)
     for cell in (run / "records").glob("*/*"):
-        files.seal(cell, {"spec": ""}, [path.name for path in cell.glob("seed-*")])
+        files.write_manifest(cell, {"spec": ""}, [path.name for path in cell.glob("seed-*")])
     write.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
     return run
 
@@ -61,7 +61,7 @@ def test_a_whole_run_holds(run):
 
 def reseal(run, cell):
     folder = run / "records" / cell
-    files.seal(folder, {"spec": ""}, [path.name for path in folder.glob("seed-*")])
+    files.write_manifest(folder, {"spec": ""}, [path.name for path in folder.glob("seed-*")])
 
 
 def edit(path, **changes):

@@ -660,7 +660,7 @@ def make_run(folder, labels, model="electra", **changes):
             score = reference(task, values, labels.dev[task].label)
             one = whole_record(model, task, seed, path, score, pretrain_hardware=cuda, **changes)
             path.with_suffix(".json").write_text(json.dumps(one), encoding="utf-8")
-        files.seal(here, {"spec": ""}, sorted(path.name for path in here.glob("seed-*")))
+        files.write_manifest(here, {"spec": ""}, sorted(path.name for path in here.glob("seed-*")))
     encoder = folder / "models" / model / "encoder"
     encoder.mkdir(parents=True)
     tensors = {
@@ -736,7 +736,7 @@ def test_other_scores_than_glues_do_not_become_an_entry(tmp_path, labels, change
 def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
     run = shutil.copytree(finished, tmp_path / "run")
     here = run / "records" / "electra" / "rte"
-    files.seal(here, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
+    files.write_manifest(here, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
     with pytest.raises(UserError, match="seeds of rte: 0, of cola: 0 1 2"):
         submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
 

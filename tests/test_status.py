@@ -107,7 +107,7 @@ def test_a_running_job_holds_its_lock_and_tells_its_last_line(run):
         "fine-tune bert:  25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, cola, seed 0",
     ]
     notebook(executed.part(place(run, "04_finetune-bert")), stream("text", *lines))
-    with files.holding(run.folder / "notebooks", ".04_finetune-bert.lock"):
+    with files.lock(run.folder / "notebooks", ".04_finetune-bert.lock"):
         found = states(run)["04_finetune-bert"]
     assert (found.state, found.share) == ("running", 0.25)
     assert found.detail.startswith("25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, cola, seed 0 (")
@@ -117,7 +117,7 @@ def test_a_running_job_holds_its_lock_and_tells_its_last_line(run):
 
 def test_a_notebook_run_by_hand_shows_by_its_model(run, tmp_path):
     other = run.model_copy(update={"runs": str(tmp_path / "other")})
-    with files.holding(other.folder / "models" / "bert"):
+    with files.lock(other.folder / "models" / "bert"):
         assert states(other)["03_pretrain-bert"].state == "running"
     assert states(other)["03_pretrain-bert"].state == "waiting"
 

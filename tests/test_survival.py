@@ -201,12 +201,12 @@ def test_only_what_a_run_measures_of_itself_is_left_out_of_the_comparison(tmp_pa
 def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):
     folder = tmp_path / "tiny"
     with (
-        files.holding(folder),
+        files.lock(folder),
         pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
-        files.holding(folder),
+        files.lock(folder),
     ):
         pass
-    with files.holding(folder):  # free again
+    with files.lock(folder):  # free again
         pass
 
 
@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_held_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="file/run: cannot write"),
-        files.holding(tmp_path / "file" / "run"),
+        files.lock(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -226,13 +226,13 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with files.holding(tmp_path), files.holding(tmp_path):
+    with files.lock(tmp_path), files.lock(tmp_path):
         pass
 
 
 def test_a_model_that_another_process_trains_is_left_alone(other):
     with (
-        files.holding(other.folder / "models" / "bert"),
+        files.lock(other.folder / "models" / "bert"),
         pytest.raises(UserError, match="models/bert: in use by process"),
     ):
         pretrain.run(stage(other, "bert"))

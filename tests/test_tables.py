@@ -78,7 +78,7 @@ def make_labels(run, task):
         texts = {column: [f"{column} {n}" for n in range(20)] for column in kind.columns}
         table = pd.DataFrame(texts | {"label": labels, "idx": np.arange(20)})
         table.to_parquet(folder / f"{split}.parquet")
-    files.seal(folder, {"spec": ""}, [f"{split}.parquet" for split in kind.splits[1:]])
+    files.write_manifest(folder, {"spec": ""}, [f"{split}.parquet" for split in kind.splits[1:]])
 
 
 def make_predictions(path, task, seed):
@@ -102,7 +102,9 @@ def write_record(folder, record):
     make_predictions(path, record["task"], record["seed"])
     record = record | {"predictions": files.sha256(path.with_suffix(".parquet"))}
     path.write_text(json.dumps(record), encoding="utf-8")
-    files.seal(path.parent, {"spec": ""}, [found.name for found in path.parent.glob("seed-*")])
+    files.write_manifest(
+        path.parent, {"spec": ""}, [found.name for found in path.parent.glob("seed-*")]
+    )
     return path
 
 
@@ -449,7 +451,7 @@ def test_a_broken_record_is_named_in_one_line(tmp_path, change, field):
     path = write_record(tmp_path / "records", make_record("bert", "cola", 0))
     record = {**make_record("bert", "cola", 0), **change}
     path.write_text(json.dumps(record), encoding="utf-8")
-    files.seal(path.parent, {"spec": ""}, [path.name])
+    files.write_manifest(path.parent, {"spec": ""}, [path.name])
     with pytest.raises(ValueError, match=field) as caught:
         tables.load_records(tmp_path / "records")
     assert str(path) in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files that matter: written whole or not at all, hashed, and sealed by a manifest."""
+"""Files that matter: written whole or not at all, hashed, and vouched for by a manifest."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ from helpers.base.errors import UserError
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package: see setup.py
 
 MANIFEST = "manifest.json"
-KEPT = ".manifest.json"  # the same, for work that another attempt has unsealed and left as it was
+KEPT = ".manifest.json"  # the same, for work that another attempt left as it was
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def building(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def holding(folder: Path, name: str = ".lock") -> Iterator[int]:
+def lock(folder: Path, name: str = ".lock") -> Iterator[int]:
     """Holds a folder, or one name in it, against other processes while inside.
 
     The lock is the kernel's: it ends with this process and those that inherit its descriptor,
@@ -87,7 +87,7 @@ def holding(folder: Path, name: str = ".lock") -> Iterator[int]:
     except OSError as error:
         raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
     with file:
-        if not _lock(file):
+        if not _try_lock(file):
             file.seek(0)
             raise UserError(
                 f"{folder}: in use by process {file.read().strip()}; wait for it, or use another "
@@ -99,19 +99,19 @@ def holding(folder: Path, name: str = ".lock") -> Iterator[int]:
         yield file.fileno()
 
 
-def holder(folder: Path, name: str = ".lock") -> str:
-    """The number of the process that holds a folder, or a name in it (`holding`); else empty."""
+def lock_holder(folder: Path, name: str = ".lock") -> str:
+    """The number of the process that holds a folder, or a name in it (`lock`); else empty."""
     try:
         with (folder / name).open("r") as file:
-            return "" if _lock(file, shared=True) else file.read().strip() or "unknown"
+            return "" if _try_lock(file, shared=True) else file.read().strip() or "unknown"
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise UserError(f"{folder / name}: cannot read: {error.strerror or error}") from error
 
 
-def _lock(file: TextIO, shared: bool = False) -> bool:
-    """Whether the lock was free or there are none here; `holder` has one for an instant."""
+def _try_lock(file: TextIO, shared: bool = False) -> bool:
+    """Whether the lock was free or there are none here; `lock_holder` has one for an instant."""
     try:
         import fcntl
     except ImportError:
@@ -175,7 +175,7 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seal(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, Any]:
+def write_manifest(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, Any]:
     """Marks a folder complete: writes ``manifest.json``, last, with the hash of each file.
 
     Args:
@@ -193,11 +193,11 @@ def seal(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, 
     return manifest
 
 
-def sealed(folder: Path, spec: str) -> dict[str, Any] | None:
+def intact_manifest(folder: Path, spec: str) -> dict[str, Any] | None:
     """The manifest of a folder that was completed from `spec` and is still whole, else None.
 
-    A folder that was unsealed, by an attempt with other parameters that then failed, and whose
-    files are as they were, is sealed again.
+    Where an attempt with other parameters removed the manifest, then failed, and the files are as
+    they were, the manifest is written again.
     """
     for path in (folder / MANIFEST, folder / KEPT):
         try:
@@ -247,7 +247,7 @@ def _changed(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
             yield path
 
 
-def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
+def require_manifest(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
     """The manifest of a folder an earlier stage made.
 
     Raises:
@@ -260,13 +260,13 @@ def need(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
     return read_manifest(path)
 
 
-def need_whole(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
+def require_intact(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
     """The same, after every file that the manifest vouches for was found to be as it was.
 
     Raises:
-        UserError: As :func:`need`; or naming the first file that is missing or changed.
+        UserError: As :func:`require_manifest`; or naming the first file that is missing or changed.
     """
-    manifest = need(folder, stage, remedy)
+    manifest = require_manifest(folder, stage, remedy)
     for path in _changed(folder, manifest):
         raise UserError(
             f"{path}: missing or changed since its manifest was written; delete it and run "
@@ -275,7 +275,7 @@ def need_whole(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
     return manifest
 
 
-def unseal(folder: Path) -> None:
+def remove_manifest(folder: Path) -> None:
     """Removes the manifest before the content changes.
 
     Raises:

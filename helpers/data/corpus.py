@@ -37,7 +37,7 @@ def run(parameters: config.Data) -> dict[str, Any]:
     wanted, name = _origin(parameters)
     folder = parameters.folder / "data" / "corpus"
     spec = files.digest(wanted)
-    done = files.sealed(folder, spec)
+    done = files.intact_manifest(folder, spec)
     if done:
         return done
     with files.building(folder) as made:
@@ -80,7 +80,7 @@ def _write(
         "skipped": skipped,
         "content": content.hexdigest(),
     }
-    return files.seal(folder, manifest, written)
+    return files.write_manifest(folder, manifest, written)
 
 
 def portions(texts: Iterable[str], documents: int, characters: int) -> Iterator[list[str]]:

@@ -332,7 +332,7 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
     if source != "embedded":
         wanted |= {"seed": parameters.world_seed}
     spec, target = files.digest(wanted), parameters.folder / "data" / "glue" / name
-    done = files.sealed(target, spec)
+    done = files.intact_manifest(target, spec)
     if done:
         return done
     with files.building(target) as made:
@@ -377,7 +377,7 @@ def _write(
         # MNLI's mismatched half is reported beside the score and is no part of it.
         "complete": source != "embedded" and not set(reduced) & set(headline),
     }
-    return files.seal(target, manifest, [f"{split}.parquet" for split in rows])
+    return files.write_manifest(target, manifest, [f"{split}.parquet" for split in rows])
 
 
 def load(folder: Path, name: str, split: str) -> pd.DataFrame:
@@ -392,7 +392,7 @@ def load(folder: Path, name: str, split: str) -> pd.DataFrame:
         UserError: When the data stage has not made it.
     """
     here = folder / "data" / "glue" / name
-    files.need(here, "01_data")
+    files.require_manifest(here, "01_data")
     return read_parquet(here / f"{split}.parquet", get(name).columns)
 
 

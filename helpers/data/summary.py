@@ -23,7 +23,7 @@ def report(folder: Path, names: list[str]) -> pd.DataFrame:
     lines = []
     for name in names:
         task = glue.get(name)
-        manifest = files.need(folder / "data" / "glue" / name, "01_data")
+        manifest = files.require_manifest(folder / "data" / "glue" / name, "01_data")
         train: set[tuple[str, ...]] = set()
         for split in manifest["rows"]:
             table = glue.load(folder, name, split)
@@ -59,7 +59,7 @@ def label_counts(folder: Path, names: list[str]) -> pd.DataFrame:
     lines = []
     for name in names:
         task = glue.get(name)
-        for split in files.need(folder / "data" / "glue" / name, "01_data")["rows"]:
+        for split in files.require_manifest(folder / "data" / "glue" / name, "01_data")["rows"]:
             counts = glue.load(folder, name, split)["label"].round().astype(int).value_counts()
             lines += [
                 {

@@ -260,7 +260,7 @@ def rows(folder: Path) -> np.ndarray:
     Raises:
         UserError: When the tokenizer stage has not run, or its files do not belong together.
     """
-    manifest = files.need(folder, "02_tokenizer")
+    manifest = files.require_manifest(folder, "02_tokenizer")
     count, length, dtype = (manifest.get(name) for name in ("rows", "length", "dtype"))
     plain = all(type(n) is int and n > 0 for n in (count, length)) and dtype in DTYPES
     if not plain:
@@ -304,14 +304,14 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         UserError: When the data stage has not run or the corpus fills no segment.
     """
     kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
-    made = files.need(source, "01_data")
+    made = files.require_manifest(source, "01_data")
     wanted = specification(parameters, made)
     length, step = wanted["length"], wanted.get("every", 1)
     name, folder = files.digest(wanted), parameters.folder / "tokenizer" / kind
-    done = files.sealed(folder, name)
+    done = files.intact_manifest(folder, name)
     if done:
         return done
-    files.unseal(folder)
+    files.remove_manifest(folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     state = _packing_state(folder, files.digest([name, made["files"]]))
@@ -350,7 +350,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         "dtype": dtype,
     }
     names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin"]
-    manifest = files.seal(folder, manifest, names)
+    manifest = files.write_manifest(folder, manifest, names)
     (folder / PACKING).unlink()
     return manifest
 

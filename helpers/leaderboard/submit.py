@@ -34,7 +34,7 @@ def submit(
     """Writes an entry, whole or not at all, and checks it.
 
     Args:
-        run: ``runs/<profile>``, with sealed records of the model on all eight tasks.
+        run: ``runs/<profile>``, with finished records of the model on all eight tasks.
         model: Registry name.
         out: ``leaderboard/<name>``, which must not exist.
         about: Fields of `ABOUT`; those of ``hardware`` and ``parameters`` go over the run's own.

@@ -54,7 +54,7 @@ def _whole(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Runs what is not finished, then prints the table and the page to open."""
     profile, changes = load(options)
-    with files.holding(profile.folder) as lock:
+    with files.lock(profile.folder) as lock:
         return _run(options, profile, changes, lock)
 
 
@@ -161,7 +161,7 @@ def status(options: argparse.Namespace) -> int:
     """Prints how far every job has come and how long the rest will take."""
     profile, _ = load(options)
     found = jobs.survey(profile)
-    holder = files.holder(profile.folder)
+    holder = files.lock_holder(profile.folder)
     about = f"held by process {holder}" if holder else "no grid is running"
     print(f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}\n")
     print(jobs.table(found))

@@ -32,7 +32,7 @@ def part(notebook: Path) -> Path:
 
 
 def lock(notebook: Path) -> Path:
-    """The lock that its runner holds (`files.holding`)."""
+    """The lock that its runner holds (`files.lock`)."""
     return notebook.with_name(f".{notebook.stem}.lock")
 
 

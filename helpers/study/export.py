@@ -47,7 +47,7 @@ def export(run: Path, model: str, out: Path) -> Path:
         UserError: When the model is not finished, has no record, or `out` holds something else.
     """
     source = run / "models" / model
-    manifest = files.need(source, "03_pretrain", f" with model = {model}")
+    manifest = files.require_manifest(source, "03_pretrain", f" with model = {model}")
     records = tables.load_records(run / "records")
     mine = records[records["model"] == model]
     if mine.empty:

@@ -98,7 +98,7 @@ def jobs(profile: Profile) -> list[Job]:
 def look(profile: Profile, job: Job) -> State:
     """How far a job has come."""
     place = profile.folder / "notebooks" / f"{job.name}.ipynb"
-    if files.holder(place.parent, executed.lock(place).name) or _held(profile, job):
+    if files.lock_holder(place.parent, executed.lock(place).name) or _held(profile, job):
         line, share = executed.last_line(executed.part(place))
         return State("running", line or "no progress told yet", share=share)
     done = _done(profile, job)
@@ -117,9 +117,9 @@ def look(profile: Profile, job: Job) -> State:
 def _held(profile: Profile, job: Job) -> bool:
     """Whether a training loop holds its folder: the notebook may have been run by hand."""
     if job.stage == "03_pretrain":
-        return bool(files.holder(profile.folder / "models" / job.model))
+        return bool(files.lock_holder(profile.folder / "models" / job.model))
     folders = [records.folder(profile.folder, job.model, task) for task in job.tasks]
-    return any(files.holder(folder) for folder in folders)
+    return any(files.lock_holder(folder) for folder in folders)
 
 
 def _done(profile: Profile, job: Job) -> tuple[float, str] | None:

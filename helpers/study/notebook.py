@@ -111,7 +111,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
 
     before = signal.signal(signal.SIGTERM, preempt)
     try:
-        with files.holding(executed.parent, notebooks.lock(executed).name):
+        with files.lock(executed.parent, notebooks.lock(executed).name):
             try:
                 papermill.execute_notebook(
                     str(notebook),

@@ -117,7 +117,7 @@ def _pretrained(study: config.Profile, model: str) -> None:
         return
     _packed(study, kind)
     parameters = config.Pretrain(**study.stage(config.Pretrain, model=model))
-    packed = files.need(study.folder / "tokenizer" / kind, "02_tokenizer")
+    packed = files.require_manifest(study.folder / "tokenizer" / kind, "02_tokenizer")
     spec = files.digest(pretrain.specification(parameters, packed))
     if checkpoint.others(checkpoint.place(parameters, "pretrain", model, folder), spec):
         raise UserError(

@@ -45,7 +45,7 @@ def report(options: argparse.Namespace) -> int:
     missing = _missing(found)
     runs = Path(profile.runs) / "reports"
     view = files.resolve(runs) / profile.profile
-    with files.holding(view):
+    with files.lock(view):
         _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
         shown = [*_shown(profile, found).values(), *_analyse(view, given)]
@@ -210,7 +210,7 @@ def _keep_cell(source: Path, target: Path) -> None:
     names = [name for name in manifest["files"] if name.endswith(".json")]
     for name in names:
         files.write_text(target / name, (source / name).read_text(encoding="utf-8"))
-    files.seal(target, {"spec": manifest["spec"]}, names)
+    files.write_manifest(target, {"spec": manifest["spec"]}, names)
     (target / files.KEPT).unlink()
 
 
@@ -219,7 +219,7 @@ def site(options: argparse.Namespace) -> int:
     kept = _kept(options.run)
     about = files.read_json(kept / "run.json")
     view = files.resolve(RUNS) / "site"
-    with files.holding(view):
+    with files.lock(view):
         _link(kept, view, ["records", details.COMPARISONS])
         shown = about["parameters"]
         given = {"profile": "site", "runs": RUNS, "models": shown["models"]}

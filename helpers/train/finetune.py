@@ -357,9 +357,9 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     for name in tasks:
         glue.get(name)
     source = parameters.folder / "models" / parameters.model
-    pretrained = files.need_whole(source, "03_pretrain", f" with model = {parameters.model}")
+    pretrained = files.require_intact(source, "03_pretrain", f" with model = {parameters.model}")
     data = {
-        name: files.need_whole(parameters.folder / "data" / "glue" / name, "01_data")
+        name: files.require_intact(parameters.folder / "data" / "glue" / name, "01_data")
         for name in tasks
     }
     loop.begin(parameters.threads)
@@ -388,13 +388,13 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
                 bar.skip(steps[name])
             else:
                 encoded = encoded or _encode_splits(parameters, name, tok, vocabulary, data[name])
-                with files.holding(target):
+                with files.lock(target):
                     record = _one(
                         parameters, name, seed, wanted, pretrained, data[name], tok, encoded, bar
                     )
             written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
             found.append(record)
-        files.seal(target, {"spec": files.digest(sorted(written))}, list(written))
+        files.write_manifest(target, {"spec": files.digest(sorted(written))}, list(written))
     bar.close()
     return found
 
@@ -478,7 +478,7 @@ def _one(
     kept = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     kept = checkpoint.place(parameters, f"finetune/{parameters.model}/{name}", f"{seed}", kept)
     spec = files.digest(wanted)
-    files.unseal(records.folder(parameters.folder, parameters.model, name))
+    files.remove_manifest(records.folder(parameters.folder, parameters.model, name))
     spent = train(
         parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec, name, bar
     )

@@ -137,7 +137,7 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     registry.get_size(parameters.size)  # a wrong name is told before any work
     source = parameters.folder / "tokenizer" / spec.tokenizer
     remedy = f" with tokenizer_kind = {spec.tokenizer}"
-    packed = files.need(source, "02_tokenizer", remedy)
+    packed = files.require_manifest(source, "02_tokenizer", remedy)
     length = tokenizer.usable_length(spec.tokenizer, parameters.max_length)
     if packed["length"] != length:
         raise UserError(
@@ -147,12 +147,12 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     wanted = specification(parameters, packed)
     name = files.digest(wanted)
     folder = parameters.folder / "models" / parameters.model
-    done = files.sealed(folder, name)
+    done = files.intact_manifest(folder, name)
     if done:
         return done
 
-    files.need_whole(source, "02_tokenizer", remedy)
-    with files.holding(folder):
+    files.require_intact(source, "02_tokenizer", remedy)
+    with files.lock(folder):
         return _make(recipe(parameters, spec), spec, packed, wanted, folder)
 
 
@@ -218,7 +218,7 @@ def _make(
         parameters.generator_fraction,
     ).to(device)
     steps = 0 if spec.objective == "none" else parameters.pretrain_steps
-    files.unseal(folder)
+    files.remove_manifest(folder)
     state = {"spec": files.digest(wanted), "step": 0, "log": [], "sums": {}}
     state |= {"start": None, "high": 0, "seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     if steps:
@@ -250,7 +250,7 @@ def _make(
         "hardware": provenance.hardware(parameters.threads),
         "versions": provenance.versions(),
     }
-    manifest = files.seal(folder, manifest, written)
+    manifest = files.write_manifest(folder, manifest, written)
     checkpoint.clear(checkpoint.place(parameters, "pretrain", parameters.model, folder))
     return manifest
 

@@ -159,6 +159,6 @@ def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, A
             here = folder(run, model, task)
             if not (here / "manifest.json").exists():
                 continue
-            manifest = files.need_whole(here, "04_finetune", f" with model = {model}")
+            manifest = files.require_intact(here, "04_finetune", f" with model = {model}")
             found += [read(here / name) for name in sorted(manifest["files"]) if ".json" in name]
     return found

@@ -239,6 +239,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return _Manifest(path, found)
 
 
+def find_manifest(folder: Path, spec: str = "") -> dict[str, Any] | None:
+    """The manifest of a folder, its files taken on trust; None without, or of another `spec`."""
+    path = folder / MANIFEST
+    manifest = read_manifest(path) if path.exists() else None
+    return manifest if manifest and spec in ("", manifest["spec"]) else None
+
+
 def _changed(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     """The files of a manifest that are missing or not the ones it vouches for."""
     for name, value in sorted(manifest["files"].items()):

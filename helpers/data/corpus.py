@@ -44,6 +44,17 @@ def run(parameters: config.Data) -> dict[str, Any]:
         return _write(parameters, wanted, name, made)
 
 
+def finished(parameters: config.Data) -> dict[str, Any] | None:
+    """What :func:`run` gives where that is done, else None; the source itself is not read."""
+    made = files.find_manifest(parameters.folder / "data" / "corpus")
+    return made if made and follows(made["specification"], parameters) else None
+
+
+def follows(specification: dict[str, Any], parameters: config.Data) -> bool:
+    """Whether what a manifest specifies agrees with every parameter of the same name."""
+    return all(getattr(parameters, key, value) == value for key, value in specification.items())
+
+
 def _write(
     parameters: config.Data, wanted: dict[str, Any], name: str, folder: Path
 ) -> dict[str, Any]:

@@ -316,10 +316,7 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
         UserError: When a split is missing, damaged, or breaks the schema.
     """
     task, source = get(name), parameters.source
-    limits = {
-        split: parameters.train_rows if split == "train" else parameters.dev_rows
-        for split in task.splits
-    }
+    limits = _limits(parameters, task)
     wanted: dict[str, Any] = {"source": source, "task": name, "limits": limits}
     folder = files.resolve(parameters.data)
     if source == "embedded":
@@ -337,6 +334,13 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
         return done
     with files.building(target) as made:
         return _write(parameters, task, name, wanted, made)
+
+
+def _limits(parameters: config.Data, task: Task) -> dict[str, int]:
+    return {
+        split: parameters.train_rows if split == "train" else parameters.dev_rows
+        for split in task.splits
+    }
 
 
 def _write(
@@ -401,3 +405,19 @@ def prepare(parameters: config.Data) -> dict[str, dict[str, Any]]:
     revision = corpus.hub_revision(HUB_NAME) if parameters.source == "hub" else ""
     names = available(parameters.source, parameters.data, list(TASKS))
     return {name: run(parameters, name, revision) for name in names}
+
+
+def finished(parameters: config.Data) -> dict[str, dict[str, Any]] | None:
+    """What :func:`prepare` gives where that is done, else None; the source itself is not read."""
+    found = {}
+    for name in available(parameters.source, parameters.data, list(TASKS)):
+        made = files.find_manifest(parameters.folder / "data" / "glue" / name)
+        if not made or not corpus.follows(made["specification"], parameters):
+            return None
+        stated = {"seed": parameters.world_seed, **made["specification"]}
+        if stated["seed"] != parameters.world_seed:
+            return None
+        if stated["limits"] != _limits(parameters, get(name)):
+            return None
+        found[name] = made
+    return found

@@ -355,6 +355,15 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     return manifest
 
 
+def finished(parameters: config.Tokenizer) -> dict[str, Any] | None:
+    """What :func:`run` gives where that is done, of the corpus that is there; else None."""
+    made = files.find_manifest(parameters.folder / "data" / "corpus")
+    if not made:
+        return None
+    folder = parameters.folder / "tokenizer" / parameters.tokenizer_kind
+    return files.find_manifest(folder, files.digest(specification(parameters, made)))
+
+
 def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
     """How far an interrupted packing came: whole shards done, and the tokens left over.
 

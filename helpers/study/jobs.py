@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.progress import duration
-from helpers.data import glue, tokenizer
+from helpers.data import corpus, glue, tokenizer
 from helpers.model import registry
 from helpers.score import costs
 from helpers.study import executed
@@ -95,7 +94,7 @@ def jobs(profile: Profile) -> list[Job]:
     return [*found, job("05_analysis"), audit]
 
 
-def look(profile: Profile, job: Job) -> State:
+def job_state(profile: Profile, job: Job) -> State:
     """How far a job has come."""
     place = profile.folder / "notebooks" / f"{job.name}.ipynb"
     if files.lock_holder(place.parent, executed.lock(place).name) or _held(profile, job):
@@ -124,83 +123,26 @@ def _held(profile: Profile, job: Job) -> bool:
 
 def _done(profile: Profile, job: Job) -> tuple[float, str] | None:
     """Seconds of training and the hardware of a finished job, else None."""
-    folder = profile.folder
     if job.stage == "03_pretrain":
-        return _pretrained(folder, job)
-    if job.stage == "04_finetune":
-        return _finetuned(folder, job)
-    ready = {
-        "01_data": lambda: _has_data(folder, job),
-        "02_tokenizer": lambda: _packed(folder, job),
-        "05_analysis": lambda: _analysed(profile),
-        "06_audit": lambda: (folder / "book" / "audited").exists(),
-    }
-    return (0.0, "") if ready[job.stage]() else None
-
-
-def _has_data(folder: Path, job: Job) -> bool:
-    """Whether corpus and tasks are there, by the parameters; the source itself is not read."""
-    asked = job.parameters
-    limits = {"train": asked.train_rows}
-    tasks = glue.available(asked.source, asked.data, list(glue.TASKS))
-    for place in ("corpus", *(f"glue/{task}" for task in tasks)):
-        made = _json(folder / "data" / place / "manifest.json")
+        made = pretrain.finished(job.parameters)
         if not made:
-            return False
-        of = made["specification"]
-        if any(getattr(asked, key, value) != value for key, value in of.items()):
-            return False
-        rows = of.get("limits", {}).items()
-        if any(limits.get(split, asked.dev_rows) != most for split, most in rows):
-            return False
-    return True
-
-
-def _packed(folder: Path, job: Job) -> bool:
-    """Whether the tokens are there, of the corpus that is there."""
-    corpus = _json(folder / "data" / "corpus" / "manifest.json")
-    made = _json(folder / "tokenizer" / job.model / "manifest.json")
-    if not (corpus and made):
-        return False
-    return made["spec"] == files.digest(tokenizer.specification(job.parameters, corpus))
-
-
-def _pretrained(folder: Path, job: Job) -> tuple[float, str] | None:
-    found = _json(folder / "models" / job.model / "manifest.json")
-    packed = _json(folder / "tokenizer" / registry.get(job.model).tokenizer / "manifest.json") or {
-        "spec": ""
-    }
-    if not found:
-        return None
-    if found["spec"] != files.digest(pretrain.specification(job.parameters, packed)):
-        return None  # of other parameters, or of another corpus
-    spent = found["pretrain"]
-    return spent["seconds"] + spent["compile_seconds"], found["hardware"]["name"]
-
-
-def _finetuned(folder: Path, job: Job) -> tuple[float, str] | None:
-    cells = [_cell(folder, job, task) for task in job.tasks]
-    if not all(cells):
-        return None
-    return sum(seconds for seconds, _ in cells), cells[0][1]
-
-
-def _cell(folder: Path, job: Job, task: str) -> tuple[float, str] | None:
-    """Seconds and hardware of a model's fine-tunings on a task, where every seed's is there."""
-    cell = records.folder(folder, job.model, task)
-    pretrained = _json(folder / "models" / job.model / "manifest.json")
-    data = _json(folder / "data" / "glue" / task / "manifest.json")
-    if not (pretrained and data and (cell / "manifest.json").exists()):
-        return None
-    seconds, hardware = 0.0, ""
-    for seed in job.parameters.seeds:
-        wanted = finetune.specification(job.parameters, task, seed, pretrained, data)
-        record = _json(cell / f"seed-{seed}.json")
-        if not record or record["spec"] != files.digest(wanted):
             return None
-        seconds += record["finetune"]["seconds"]
-        hardware = record["hardware"]["name"]
-    return seconds, hardware
+        spent = made["pretrain"]
+        return spent["seconds"] + spent["compile_seconds"], made["hardware"]["name"]
+    if job.stage == "04_finetune":
+        found = finetune.finished(job.parameters)
+        if not found:
+            return None
+        return sum(r["finetune"]["seconds"] for r in found), found[-1]["hardware"]["name"]
+    if job.stage == "01_data":
+        done = corpus.finished(job.parameters) and glue.finished(job.parameters)
+    elif job.stage == "02_tokenizer":
+        done = tokenizer.finished(job.parameters)
+    elif job.stage == "05_analysis":
+        done = _analysed(profile.folder)
+    else:
+        done = (profile.folder / "book" / "audited").exists()
+    return (0.0, "") if done else None
 
 
 def finished_cells(profile: Profile) -> list[tuple[str, str]]:
@@ -209,21 +151,17 @@ def finished_cells(profile: Profile) -> list[tuple[str, str]]:
         (job.model, task)
         for job in jobs(profile)
         for task in job.tasks
-        if _cell(profile.folder, job, task)
+        if finetune.finished(job.parameters.model_copy(update={"tasks": [task]}))
     ]
 
 
-def _analysed(profile: Profile) -> bool:
+def _analysed(folder: Path) -> bool:
     """Whether the tables are there and no record is newer."""
-    tables = profile.folder / "tables" / "summary.txt"
-    cells = list((profile.folder / "records").glob("*/*/manifest.json"))
+    tables = folder / "tables" / "summary.txt"
+    cells = list((folder / "records").glob("*/*/manifest.json"))
     if not tables.exists() or not cells:
         return False
     return all(cell.stat().st_mtime <= tables.stat().st_mtime for cell in cells)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return files.read_json(path) if path.exists() else None
 
 
 def rest(found: dict[Job, State], side_by_side: int) -> list[str]:
@@ -288,4 +226,4 @@ def survey(profile: Profile) -> dict[Job, State]:
     Raises:
         UserError: For a profile that does not fit the registry.
     """
-    return {job: look(profile, job) for job in jobs(profile)}
+    return {job: job_state(profile, job) for job in jobs(profile)}

@@ -399,6 +399,25 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     return found
 
 
+def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
+    """What :func:`run` gives where all of it is done, else None; predictions are not read."""
+    pretrained = files.find_manifest(parameters.folder / "models" / parameters.model)
+    found = []
+    for name in parameters.tasks:
+        cell = records.folder(parameters.folder, parameters.model, name)
+        data = files.find_manifest(parameters.folder / "data" / "glue" / name)
+        if not (pretrained and data and files.find_manifest(cell)):
+            return None
+        for seed in parameters.seeds:
+            path = cell / f"seed-{seed}.json"
+            record = files.read_json(path) if path.exists() else {}
+            wanted = specification(parameters, name, seed, pretrained, data)
+            if record.get("spec") != files.digest(wanted):
+                return None
+            found.append(record)
+    return found
+
+
 def _vouched(target: Path) -> dict[str, str]:
     """Hashes of a cell's files, as the manifest says, or said before a job began to add to it."""
     there = [target / name for name in (files.MANIFEST, files.KEPT) if (target / name).exists()]

@@ -156,6 +156,16 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
         return _make(recipe(parameters, spec), spec, packed, wanted, folder)
 
 
+def finished(parameters: config.Pretrain) -> dict[str, Any] | None:
+    """What :func:`run` gives where that is done, of the packed corpus that is there; else None."""
+    kind = registry.get(parameters.model).tokenizer
+    packed = files.find_manifest(parameters.folder / "tokenizer" / kind)
+    if not packed:
+        return None
+    folder = parameters.folder / "models" / parameters.model
+    return files.find_manifest(folder, files.digest(specification(parameters, packed)))
+
+
 def rate_name(parameters: config.Pretrain, spec: registry.Spec) -> str:
     """Which parameter holds the peak learning rate of a model: its objective may have its own.
 

@@ -3,35 +3,21 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+from makers import ROOT, SMALL, run_grid, small_profile
+
 from helpers.base import config
 from helpers.study import prepare
 from helpers.train import finetune, pretrain
 
-ROOT = Path(__file__).resolve().parent.parent
 # `make test` hands its own variables on; a make that a test starts is to have its defaults.
 OPTIONS = re.search("^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 for name in [*OPTIONS[1].split(), "MAKEFLAGS", "MAKELEVEL"]:
     os.environ.pop(name, None)
-SMALL = {
-    "max_length": 64,
-    "documents": 200,
-    "train_rows": 48,
-    "dev_rows": 32,
-    "pretrain_steps": 12,
-    "pretrain_warmup": 0.17,
-    "pretrain_batch_size": 8,
-    "checkpoint_steps": 4,
-    "finetune_epochs": 1,
-    "finetune_epochs_small": 1,
-}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,11 +42,6 @@ def _in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def small_profile(runs, **changes):
-    values = SMALL | {"runs": str(runs), "profile": "small"} | changes
-    return config.load_profile("tiny", **values)
-
-
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """Data, both tokenizers, every model pre-trained, two of them fine-tuned on three tasks."""
@@ -78,16 +59,6 @@ def small_run(tmp_path_factory):
             )
         )
     return profile
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
-    )
-
-
-def run_grid(path, *more):
-    return command("-m", "helpers.study.cli", "run", "--profile", str(path), "--cores", "2", *more)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,8 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT
+from makers import PUBLISHED, ROOT, table_rows
 from scipy import integrate, stats
-from test_tables import PUBLISHED, table_rows
 
 from helpers.data import glue
 from helpers.model import registry

@@ -27,12 +27,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, small_profile
+from makers import ROOT, data_stage, make_folder, pretraining, small_profile, trained
 from safetensors.torch import load_file, save_file
-from test_pretrain import stage as pretraining
-from test_sources import make_folder
-from test_sources import stage as data_stage
-from test_survival import trained
 
 from helpers.base import config, files
 from helpers.base.errors import UserError

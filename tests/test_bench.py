@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from makers import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import bench

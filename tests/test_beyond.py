@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import small_profile
+from makers import make_run, small_profile
 from safetensors.numpy import load_file
 from scipy import stats
-from test_tables import make_run
 from transformers import AutoModel
 
 from helpers.base import config, files

@@ -5,16 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from test_tables import MODELS, PUBLISHED, TASKS, make_run, table_rows
+from makers import MODELS, PUBLISHED, ROOT, TASKS, executed_notebook, make_run, table_rows
 
 from helpers.pages import plots, write
 from helpers.score import paper
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
 SUFFIX = {"02_tokenizer": "-wordpiece", "03_pretrain": "-deberta", "04_finetune": "-deberta"}
 
@@ -34,24 +32,6 @@ def toc_files(entry):
 
 TOC = list(toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-
-
-def executed_notebook(path, stage):
-    """A notebook as papermill leaves it, with this machine's path and a remote badge in it."""
-    badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/open)"
-    stream = nbformat.v4.new_output("stream", text=f"{ROOT}/runs/tiny: 3 files\n")
-    cells = [
-        nbformat.v4.new_markdown_cell(f"# {stage}\n\n{badge}\n\nLoss is $-\\log p$."),
-        nbformat.v4.new_code_cell("print(1)", execution_count=1, outputs=[stream]),
-    ]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata = {
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-        "language_info": {"name": "python"},
-        "papermill": {"input_path": f"{ROOT}/notebooks/{stage}.ipynb"},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
 
 
 def make_tables_and_notebooks(run):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import seaborn as sns
 import yaml
-from conftest import ROOT
+from makers import ROOT
 
 from helpers.pages import plots
 from helpers.score import paper

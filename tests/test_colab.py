@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL
+from makers import ROOT, SMALL
 
 from helpers.base import config, files, progress
 from helpers.base.errors import Preempted, UserError

@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 import yaml
-from conftest import ROOT
+from makers import ROOT
 
 from helpers.base import config
 from helpers.base.errors import UserError

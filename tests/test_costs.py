@@ -3,8 +3,7 @@ import math
 import re
 
 import pytest
-from conftest import ROOT
-from test_tables import PUBLISHED, table_rows
+from makers import PUBLISHED, ROOT, table_rows
 
 from helpers.base import config
 from helpers.base.errors import UserError

@@ -3,7 +3,7 @@
 import tomllib
 
 import yaml
-from conftest import ROOT
+from makers import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from test_tables import PUBLISHED, make_run
+from makers import PUBLISHED, make_run
 
 from helpers.base import files
 from helpers.base.errors import UserError

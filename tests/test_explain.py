@@ -3,15 +3,14 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from makers import PUBLISHED, ROOT, TASKS, make_run, table_rows
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
-from test_tables import PUBLISHED, TASKS, make_run, table_rows
 from transformers import BertConfig, BertModel, DebertaModel
 
 from helpers.base import config
@@ -21,7 +20,6 @@ from helpers.model import disentangled, registry
 from helpers.pages import explain, explain_page, plots, tables
 from helpers.score import audit, costs, paper
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
 
 

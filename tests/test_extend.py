@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from conftest import ROOT, small_profile
-from test_tables import PUBLISHED, table_rows
+from makers import PUBLISHED, ROOT, small_profile, table_rows
 
 from helpers.base import config
 from helpers.model import registry

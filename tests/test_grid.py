@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, command, run_grid, small_profile
+from makers import ROOT, command, run_grid, small_profile
 
 from helpers.base import config
 from helpers.base.errors import UserError

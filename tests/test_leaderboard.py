@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,25 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from makers import (
+    FIGURES,
+    ROOT,
+    SEEDS,
+    SIZE,
+    TASKS,
+    TOKENS,
+    claimed,
+    make_record,
+    parse,
+    statement,
+    table_rows,
+)
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, matthews_corrcoef
-from test_tables import PUBLISHED, make_record, parse, table_rows
 
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
 from helpers.leaderboard import check, submit
 from helpers.leaderboard import page as leaderboard_page
-from helpers.score import paper, predictions, statistics
+from helpers.score import predictions, statistics
 from helpers.score.predictions import Labels
-
-ROOT = Path(__file__).resolve().parent.parent
-TASKS = list(glue.TASKS)
-SEEDS = [0, 1, 2]
-FIGURES = paper.load(PUBLISHED)
-SIZE = make_record("electra", "cola", 0)["pretrain"]["parameters"]
-TOKENS = make_record("electra", "cola", 0)["pretrain"]["tokens"]
 
 
 def reference(task, predicted, labels):
@@ -80,24 +84,6 @@ def predict(task, dev, seed, quality=0.8):
 def frame(task, dev, values):
     split = glue.TASKS[task].validation
     return pd.DataFrame({"split": split, "idx": dev.idx, "prediction": values})
-
-
-def statement(name, scores, selection="median", seeds=SEEDS, **changes):
-    return {
-        "name": name,
-        "title": f"Model {name}",
-        "link": "https://example.org/model",
-        "authors": ["A. Author"],
-        "licence": "Apache-2.0",
-        "corpus": "mixed prose",
-        "tokens": TOKENS,
-        "parameters": {"encoder": SIZE - 12345, "embeddings": 12345},
-        "hardware": {"device": "V100, 16 GB", "gpus": 1, "hours": 96.5},
-        "protocol": {"selection": selection, "seeds": seeds, "n": len(seeds), "rule": 1},
-        "decimals": 2,
-        "scores": scores,
-        "average": round(float(np.mean(list(scores.values()))), 2),
-    } | changes
 
 
 def write_statement(folder, values):
@@ -742,11 +728,6 @@ def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
 
 
 # --- the page
-
-
-def claimed(name, average, selection="median", **changes):
-    values = statement(name, dict.fromkeys(TASKS, average), selection, **changes)
-    return check.Entry(name, stated=check.Submission(**values))
 
 
 def test_ranks_are_within_a_level_and_ties_are_shown(labels):

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT
+from makers import ROOT
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import small_profile
+from makers import pretraining, small_profile
 from scipy import stats
 
-from helpers.base import config, files, progress
+from helpers.base import files, progress
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import registry
@@ -254,11 +254,6 @@ def test_the_schedule(step, factor):
     assert loop.schedule(step, 4, 12) == pytest.approx(factor)
 
 
-def stage(profile, model, **changes):
-    values = profile.stage(config.Pretrain, model=model) | changes
-    return config.Pretrain(**values)
-
-
 def test_a_finished_run_says_what_it_was(small_run):
     for model in small_run.models:
         manifest = files.read_json(small_run.folder / "models" / model / "manifest.json")
@@ -277,7 +272,7 @@ def test_a_finished_run_says_what_it_was(small_run):
 def test_finished_work_is_not_done_again(small_run):
     path = small_run.folder / "models" / "bert" / "encoder" / "model.safetensors"
     before = path.stat().st_mtime_ns
-    pretrain.run(stage(small_run, "bert"))
+    pretrain.run(pretraining(small_run, "bert"))
     assert path.stat().st_mtime_ns == before
 
 
@@ -308,9 +303,9 @@ def test_a_run_that_was_cut_ends_with_the_same_bytes(small_run, tmp_path, monkey
 
         monkeypatch.setattr(progress, "bar", bar)
         with pytest.raises(Cut):
-            pretrain.run(stage(other, model))
+            pretrain.run(pretraining(other, model))
     monkeypatch.setattr(progress, "bar", real)
-    pretrain.run(stage(other, model))
+    pretrain.run(pretraining(other, model))
     for name in ("encoder/model.safetensors", "log.csv"):
         whole = small_run.folder / "models" / model / name
         assert filecmp.cmp(whole, other.folder / "models" / model / name, shallow=False), name
@@ -319,12 +314,12 @@ def test_a_run_that_was_cut_ends_with_the_same_bytes(small_run, tmp_path, monkey
 
 def test_a_stage_without_the_one_before_says_so(tmp_path):
     with pytest.raises(UserError, match=r"run notebooks/02_tokenizer.ipynb first"):
-        pretrain.run(stage(small_profile(tmp_path), "bert"))
+        pretrain.run(pretraining(small_profile(tmp_path), "bert"))
 
 
 def test_a_length_that_was_not_packed_is_an_error(small_run):
     with pytest.raises(UserError, match="max_length = 32: needs segments of 32"):
-        pretrain.run(stage(small_run, "bert", max_length=32))
+        pretrain.run(pretraining(small_run, "bert", max_length=32))
 
 
 def test_fill_masks_shows_the_masked_tokens(small_run):

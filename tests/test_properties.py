@@ -16,13 +16,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from makers import ROOT, make_record, render
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from test_safety import render
-from test_tables import make_record
 
 from helpers.base import config
 from helpers.base.errors import LINE_LIMIT, UserError

@@ -12,8 +12,7 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, small_profile
-from test_book import executed_notebook
+from makers import ROOT, executed_notebook, small_profile
 
 from helpers.base import files
 from helpers.base.errors import UserError

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
 from huggingface_hub import ModelCard
+from makers import ROOT
 from transformers import AutoModel, AutoTokenizer
 
 from helpers.base.errors import UserError

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,10 +19,7 @@ import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, SMALL
-from docutils.core import publish_parts
-from myst_parser.parsers.docutils_ import Parser
-from test_leaderboard import FIGURES, claimed
+from makers import FIGURES, ROOT, SMALL, claimed, render
 
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
@@ -304,24 +300,6 @@ MARKUP = [
     "+++",
     "===",
 ]
-
-
-def render(text):
-    """HTML of a page of the book: MyST with the extensions of ``_config.yml``."""
-    extensions = yaml.safe_load((ROOT / "_config.yml").read_text())["parse"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        parts = publish_parts(
-            text,
-            parser=Parser(),
-            writer_name="html5",
-            settings_overrides={
-                "myst_enable_extensions": extensions["myst_enable_extensions"],
-                "report_level": 5,
-                "embed_stylesheet": False,
-            },
-        )
-    return BeautifulSoup(parts["html_body"], "html.parser")
 
 
 @pytest.mark.parametrize("text", MARKUP)

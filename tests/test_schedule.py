@@ -3,8 +3,7 @@
 import random
 
 import pytest
-from conftest import ROOT
-from test_tables import table_rows
+from makers import ROOT, table_rows
 
 from helpers.base import config
 from helpers.base.errors import UserError

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT
+from makers import ROOT
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 

@@ -3,37 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import small_profile
+from makers import data_stage, make_folder, small_profile
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import corpus, glue, summary
 from helpers.score import costs
-
-
-def make_folder(root, tasks=("cola", "rte", "stsb"), rows=20):
-    """A folder in the schema of nyu-mll/glue, with texts of this test's own."""
-    rng = np.random.default_rng(0)
-    for name in tasks:
-        task = glue.get(name)
-        (root / "glue" / name).mkdir(parents=True)
-        for split in task.splits:
-            values = {c: [f"{split} {c} number {i}" for i in range(rows)] for c in task.columns}
-            if task.labels:
-                values["label"] = rng.integers(0, len(task.labels), rows)
-            else:
-                values["label"] = rng.uniform(0, 5, rows).astype("float32")
-            values["idx"] = np.arange(rows, dtype="int32")
-            pd.DataFrame(values).to_parquet(root / "glue" / name / f"{split}.parquet")
-    (root / "corpus").mkdir()
-    texts = [f"Document {i} tells of the number {i}." for i in range(30)]
-    pd.DataFrame({"text": [*texts, "", None]}).to_parquet(root / "corpus" / "a.parquet")
-    return root
-
-
-def stage(runs, data, **changes):
-    values = {"documents": 0, "train_rows": 0, "dev_rows": 0, "data": str(data)} | changes
-    return config.Data(**small_profile(runs, **values).stage(config.Data))
 
 
 @pytest.fixture
@@ -42,7 +17,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_its_rows_and_documents(tmp_path, folder):
-    parameters = stage(tmp_path, folder)
+    parameters = data_stage(tmp_path, folder)
     made = glue.prepare(parameters)
     assert list(made) == ["cola", "stsb", "rte"]  # GLUE's order; the other five are missing
     assert made["cola"]["rows"] == {"train": 20, "validation": 20}
@@ -79,24 +54,24 @@ def test_complete_means_glues_own_row_counts(tmp_path):
         table = {c: [f"{split} {i}" for i in range(rows)] for c in glue.get("rte").columns}
         table |= {"label": np.arange(rows) % 2, "idx": np.arange(rows)}
         pd.DataFrame(table).to_parquet(folder / "glue" / "rte" / f"{split}.parquet")
-    assert glue.prepare(stage(tmp_path, folder))["rte"]["complete"]
-    capped = glue.prepare(stage(tmp_path, folder, train_rows=100))["rte"]
+    assert glue.prepare(data_stage(tmp_path, folder))["rte"]["complete"]
+    capped = glue.prepare(data_stage(tmp_path, folder, train_rows=100))["rte"]
     assert capped["reduced"] == ["train"]
     assert not capped["complete"]
 
 
 def test_caps_draw_rows_by_seed_and_keep_their_order(tmp_path, folder):
-    first = stage(tmp_path, folder, train_rows=7)
+    first = data_stage(tmp_path, folder, train_rows=7)
     glue.run(first, "cola")
     idx = glue.load(first.folder, "cola", "train")["idx"].tolist()
     assert len(idx) == 7
     assert idx == sorted(idx)
-    glue.run(stage(tmp_path, folder, train_rows=7, world_seed=1), "cola")
+    glue.run(data_stage(tmp_path, folder, train_rows=7, world_seed=1), "cola")
     assert glue.load(first.folder, "cola", "train")["idx"].tolist() != idx
 
 
 def test_prepared_data_is_not_made_again(tmp_path, folder):
-    parameters = stage(tmp_path, folder)
+    parameters = data_stage(tmp_path, folder)
     for prepare in (corpus.run, lambda p: glue.run(p, "rte")):
         prepare(parameters)
         manifests = sorted(parameters.folder.rglob("manifest.json"))
@@ -132,7 +107,7 @@ DEFECTS = {
 def test_a_defect_in_a_split_is_one_clear_line(tmp_path, folder, name):
     columns, says = DEFECTS[name]
     rewrite(folder / "glue" / "cola" / "train.parquet", **columns)
-    parameters = stage(tmp_path, folder)
+    parameters = data_stage(tmp_path, folder)
     with pytest.raises(UserError, match=says) as caught:
         glue.run(parameters, "cola")
     assert "\n" not in str(caught.value)
@@ -144,22 +119,22 @@ def test_files_that_are_no_parquet_or_empty(tmp_path, folder):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"train\.parquet: not readable as Parquet"):
-        glue.run(stage(tmp_path, folder), "cola")
+        glue.run(data_stage(tmp_path, folder), "cola")
     pd.read_parquet(folder / "glue" / "cola" / "validation.parquet").head(0).to_parquet(path)
     with pytest.raises(UserError, match="has no rows"):
-        glue.run(stage(tmp_path, folder), "cola")
+        glue.run(data_stage(tmp_path, folder), "cola")
     (folder / "corpus" / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet"):
-        corpus.run(stage(tmp_path, folder))
+        corpus.run(data_stage(tmp_path, folder))
 
 
 def test_a_corpus_without_text(tmp_path, folder):
     pd.DataFrame({"body": ["a"]}).to_parquet(folder / "corpus" / "a.parquet")
     with pytest.raises(UserError, match=r"has no column text \(it has body\)"):
-        corpus.run(stage(tmp_path, folder))
+        corpus.run(data_stage(tmp_path, folder))
     pd.DataFrame({"text": ["", " "]}).to_parquet(folder / "corpus" / "a.parquet")
     with pytest.raises(UserError, match="has no document with text"):
-        corpus.run(stage(tmp_path, folder))
+        corpus.run(data_stage(tmp_path, folder))
 
 
 def test_what_is_missing_from_a_folder(tmp_path, folder):
@@ -169,7 +144,7 @@ def test_what_is_missing_from_a_folder(tmp_path, folder):
     with pytest.raises(UserError, match="did you mean cola"):
         glue.available("folder", str(folder), ["colla"])
     with pytest.raises(UserError, match="no such folder"):
-        corpus.run(stage(tmp_path, tmp_path / "nowhere"))
+        corpus.run(data_stage(tmp_path, tmp_path / "nowhere"))
 
 
 def test_the_hub_without_a_network_names_the_other_sources(tmp_path):
@@ -184,7 +159,7 @@ def test_the_report_counts_what_stands_in_both_splits(tmp_path, folder):
     dev = pd.read_parquet(path)
     dev.loc[[0, 1, 2], "sentence"] = train["sentence"].iloc[[4, 4, 9]].tolist()
     dev.to_parquet(path)
-    parameters = stage(tmp_path, folder)
+    parameters = data_stage(tmp_path, folder)
     glue.prepare(parameters)
     report = summary.report(parameters.folder, ["cola"]).set_index("split")
     assert report.loc["validation", "also in train"] == 3

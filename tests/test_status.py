@@ -13,8 +13,7 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from conftest import ROOT, SMALL, small_profile
-from test_book import executed_notebook
+from makers import ROOT, SMALL, executed_notebook, small_profile
 
 from helpers.base import config, files, progress
 from helpers.base.errors import PREEMPTED

@@ -11,24 +11,11 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, small_profile
-from test_pretrain import stage
-from torch import nn
+from makers import ROOT, pretraining, small_profile, trained
 
 from helpers.base import config, files, progress
 from helpers.base.errors import PREEMPTED, Preempted, UserError
 from helpers.train import checkpoint, pretrain, records
-
-
-def trained(steps):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
-    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-    for _ in range(steps):
-        model(torch.randn(4, 5)).sum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return model, optimiser
 
 
 def kept(folder, steps=(2, 4, 6)):
@@ -131,11 +118,11 @@ def test_sigterm_saves_and_the_next_run_ends_with_the_same_bytes(
     monkeypatch.setattr(progress, "bar", bar)
     drive = tmp_path / "drive"
     with pytest.raises(Preempted, match="stopped by SIGTERM, saved at step 7; run it again"):
-        pretrain.run(stage(other, "bert", checkpoints=str(drive), checkpoint_steps=1000))
+        pretrain.run(pretraining(other, "bert", checkpoints=str(drive), checkpoint_steps=1000))
     (found,) = drive.rglob("checkpoint-*")
     assert found.parts[-4:-1] == (other.profile, "pretrain", "bert")
     monkeypatch.setattr(progress, "bar", real)
-    pretrain.run(stage(other, "bert", checkpoints=str(drive)))
+    pretrain.run(pretraining(other, "bert", checkpoints=str(drive)))
     for name in ("encoder/model.safetensors", "log.csv"):
         whole = small_run.folder / "models" / "bert" / name
         assert filecmp.cmp(whole, other.folder / "models" / "bert" / name, shallow=False), name
@@ -235,7 +222,7 @@ def test_a_model_that_another_process_trains_is_left_alone(other):
         files.lock(other.folder / "models" / "bert"),
         pytest.raises(UserError, match="models/bert: in use by process"),
     ):
-        pretrain.run(stage(other, "bert"))
+        pretrain.run(pretraining(other, "bert"))
 
 
 def test_checkpoints_of_other_parameters_do_not_take_the_place_of_new_ones(tmp_path):

@@ -1,119 +1,27 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from bs4 import BeautifulSoup
-from markdown_it import MarkdownIt
+from makers import (
+    HARDWARE,
+    MODELS,
+    PUBLISHED,
+    REDUCED,
+    TASKS,
+    make_record,
+    make_run,
+    parse,
+    table_rows,
+    write_record,
+)
 
 from helpers.base import files
 from helpers.data import glue
 from helpers.pages import details, paper_page, plots, tables, write
 from helpers.score import audit, paper, statistics
-
-ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = ROOT / "results" / "published.json"
-TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
-MODELS = ["bert", "roberta", "deberta", "electra", "electra-deberta", "scratch"]
-HARDWARE = {"device": "cpu", "name": "AMD EPYC 7R13", "threads": 1, "repeatable": True}
-REDUCED = ("qqp", "mnli", "qnli")
-
-
-def make_record(model, task, seed, source="embedded", **changes):
-    official = glue.TASKS[task].official_rows
-    whole = source != "embedded" and task not in REDUCED
-    rows = {name: count if whole else count // 10 + 7 for name, count in official.items()}
-    trained = model != "scratch"
-    record = {
-        "schema": 3,
-        "profile": "tiny" if source == "embedded" else "mini",
-        "source": source,
-        "corpus": "embedded world, seed 0" if source == "embedded" else "mixed prose, 0.58 GB",
-        "size": "tiny",
-        "model": model,
-        "task": task,
-        "seed": seed,
-        "score": 40.0 + 3 * TASKS.index(task) + seed + (5 if trained else 0),
-        "metrics": {glue.TASKS[task].metric: 0.5},
-        "note": "",
-        "rows": rows,
-        "reduced": [] if whole else list(rows),
-        "complete": whole,
-        "pretrain": {
-            "steps": 1000 * trained,
-            "tokens": 2048000 * trained,
-            "epochs": 1.5 * trained,
-            "flops": 1.2e13 * trained,
-            "seconds": 61.0 * trained,
-            "compile_seconds": 0.0,
-            "joules": None,
-            "parameters": 812345,
-            "generator_parameters": 0,
-        },
-        "finetune": {"steps": 90, "tokens": 30000, "flops": 1e11, "seconds": 3.1, "joules": None},
-        "hardware": HARDWARE,
-        "pretrain_hardware": HARDWARE,
-        "precision": "float32",
-        "code": {"commit": "a" * 40, "clean": True},
-        "pretrain_code": {"commit": "b" * 40, "clean": True},
-        "hashes": {"data": {"validation.parquet": "0" * 64}, "encoder": {}, "corpus": "0" * 64},
-        "parameters": {"seeds": [0, 1]},
-        "predictions": "0" * 64,
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "spec": "0" * 64,
-    }
-    return {**record, **changes}
-
-
-def make_labels(run, task):
-    """A dev split of the task's shape in the run's data, with twenty examples."""
-    folder, kind = run / "data" / "glue" / task, glue.TASKS[task]
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for split in kind.splits[1:]:
-        labels = rng.integers(0, len(kind.labels), 20) if kind.labels else rng.uniform(0, 5, 20)
-        texts = {column: [f"{column} {n}" for n in range(20)] for column in kind.columns}
-        table = pd.DataFrame(texts | {"label": labels, "idx": np.arange(20)})
-        table.to_parquet(folder / f"{split}.parquet")
-    files.write_manifest(folder, {"spec": ""}, [f"{split}.parquet" for split in kind.splits[1:]])
-
-
-def make_predictions(path, task, seed):
-    """Predictions for those examples; right more often than not."""
-    run, kind = path.parents[3], glue.TASKS[task]
-    rng, parts = np.random.default_rng([seed, len(path.parent.parent.name)]), []
-    for split in kind.splits[1:]:
-        truth = glue.load(run, task, split)
-        other = rng.permutation(truth["label"].to_numpy())
-        found = np.where(rng.random(20) < 0.7, truth["label"], other)
-        part = {"split": split, "idx": truth["idx"], "prediction": found}
-        parts.append(pd.DataFrame(part))
-    pd.concat(parts).to_parquet(path.with_suffix(".parquet"), index=False)
-
-
-def write_record(folder, record):
-    path = folder / record["model"] / record["task"] / f"seed-{record['seed']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not (folder.parent / "data" / "glue" / record["task"]).exists():
-        make_labels(folder.parent, record["task"])
-    make_predictions(path, record["task"], record["seed"])
-    record = record | {"predictions": files.sha256(path.with_suffix(".parquet"))}
-    path.write_text(json.dumps(record), encoding="utf-8")
-    files.write_manifest(
-        path.parent, {"spec": ""}, [found.name for found in path.parent.glob("seed-*")]
-    )
-    return path
-
-
-def make_run(folder, source="embedded", models=MODELS, tasks=TASKS, seeds=(0, 1)):
-    for model in models:
-        for task in tasks:
-            for seed in seeds:
-                write_record(folder, make_record(model, task, seed, source))
-    return folder
 
 
 @pytest.fixture
@@ -129,21 +37,6 @@ def embedded(tmp_path):
 @pytest.fixture
 def folder_data(tmp_path):
     return tables.load_records(make_run(tmp_path / "records", "folder"))
-
-
-def parse(markdown):
-    html = MarkdownIt("commonmark").enable("table").render(markdown)
-    return BeautifulSoup(html, "html.parser")
-
-
-def table_rows(markdown, number=0):
-    table = parse(markdown).find_all("table")[number]
-    for mark in table.find_all("sup"):
-        mark.decompose()
-    return [
-        [cell.get_text().strip() for cell in row.find_all(["th", "td"])]
-        for row in table.find_all("tr")
-    ]
 
 
 # --- published figures

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, small_profile
+from makers import ROOT, small_profile
 
 from helpers.base import config, files
 from helpers.data import corpus, tokenizer

@@ -1,0 +1,289 @@
+"""What the tests share: small profiles, runs of made-up records, entries, tables read back."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from bs4 import BeautifulSoup
+from docutils.core import publish_parts
+from markdown_it import MarkdownIt
+from myst_parser.parsers.docutils_ import Parser
+
+from helpers.base import config, files
+from helpers.data import glue
+from helpers.leaderboard import check
+from helpers.score import paper
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+PUBLISHED = ROOT / "results" / "published.json"
+
+
+FIGURES = paper.load(PUBLISHED)
+
+
+TASKS = list(glue.TASKS)
+
+
+MODELS = ["bert", "roberta", "deberta", "electra", "electra-deberta", "scratch"]
+
+
+SEEDS = [0, 1, 2]
+
+
+SMALL = {
+    "max_length": 64,
+    "documents": 200,
+    "train_rows": 48,
+    "dev_rows": 32,
+    "pretrain_steps": 12,
+    "pretrain_warmup": 0.17,
+    "pretrain_batch_size": 8,
+    "checkpoint_steps": 4,
+    "finetune_epochs": 1,
+    "finetune_epochs_small": 1,
+}
+
+
+def small_profile(runs, **changes):
+    values = SMALL | {"runs": str(runs), "profile": "small"} | changes
+    return config.load_profile("tiny", **values)
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
+    )
+
+
+def run_grid(path, *more):
+    return command("-m", "helpers.study.cli", "run", "--profile", str(path), "--cores", "2", *more)
+
+
+def pretraining(profile, model, **changes):
+    values = profile.stage(config.Pretrain, model=model) | changes
+    return config.Pretrain(**values)
+
+
+def trained(steps):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 1))
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(steps):
+        model(torch.randn(4, 5)).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model, optimiser
+
+
+def make_folder(root, tasks=("cola", "rte", "stsb"), rows=20):
+    """A folder in the schema of nyu-mll/glue, with texts of this test's own."""
+    rng = np.random.default_rng(0)
+    for name in tasks:
+        task = glue.get(name)
+        (root / "glue" / name).mkdir(parents=True)
+        for split in task.splits:
+            values = {c: [f"{split} {c} number {i}" for i in range(rows)] for c in task.columns}
+            if task.labels:
+                values["label"] = rng.integers(0, len(task.labels), rows)
+            else:
+                values["label"] = rng.uniform(0, 5, rows).astype("float32")
+            values["idx"] = np.arange(rows, dtype="int32")
+            pd.DataFrame(values).to_parquet(root / "glue" / name / f"{split}.parquet")
+    (root / "corpus").mkdir()
+    texts = [f"Document {i} tells of the number {i}." for i in range(30)]
+    pd.DataFrame({"text": [*texts, "", None]}).to_parquet(root / "corpus" / "a.parquet")
+    return root
+
+
+def data_stage(runs, data, **changes):
+    values = {"documents": 0, "train_rows": 0, "dev_rows": 0, "data": str(data)} | changes
+    return config.Data(**small_profile(runs, **values).stage(config.Data))
+
+
+HARDWARE = {"device": "cpu", "name": "AMD EPYC 7R13", "threads": 1, "repeatable": True}
+
+
+REDUCED = ("qqp", "mnli", "qnli")
+
+
+def make_record(model, task, seed, source="embedded", **changes):
+    official = glue.TASKS[task].official_rows
+    whole = source != "embedded" and task not in REDUCED
+    rows = {name: count if whole else count // 10 + 7 for name, count in official.items()}
+    trained = model != "scratch"
+    record = {
+        "schema": 3,
+        "profile": "tiny" if source == "embedded" else "mini",
+        "source": source,
+        "corpus": "embedded world, seed 0" if source == "embedded" else "mixed prose, 0.58 GB",
+        "size": "tiny",
+        "model": model,
+        "task": task,
+        "seed": seed,
+        "score": 40.0 + 3 * TASKS.index(task) + seed + (5 if trained else 0),
+        "metrics": {glue.TASKS[task].metric: 0.5},
+        "note": "",
+        "rows": rows,
+        "reduced": [] if whole else list(rows),
+        "complete": whole,
+        "pretrain": {
+            "steps": 1000 * trained,
+            "tokens": 2048000 * trained,
+            "epochs": 1.5 * trained,
+            "flops": 1.2e13 * trained,
+            "seconds": 61.0 * trained,
+            "compile_seconds": 0.0,
+            "joules": None,
+            "parameters": 812345,
+            "generator_parameters": 0,
+        },
+        "finetune": {"steps": 90, "tokens": 30000, "flops": 1e11, "seconds": 3.1, "joules": None},
+        "hardware": HARDWARE,
+        "pretrain_hardware": HARDWARE,
+        "precision": "float32",
+        "code": {"commit": "a" * 40, "clean": True},
+        "pretrain_code": {"commit": "b" * 40, "clean": True},
+        "hashes": {"data": {"validation.parquet": "0" * 64}, "encoder": {}, "corpus": "0" * 64},
+        "parameters": {"seeds": [0, 1]},
+        "predictions": "0" * 64,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "spec": "0" * 64,
+    }
+    return {**record, **changes}
+
+
+def make_labels(run, task):
+    """A dev split of the task's shape in the run's data, with twenty examples."""
+    folder, kind = run / "data" / "glue" / task, glue.TASKS[task]
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for split in kind.splits[1:]:
+        labels = rng.integers(0, len(kind.labels), 20) if kind.labels else rng.uniform(0, 5, 20)
+        texts = {column: [f"{column} {n}" for n in range(20)] for column in kind.columns}
+        table = pd.DataFrame(texts | {"label": labels, "idx": np.arange(20)})
+        table.to_parquet(folder / f"{split}.parquet")
+    files.write_manifest(folder, {"spec": ""}, [f"{split}.parquet" for split in kind.splits[1:]])
+
+
+def make_predictions(path, task, seed):
+    """Predictions for those examples; right more often than not."""
+    run, kind = path.parents[3], glue.TASKS[task]
+    rng, parts = np.random.default_rng([seed, len(path.parent.parent.name)]), []
+    for split in kind.splits[1:]:
+        truth = glue.load(run, task, split)
+        other = rng.permutation(truth["label"].to_numpy())
+        found = np.where(rng.random(20) < 0.7, truth["label"], other)
+        part = {"split": split, "idx": truth["idx"], "prediction": found}
+        parts.append(pd.DataFrame(part))
+    pd.concat(parts).to_parquet(path.with_suffix(".parquet"), index=False)
+
+
+def write_record(folder, record):
+    path = folder / record["model"] / record["task"] / f"seed-{record['seed']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder.parent / "data" / "glue" / record["task"]).exists():
+        make_labels(folder.parent, record["task"])
+    make_predictions(path, record["task"], record["seed"])
+    record = record | {"predictions": files.sha256(path.with_suffix(".parquet"))}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    files.write_manifest(
+        path.parent, {"spec": ""}, [found.name for found in path.parent.glob("seed-*")]
+    )
+    return path
+
+
+def make_run(folder, source="embedded", models=MODELS, tasks=TASKS, seeds=(0, 1)):
+    for model in models:
+        for task in tasks:
+            for seed in seeds:
+                write_record(folder, make_record(model, task, seed, source))
+    return folder
+
+
+SIZE = make_record("electra", "cola", 0)["pretrain"]["parameters"]
+
+
+TOKENS = make_record("electra", "cola", 0)["pretrain"]["tokens"]
+
+
+def statement(name, scores, selection="median", seeds=SEEDS, **changes):
+    return {
+        "name": name,
+        "title": f"Model {name}",
+        "link": "https://example.org/model",
+        "authors": ["A. Author"],
+        "licence": "Apache-2.0",
+        "corpus": "mixed prose",
+        "tokens": TOKENS,
+        "parameters": {"encoder": SIZE - 12345, "embeddings": 12345},
+        "hardware": {"device": "V100, 16 GB", "gpus": 1, "hours": 96.5},
+        "protocol": {"selection": selection, "seeds": seeds, "n": len(seeds), "rule": 1},
+        "decimals": 2,
+        "scores": scores,
+        "average": round(float(np.mean(list(scores.values()))), 2),
+    } | changes
+
+
+def claimed(name, average, selection="median", **changes):
+    values = statement(name, dict.fromkeys(TASKS, average), selection, **changes)
+    return check.Entry(name, stated=check.Submission(**values))
+
+
+def executed_notebook(path, stage):
+    """A notebook as papermill leaves it, with this machine's path and a remote badge in it."""
+    badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/open)"
+    stream = nbformat.v4.new_output("stream", text=f"{ROOT}/runs/tiny: 3 files\n")
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {stage}\n\n{badge}\n\nLoss is $-\\log p$."),
+        nbformat.v4.new_code_cell("print(1)", execution_count=1, outputs=[stream]),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+        "papermill": {"input_path": f"{ROOT}/notebooks/{stage}.ipynb"},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def parse(markdown):
+    html = MarkdownIt("commonmark").enable("table").render(markdown)
+    return BeautifulSoup(html, "html.parser")
+
+
+def table_rows(markdown, number=0):
+    table = parse(markdown).find_all("table")[number]
+    for mark in table.find_all("sup"):
+        mark.decompose()
+    return [
+        [cell.get_text().strip() for cell in row.find_all(["th", "td"])]
+        for row in table.find_all("tr")
+    ]
+
+
+def render(text):
+    """HTML of a page of the book: MyST with the extensions of ``_config.yml``."""
+    extensions = yaml.safe_load((ROOT / "_config.yml").read_text())["parse"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = publish_parts(
+            text,
+            parser=Parser(),
+            writer_name="html5",
+            settings_overrides={
+                "myst_enable_extensions": extensions["myst_enable_extensions"],
+                "report_level": 5,
+                "embed_stylesheet": False,
+            },
+        )
+    return BeautifulSoup(parts["html_body"], "html.parser")

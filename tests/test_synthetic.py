@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from helpers.data import synthetic
+from helpers.data import glue, synthetic
 
 WORDS, SEED = 400, 3
-LABELS = {name: {0, 1} for name in synthetic.TASKS} | {"mnli": {0, 1, 2}}
-SPLITS = [(name, split) for name in synthetic.TASKS for split in synthetic.splits(name)]
+SPLITS = [(name, split) for name, task in glue.TASKS.items() for split in task.splits]
 
 
 def _table(name, split, rows=600):
-    return synthetic.task(name, split, rows, WORDS, SEED)
-
-
-def _texts(name, table):
-    return list(zip(*(table[column] for column in synthetic.COLUMNS[name]), strict=True))
+    """The texts of each row, and the labels."""
+    table = synthetic.rows(name, split, rows, WORDS, SEED)
+    return [row[:-1] for row in table], [row[-1] for row in table]
 
 
 def _words(texts):
@@ -40,7 +37,7 @@ def test_same_bytes_in_another_process():
     code = (
         "import hashlib; from helpers.data import synthetic as s;"
         f"text = list(s.documents(20, {WORDS}, {SEED}));"
-        f"rows = [s.task(t, 'train', 30, {WORDS}, {SEED}) for t in s.TASKS];"
+        f"rows = [s.rows(t, 'train', 30, {WORDS}, {SEED}) for t in {[*glue.TASKS]}];"
         "print(hashlib.sha256(repr((text, rows)).encode()).hexdigest())"
     )
     runs = [
@@ -71,50 +68,45 @@ def test_seeds_and_sizes_make_other_worlds():
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
 def test_schema_and_labels(name, split):
-    table = _table(name, split)
-    assert list(table) == [*synthetic.COLUMNS[name], "label", "idx"]
-    assert table["idx"] == list(range(600))
-    assert all(text[-1] in ".?" for row in _texts(name, table) for text in row)
+    texts, labels = _table(name, split)
+    assert {len(row) for row in texts} == {len(glue.get(name).columns)}
+    assert all(text[-1] in ".?" for row in texts for text in row)
     if name == "stsb":
-        assert all(isinstance(label, float) and 0 <= label <= 5 for label in table["label"])
-        assert np.std(table["label"]) > 1
+        assert all(isinstance(label, float) and 0 <= label <= 5 for label in labels)
+        assert np.std(labels) > 1
         return
-    shares = Counter(table["label"])
-    assert set(shares) == LABELS[name]
+    shares = Counter(labels)
+    assert set(shares) == set(range(len(glue.get(name).labels)))
     assert max(shares.values()) / 600 < 0.68
     assert min(shares.values()) / 600 > 0.25
 
 
-@pytest.mark.parametrize("name", synthetic.TASKS)
+@pytest.mark.parametrize("name", glue.TASKS)
 def test_validation_asks_for_words_that_training_does_not_show(name):
-    train, *others = (_table(name, split) for split in synthetic.splits(name))
-    shown = _words(_texts(name, train))
-    assert not shown & _forms(synthetic.DEV_SIDE)
-    assert len(set(_texts(name, train))) == 600
+    train, *others = (_table(name, split)[0] for split in glue.get(name).splits)
+    assert not _words(train) & _forms(synthetic.DEV_SIDE)
+    assert len(set(train)) == 600
     for other in others:
-        assert not _words(_texts(name, other)) & _forms(synthetic.TRAIN_SIDE)
-        assert not set(_texts(name, train)) & set(_texts(name, other))
+        assert not _words(other) & _forms(synthetic.TRAIN_SIDE)
+        assert not set(train) & set(other)
 
 
-@pytest.mark.parametrize("name", [name for name in synthetic.TASKS if name != "stsb"])
+@pytest.mark.parametrize("name", [name for name in glue.TASKS if name != "stsb"])
 def test_length_does_not_give_the_label_away(name):
-    def features(table):
-        lengths = [[len(t.split()) for t in row] + [len(t) for t in row] for row in texts(table)]
+    def features(texts):
+        lengths = [[len(t.split()) for t in row] + [len(t) for t in row] for row in texts]
         return np.array(lengths, dtype=float)
 
-    def texts(table):
-        return _texts(name, table)
-
-    train, held = _table(name, "train", 2000), _table(name, synthetic.splits(name)[1], 2000)
-    model = LogisticRegression(max_iter=2000).fit(features(train), train["label"])
-    majority = max(Counter(held["label"]).values()) / 2000
-    assert model.score(features(held), held["label"]) < majority + 0.05
+    train, held = _table(name, "train", 2000), _table(name, glue.get(name).validation, 2000)
+    model = LogisticRegression(max_iter=2000).fit(features(train[0]), train[1])
+    majority = max(Counter(held[1]).values()) / 2000
+    assert model.score(features(held[0]), held[1]) < majority + 0.05
 
 
 def test_the_corpus_uses_every_word_of_the_tasks():
     told = _words([(text,) for text in synthetic.documents(2000, WORDS, SEED)])
     for name, split in SPLITS:
-        assert _words(_texts(name, _table(name, split))) <= told
+        assert _words(_table(name, split)[0]) <= told
 
 
 def test_the_corpus_tells_the_facts_that_rte_asks():
@@ -135,22 +127,8 @@ def test_the_corpus_tells_the_facts_that_rte_asks():
         assert called.format(one, two) in corpus or called.format(two, one) in corpus
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("wnli", "train", 5, WORDS, 0), "task is 'wnli'; .*cola, sst2"),
-        (("mnli", "validation", 5, WORDS, 0), "split is 'validation'; .*validation_matched"),
-        (("cola", "train", 0, WORDS, 0), "rows is 0; .*at least 1"),
-        (("cola", "train", 5, 10, 0), "words is 10; .*at least 200"),
-    ],
-)
-def test_errors_name_the_parameter(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        synthetic.task(*arguments)
-
-
-def test_documents_check_their_arguments_at_once():
-    with pytest.raises(ValueError, match="count is 0"):
-        synthetic.documents(0, WORDS, SEED)
-    with pytest.raises(ValueError, match="words is 3"):
-        synthetic.documents(1, 3, SEED)
+def test_a_world_has_at_least_200_words():
+    with pytest.raises(ValueError, match="words is 10; the world needs at least 200"):
+        next(synthetic.documents(1, 10, 0))
+    with pytest.raises(ValueError, match="words is 10; the world needs at least 200"):
+        synthetic.rows("cola", "train", 5, 10, 0)

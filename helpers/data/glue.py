@@ -353,7 +353,8 @@ def _write(
         where = f"{name}/{split}"
         if source == "embedded":
             words, seed = parameters.world_words, parameters.world_seed
-            table = pd.DataFrame(synthetic.task(name, split, limit, words, seed))
+            texts_and_labels = synthetic.rows(name, split, limit, words, seed)
+            table = pd.DataFrame(texts_and_labels, columns=[*task.columns, "label"])
         elif source == "folder":
             if not _split_files(folder, name, split):
                 if split in task.splits[:2]:

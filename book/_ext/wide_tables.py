@@ -39,7 +39,14 @@ class WideTables(SphinxPostTransform):
                 box += table
 
 
+def _no_launch(app: Sphinx, pagename: str, *_: object) -> None:
+    """Keeps the theme from a Colab link to a page that computes: only notebooks open there."""
+    if not pagename.startswith("notebooks/"):
+        app.env.metadata[pagename].pop("kernelspec", None)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the transform."""
     app.add_post_transform(WideTables)
+    app.connect("html-page-context", _no_launch, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+from markupsafe import Markup
+
 NONE = "–"
 
 
@@ -92,3 +94,8 @@ def record_link(text: str, *names: str) -> str:
         names: Model, and task where it is one cell.
     """
     return f'<a href="../book/records.html#{anchor(*names)}">{text}</a>'
+
+
+def link(text: object, address: str) -> Markup:
+    """A link in HTML; both parts are escaped."""
+    return Markup('<a href="{}">{}</a>').format(address, text)

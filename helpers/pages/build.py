@@ -12,13 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+from helpers.base import files
+from helpers.pages import view
+
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ROOT = Path(__file__).resolve().parents[2]
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
@@ -71,12 +77,43 @@ def build(run: Path, notebooks: list[Path], note: str = "", partial: bool = Fals
     changed = _replace(source, sources(run, notebooks, note, partial))
     # Sphinx copies style sheets only when a page is written, and does not watch extensions.
     every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
-    status = _sphinx(source, pages, run / "book" / "doctrees", every)
+    cache = run / "book" / "cache" / inputs(run)
+    for other in cache.parent.glob("*"):
+        if other != cache:
+            shutil.rmtree(other)
+    os.environ |= {view.VARIABLE: str(run.resolve()), **QUIET, "JUPYTER_PATH": _kernel(run)}
+    status = _sphinx(source, pages, cache, run / "book" / "doctrees", every)
     if status == 0:
         _copy_records(run, pages)
         root = _yaml(source / "_toc.yml")["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
     return status
+
+
+def _kernel(run: Path) -> str:
+    """A Jupyter data folder: its kernel ``python3`` is this Python with this checkout."""
+    folder = run / "book" / "jupyter"
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {
+        "argv": [*command, "--IPKernelApp.log_level=CRITICAL"],  # else a warning for each page
+        "display_name": "Python 3",
+        "language": "python",
+        "env": {"PYTHONPATH": str(ROOT)},
+    }
+    files.write_json(folder / "kernels" / "python3" / "kernel.json", kernel)
+    return str(folder.resolve())
+
+
+def inputs(run: Path) -> str:
+    """A digest of all that pages compute from, so that cells run again when it has changed."""
+    folders = (run / "records", run / "run.json", ROOT / "results", ROOT / "leaderboard")
+    paths = [
+        path
+        for folder in (*folders, ROOT / "helpers", run / "data" / "glue", run / "models")
+        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
+        if path.suffix in {".json", ".yaml", ".py"} and path.is_file()
+    ]
+    return files.digest([files.sha256(path) for path in paths])[:16]
 
 
 def _copy_records(run: Path, pages: Path) -> None:
@@ -193,7 +230,7 @@ def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:
     return changed
 
 
-def _sphinx(source: Path, pages: Path, doctrees: Path, every: bool) -> int:
+def _sphinx(source: Path, pages: Path, cache: Path, doctrees: Path, every: bool) -> int:
     """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
@@ -207,6 +244,7 @@ def _sphinx(source: Path, pages: Path, doctrees: Path, every: bool) -> int:
     )
     config["extensions"] = [name for name in config["extensions"] if name not in UNUSED]
     config.pop("comments_config", None)
+    config["nb_execution_cache_path"] = str(cache)
     # sphinx-external-toc looks at every object alive, torch's deprecated ones among them.
     warnings.simplefilter("ignore", FutureWarning)
     with patch_docutils(str(source)), docutils_namespace():

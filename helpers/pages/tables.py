@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import escape as escape_html
+from pandas.io.formats.style import Styler
 
 from helpers.base.errors import UserError
 from helpers.base.text import (
@@ -41,6 +43,26 @@ CAPTION = (
     "reduced tasks too."
 )
 PARTS = ("pretrain_hardware", "hardware")
+
+
+def show(frame: pd.DataFrame, caption: str = "", decimals: int | dict[str, int] = 2) -> Styler:
+    """A frame as the pages show it: text escaped (`text.link` is not text), a dash for nothing.
+
+    `decimals` is that of floats, by column where they differ. An index that only counts is hidden.
+    """
+    styler = frame.style.set_uuid("t").set_table_attributes('class="table"')
+    styler.format(
+        precision=decimals if isinstance(decimals, int) else 2,
+        na_rep=NONE,
+        escape="html",
+        thousands=",",
+    )
+    for column, digits in {} if isinstance(decimals, int) else decimals.items():
+        styler.format(precision=digits, na_rep=NONE, thousands=",", subset=[column])
+    styler.format_index(escape="html").format_index(escape="html", axis="columns")
+    if isinstance(frame.index, pd.RangeIndex):
+        styler.hide(axis="index")
+    return styler.set_caption(str(escape_html(caption))) if caption else styler
 
 
 # --- reading -----------------------------------------------------------------------------------

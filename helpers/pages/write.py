@@ -134,6 +134,10 @@ def write(
         "beyond_tasks.md": recipes.by_task(study),
         "summary.txt": tables.summary(records, figures, *asked),
     }
+    about = run / "run.json"
+    if not about.exists():
+        parameters = {"models": list(models), "tasks": list(tasks)}
+        files.write_json(about, {"parameters": parameters})
     for name in FRAGMENTS:
         files.write_text(Path(out) / name, texts[name])
     drawn = (

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from helpers.base import files
 from helpers.base.errors import UserError
+from helpers.base.text import link
 
 NEEDED = (
     *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
@@ -79,3 +81,28 @@ def mean_of(scores: pd.Series, tasks: Sequence[str]) -> float:
 def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:
     """Whether the complete tasks are some but not all of the published ones."""
     return 0 < len(tasks) < len(published["tasks"])
+
+
+def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> Markup:
+    """A published figure with the raised mark of its status and source, as HTML."""
+    if figure["value"] is None:
+        return Markup("not found")
+    number = list(published["sources"]).index(figure["source"]) + 1
+    value = figure["value"]
+    text = value if isinstance(value, str) else f"{value:.{decimals}f}"
+    return Markup("{}&nbsp;<sup>{}{}</sup>").format(text, figure["status"], number)
+
+
+def derived(value: float, decimals: int = 2) -> Markup:
+    """A figure worked out here from published ones, as HTML."""
+    return Markup("{}&nbsp;<sup>D</sup>").format(f"{value:.{decimals}f}")
+
+
+def sources(published: dict[str, Any], keys: Iterable[str] | None = None) -> pd.DataFrame:
+    """What the marks mean: a row per source, its number as the index; all of them where None."""
+    known = list(published["sources"])
+    chosen = known if keys is None else [key for key in known if key in set(keys)]
+    rows = [published["sources"][key] for key in chosen]
+    titles = [link(row["title"], row["url"]) if row["url"] else row["title"] for row in rows]
+    numbers = [known.index(key) + 1 for key in chosen]
+    return pd.DataFrame({"Source": titles}, index=pd.Index(numbers, name="Number"))

@@ -220,7 +220,7 @@ def site(options: argparse.Namespace) -> int:
     about = files.read_json(kept / "run.json")
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
-        _link(kept, view, ["records", details.COMPARISONS])
+        _link(kept, view, ["records", "run.json", details.COMPARISONS])
         shown = about["parameters"]
         given = {"profile": "site", "runs": RUNS, "models": shown["models"]}
         pages = _analyse(view, given | {"tasks": shown["tasks"]})

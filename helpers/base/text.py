@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -96,6 +97,23 @@ def record_link(text: str, *names: str) -> str:
     return f'<a href="../book/records.html#{anchor(*names)}">{text}</a>'
 
 
-def link(text: object, address: str) -> Markup:
-    """A link in HTML; both parts are escaped."""
-    return Markup('<a href="{}">{}</a>').format(address, text)
+@dataclass(frozen=True)
+class Html:
+    """Markup that a table shows as it is: no str, which pandas would turn into plain text."""
+
+    markup: Markup
+
+    def __html__(self) -> str:
+        return self.markup
+
+    __str__ = __html__
+
+
+def html(form: str, *parts: object) -> Html:
+    """`form` with `parts` in its braces, each escaped unless it is :class:`Html`."""
+    return Html(Markup(form).format(*parts))
+
+
+def link(text: object, address: str) -> Html:
+    """A link; both parts are escaped."""
+    return html('<a href="{}">{}</a>', address, text)

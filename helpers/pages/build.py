@@ -95,7 +95,12 @@ def _kernel(run: Path) -> str:
     folder = run / "book" / "jupyter"
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel = {
-        "argv": [*command, "--IPKernelApp.log_level=CRITICAL"],  # else a warning for each page
+        "argv": [
+            *command,
+            "--IPKernelApp.log_level=CRITICAL",  # else a warning for each page
+            "--matplotlib=inline",
+            "--InlineBackend.figure_formats={'svg'}",
+        ],
         "display_name": "Python 3",
         "language": "python",
         "env": {"PYTHONPATH": str(ROOT)},

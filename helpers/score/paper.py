@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from helpers.base import files
 from helpers.base.errors import UserError
-from helpers.base.text import link
+from helpers.base.text import Html, html, link
 
 NEEDED = (
     *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
@@ -83,19 +82,19 @@ def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:
     return 0 < len(tasks) < len(published["tasks"])
 
 
-def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> Markup:
+def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> Html:
     """A published figure with the raised mark of its status and source, as HTML."""
     if figure["value"] is None:
-        return Markup("not found")
+        return html("not found")
     number = list(published["sources"]).index(figure["source"]) + 1
     value = figure["value"]
     text = value if isinstance(value, str) else f"{value:.{decimals}f}"
-    return Markup("{}&nbsp;<sup>{}{}</sup>").format(text, figure["status"], number)
+    return html("{}&nbsp;<sup>{}{}</sup>", text, figure["status"], number)
 
 
-def derived(value: float, decimals: int = 2) -> Markup:
+def derived(value: float, decimals: int = 2) -> Html:
     """A figure worked out here from published ones, as HTML."""
-    return Markup("{}&nbsp;<sup>D</sup>").format(f"{value:.{decimals}f}")
+    return html("{}&nbsp;<sup>D</sup>", f"{value:.{decimals}f}")
 
 
 def sources(published: dict[str, Any], keys: Iterable[str] | None = None) -> pd.DataFrame:

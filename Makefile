@@ -32,7 +32,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup
 GIVEN  = --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" --tasks="$$TASKS" --seeds="$$SEEDS" --steps="$$STEPS"
 
 .DEFAULT_GOAL := help
-.PHONY: help book run status report keep beyond site plan serve test test-long bench verify chaos slurm-demo export submission \
+.PHONY: help book run status report keep beyond site plan serve test test-long bench verify export submission \
         check-leaderboard audit-dependencies clean
 
 help: ## list the targets
@@ -90,12 +90,6 @@ bench: .venv/ready ## time ours against stock transformers, side by side; DATA a
 
 verify: .venv/ready ## recompute every score and table of PROFILE from its records
 	@$(BIN)/python scripts/verify.py $(GIVEN)
-
-chaos: .venv/ready ## kill training at random moments; the results must be the same bytes
-	$(BIN)/python scripts/chaos.py --grid 10
-
-slurm-demo: .venv/ready ## a small grid through a Slurm of this machine that loses a node; the same table
-	$(BIN)/python scripts/slurm_demo.py
 
 audit-dependencies: .venv/ready ## look the pinned dependencies up among known vulnerabilities
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict

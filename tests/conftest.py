@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-from makers import ROOT, SMALL, run_grid, small_profile
+import kills
+from makers import LONGER, ROOT, run_grid, small_profile, write_study
 
 from helpers.base import config
 from helpers.study import prepare
@@ -28,7 +29,9 @@ def pytest_collection_modifyitems(items):
     """
     groups = {}
     for item in items:
-        name = "grid" if {"grid", "book"} & set(item.fixturenames) else item.path.stem
+        needs = set(item.fixturenames)
+        name = "whole" if "whole_study" in needs else item.path.stem
+        name = "grid" if {"grid", "book"} & needs else name
         item.add_marker(pytest.mark.xdist_group(name))
         groups.setdefault(name, []).append(item)
     ordered = sorted(
@@ -68,12 +71,17 @@ def grid(tmp_path_factory):
     Its file of parameters, its parameters, and how its first run ended.
     """
     folder = tmp_path_factory.mktemp("grid")
-    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
-    values |= {"runs": str(folder), "profile": "grid", "finetune_job": "task"}
-    values |= {"models": ["electra", "scratch"], "tasks": ["cola", "rte"], "seeds": [0]}
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path, values, run_grid(path)
+    path = write_study(folder, "grid")
+    return path, yaml.safe_load(path.read_text()), run_grid(path)
+
+
+@pytest.fixture(scope="session")
+def whole_study(tmp_path_factory):
+    """A study long enough to be disturbed in each stage: what an undisturbed run of it comes to."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_grid(write_study(folder, **LONGER))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return kills.outcome(folder / "study")
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ MODELS = ["bert", "roberta", "deberta", "electra", "electra-deberta", "scratch"]
 SEEDS = [0, 1, 2]
 
 
+STUDY = [sys.executable, "-m", "helpers.study.cli"]
 SMALL = {
     "max_length": 64,
     "documents": 200,
@@ -51,6 +52,12 @@ SMALL = {
     "finetune_epochs": 1,
     "finetune_epochs_small": 1,
 }
+# Of `write_study`: enough that each stage can be disturbed.
+LONGER = {
+    **{"documents": 400, "train_rows": 192, "dev_rows": 48, "finetune_epochs": 3},
+    **{"pretrain_steps": 240, "checkpoint_steps": 20, "pretrain_batch_size": 32},
+    **{"models": ["bert", "electra"], "tasks": ["cola", "mrpc", "rte"]},
+}
 
 
 def small_profile(runs, **changes):
@@ -59,13 +66,23 @@ def small_profile(runs, **changes):
 
 
 def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
-    )
+    """Python in a process of its own, with the checkout as its folder."""
+    call = [sys.executable, *map(str, arguments)]
+    return subprocess.run(call, **{"cwd": ROOT, "capture_output": True, "text": True} | options)
 
 
-def run_grid(path, *more):
-    return command("-m", "helpers.study.cli", "run", "--profile", str(path), "--cores", "2", *more)
+def write_study(folder, name="study", **changes):
+    """The file of a study of seconds, two models and two tasks, whose run lies in `folder`."""
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8")) | SMALL
+    values |= {"models": ["electra", "scratch"], "tasks": ["cola", "rte"], "seeds": [0]}
+    values |= {"runs": str(folder), "profile": name, "finetune_job": "task"} | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run_grid(path, *more, **options):
+    return command(*STUDY[1:], "run", "--profile", path, "--cores", "2", *more, **options)
 
 
 def pretraining(profile, model, **changes):

@@ -1,31 +1,25 @@
-"""The grid on Slurm: what is asked of it, and a Slurm of this machine that loses a node.
-
-`make slurm-demo` runs a whole study through it.
-"""
+"""The grid on Slurm: what is asked of it, and a study through a Slurm that loses a node."""
 
 import argparse
 import json
 import os
 import subprocess
 import sys
-import time
 
+import cluster
+import kills
 import pytest
 import yaml
-from makers import ROOT
+from makers import LONGER, ROOT, STUDY, write_study
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from helpers.base.errors import UserError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import slurm_demo
-
 from helpers.study import cli
 
 SITE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
 needs_slurm = pytest.mark.skipif(
-    bool(slurm_demo.missing()), reason=f"not installed: {', '.join(slurm_demo.missing())}"
+    bool(cluster.MISSING), reason=f"not installed: {', '.join(cluster.MISSING)}"
 )
 
 
@@ -80,9 +74,9 @@ def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):
 
 
 def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):
-    profile = slurm_demo.profile(tmp_path, "runs")
-    folder = tmp_path / "runs" / "demo"
-    folder.mkdir(parents=True)
+    profile = write_study(tmp_path, **LONGER)
+    folder = tmp_path / "study"
+    folder.mkdir()
     done = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
@@ -97,39 +91,56 @@ def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     blocks = (done.stdout + done.stderr).split("Group job ")[1:]
     groups = {block.split()[0]: block.split("\nrule ")[0] for block in blocks}
-    assert set(groups) == {f"finetune_{model}" for model in slurm_demo.STUDY["models"]}
+    assert set(groups) == {f"finetune_{model}" for model in LONGER["models"]}
     for name, block in groups.items():
         model = name.removeprefix("finetune_")
-        for task in slurm_demo.STUDY["tasks"]:
+        for task in LONGER["tasks"]:
             assert f"output: records/{model}/{task}/manifest.json" in block
-        assert block.count("rule finetune:") == len(slurm_demo.STUDY["tasks"])
+        assert block.count("rule finetune:") == len(LONGER["tasks"])
 
 
-def wait(ready, seconds=90):
-    until = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < until
-        time.sleep(0.3)
+# What a site sets in its copy of the profile; and times that suit jobs of seconds.
+HERE = {
+    "latency-wait": 20,
+    "slurm-status-command": "squeue",  # there is no accounting
+    "slurm-init-seconds-before-status-checks": 4,
+}
+
+
+def in_training(slurm, run, model, study):
+    """Waits until a model has saved a checkpoint in training; id and node of its job."""
+    found = []
+
+    def ready():
+        assert study.poll() is None, f"{model}: the study ended before it could be disturbed"
+        found[:] = slurm.job_of(f"pretrain_wildcards_{model}")
+        return found[0] and any((run / "models" / model).glob("checkpoint-*.safetensors"))
+
+    cluster.wait(ready, 600, f"a checkpoint of {model}")
+    return found
 
 
 @needs_slurm
 @pytest.mark.long
-def test_a_job_whose_node_dies_runs_again_and_nothing_is_left(tmp_path):
-    log = tmp_path / "log"
-    place = tmp_path / "cluster"
-    place.mkdir()
+def test_a_study_whose_node_dies_ends_with_the_same_bytes(tmp_path, whole_study):
+    """One pre-training loses its node, the other is preempted; each goes on from a checkpoint."""
     tmp_path.chmod(0o711)
-    with slurm_demo.running(place) as cluster:
-        cluster.ask(
-            *("sbatch", "--requeue", "--gpus=1", "--comment=rule_x", "--output=/dev/null"),
-            f"--wrap=echo $SLURMD_NODENAME >> {log}; srun sleep 600",
+    (tmp_path / "workflow").mkdir()
+    (tmp_path / "workflow" / "config.yaml").write_text(yaml.safe_dump(SITE | HERE))
+    run, path = tmp_path / "study", write_study(tmp_path, **LONGER)
+    call = [*STUDY, "run", "--profile", str(path), "--cores", "2"]
+    with cluster.running(tmp_path / "cluster") as slurm:
+        study = subprocess.Popen(
+            [*call, "--cluster", str(tmp_path / "workflow")], env=slurm.environment
         )
-        wait(lambda: log.exists() and cluster.job_of("x")[0])
-        number, node = cluster.job_of("x")
-        assert cluster.kill_node(node) >= 2
-        wait(lambda: len(log.read_text().split()) == 2)
-        first, second = log.read_text().split()
-        assert (first, second) == (node, next(n for n in slurm_demo.NODES if n != node))
-        assert cluster.job_of("x") == (number, second)
-        assert cluster.left() > 0
-    assert cluster.left() == 0
+        try:
+            number, node = in_training(slurm, run, "bert", study)
+            assert slurm.kill_node(node) >= 2
+            number, _ = in_training(slurm, run, "electra", study)
+            slurm.ask("scontrol", "requeue", number)
+            assert study.wait(600) == 0
+        finally:
+            study.terminate()  # it ends its jobs first
+            study.wait(120)
+    assert not slurm.processes()
+    assert kills.outcome(run) == whole_study

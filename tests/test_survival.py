@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from random import Random
 
+import kills
 import pytest
 import torch
-from makers import ROOT, pretraining, small_profile, trained
+from makers import ROOT, STUDY, command, pretraining, small_profile, trained, write_study
 
 from helpers.base import config, files, progress
 from helpers.base.errors import PREEMPTED, Preempted, UserError
@@ -162,20 +164,20 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
     assert len(list((other.folder / "models" / "bert").glob("checkpoint-*"))) == 1
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param(["--models", "bert", "--kills", "10"], marks=pytest.mark.slow),
-        pytest.param(["--models", "--grid", "3"], marks=pytest.mark.long),
-    ],
-    ids=["training, ten kills", "the whole of make book, three kills"],
-)
-def test_kills_change_nothing(arguments):
-    done = subprocess.run(
-        [sys.executable, "scripts/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert f"{arguments[-1]} kills, same bytes" in done.stdout
+@pytest.mark.slow
+def test_kills_in_training_change_nothing(tmp_path):
+    done = command("tests/kills.py", tmp_path, 6)
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, cut = (kills.outcome(kills.profile(tmp_path / n).folder) for n in ("whole", "cut"))
+    assert whole == cut
+    assert len(whole) == 4  # weights, log, predictions and record of one model and task
+
+
+@pytest.mark.long
+def test_kills_of_the_whole_study_change_nothing(tmp_path, whole_study):
+    path = write_study(tmp_path)
+    assert kills.kill_study([*STUDY, "run", "--profile", str(path), "--cores", "2"], 3, Random(0))
+    assert kills.outcome(tmp_path / "study") == whole_study
 
 
 def test_only_what_a_run_measures_of_itself_is_left_out_of_the_comparison(tmp_path):

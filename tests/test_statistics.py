@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from makers import command
 from scipy import stats
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
@@ -180,3 +181,9 @@ def test_examples_and_tasks_must_be_the_same():
         )
     with pytest.raises(ValueError, match="first: tasks"):
         statistics.paired_bootstrap({"cola": truth}, {"sst2": truth}, {"sst2": truth})
+
+
+@pytest.mark.parametrize("module", ["score.statistics", "score.predictions", "leaderboard.check"])
+def test_reading_scores_loads_no_torch(module):
+    code = f"import sys, helpers.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    assert command("-c", code).stdout == "set()\n"

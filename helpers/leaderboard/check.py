@@ -1,8 +1,8 @@
 """The leaderboard's entries: read, checked, and graded by what could be verified.
 
-An entry is a folder ``leaderboard/<name>`` with ``submission.yaml`` (:mod:`helpers.submission`)
-and, per task and seed, ``<task>/seed-<n>.parquet`` (dev predictions) and ``.json`` (its record).
-Labels never come from an entry: they are read from a folder of one's own.
+An entry is a folder ``leaderboard/<name>`` with ``submission.yaml`` (see `submission`) and, per
+task and seed, ``<task>/seed-<n>.parquet`` (dev predictions) and ``.json`` (its record). Labels
+never come from an entry: they are read from a folder of one's own.
 """
 
 from __future__ import annotations
@@ -34,38 +34,24 @@ LEVELS: dict[Level, str] = {
     "claimed": "figures only",
 }
 
+# Bytes of one file. The largest real one, QQP's 40,430 rows, takes about a quarter of a MiB.
 FILE_LIMIT = 4 * 2**20
-"""Bytes of one file. The largest real one, QQP's 40,430 rows, takes about a quarter of a MiB."""
-
-
-LINE_LIMIT = 1000
-"""Characters of an error line."""
+LINE_LIMIT = 1000  # characters of an error line
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the check found of one entry.
-
-    Attributes:
-        name: Of its folder.
-        error: One line naming file, field, value and rule; empty where the entry holds.
-        stated: What ``submission.yaml`` says; None where it cannot be read.
-        level: Evidence that was verified here.
-        remarks: What a reader should know of an entry that holds.
-        undone: Steps that could not be done here.
-        predictions: Task to [seeds, n], in the order of GLUE's row numbers: int64 classes, or
-            float64 for STS-B.
-        medians: Task to the median over seeds, recomputed, metric x 100.
-    """
+    """What the check found of one entry, by the name of its folder."""
 
     name: str
-    error: str = ""
-    stated: Submission | None = None
-    level: Level = "claimed"
+    error: str = ""  # one line naming file, field, value and rule; empty where the entry holds
+    stated: Submission | None = None  # None where it cannot be read
+    level: Level = "claimed"  # evidence that was verified here
     remarks: tuple[str, ...] = ()
-    undone: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()  # steps that could not be done here
+    # Task to [seeds, n] in the order of GLUE's row numbers: int64 classes, or float64 for STS-B.
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    medians: dict[str, float] = field(default_factory=dict)
+    medians: dict[str, float] = field(default_factory=dict)  # by task, recomputed, metric x 100
 
     @property
     def average(self) -> float:
@@ -77,13 +63,8 @@ class Entry:
 
 
 def _files(folder: Path) -> dict[tuple[str, int], Path]:
-    """The prediction files of an entry by task and seed.
-
-    Raises:
-        UserError: For a link, a file that does not belong there or is too large, or a record
-            without predictions.
-    """
-    found, kept = {}, set()
+    """The prediction files of an entry by task and seed; it holds nothing else but records."""
+    kinds: dict[str, dict[tuple[str, int], Path]] = {"parquet": {}, "json": {}}
     for path in sorted(folder.iterdir()):
         if path.name == FILE:
             continue
@@ -101,12 +82,9 @@ def _files(folder: Path) -> dict[tuple[str, int], Path]:
                 )
             if (size := inner.stat().st_size) > FILE_LIMIT:
                 raise UserError(f"{inner}: size = {size} bytes: at most {FILE_LIMIT}")
-            key = (path.name, int(named[1]))
-            if named[2] == "parquet":
-                found[key] = inner
-            else:
-                kept.add(key)
-    for task, seed in sorted(kept - set(found)):
+            kinds[named[2]][path.name, int(named[1])] = inner
+    found, kept = kinds.values()
+    for task, seed in sorted(set(kept) - set(found)):
         raise UserError(f"{folder}/{task}/seed-{seed}.json: has no predictions beside it")
     return found
 
@@ -123,12 +101,9 @@ def _expect(where: Path, stated: Submission, found: Iterable[tuple[str, int]]) -
     if not seeds:
         raise UserError(f"{where}: protocol.seeds = null: name the seeds of the predictions")
     wanted = {(task, seed) for task in glue.TASKS for seed in seeds}
-    for task, seed in sorted(set(found) - wanted):
-        raise UserError(
-            f"{where.parent}/{task}/seed-{seed}.parquet: seed {seed} is not in protocol.seeds"
-        )
-    for task, seed in sorted(wanted - set(found)):
-        raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: missing, of protocol.seeds")
+    for task, seed in sorted(wanted ^ set(found)):
+        fault = "missing, of" if (task, seed) in wanted else f"seed {seed} is not in"
+        raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: {fault} protocol.seeds")
 
 
 def _read_records(
@@ -159,11 +134,7 @@ def _read_records(
 
 
 def check_source(record: Mapping[str, Any], where: Path) -> None:
-    """A score counts on GLUE's own splits only.
-
-    Raises:
-        UserError: The record is of the embedded world or of a reduced task.
-    """
+    """A score counts on GLUE's own splits only: not the embedded world, not a reduced task."""
     if record["source"] == "embedded":
         raise UserError(f"{where}: source = 'embedded': the embedded world is not GLUE")
     if not record["complete"]:
@@ -185,19 +156,17 @@ def _check_same(
     names = sorted({record["model"] for record in kept.values()})
     if len(names) > 1:
         raise UserError(f"{where}: records of {names[0]!r} and {names[1]!r}: an entry is one model")
+    facts = {"parameters": stated.parameters.both, "tokens": stated.tokens}
     for record in kept.values():
-        trained = record["pretrain"]
-        for name, own, theirs in (
-            ("parameters", stated.parameters.both, trained["parameters"]),
-            ("tokens", stated.tokens, trained["tokens"]),
-        ):
-            if own != theirs:
+        for name, own in facts.items():
+            if own != (theirs := record["pretrain"][name]):
                 raise UserError(f"{where}: {name} = {own}: the records say {theirs}")
-    for name, values in (
-        ("hashes.encoder", [record["hashes"]["encoder"] for record in kept.values()]),
-        ("pretrain_code", [record["pretrain_code"] for record in kept.values()]),
-    ):
-        if any(value != values[0] for value in values):
+    origins = [
+        {"hashes.encoder": r["hashes"]["encoder"], "pretrain_code": r["pretrain_code"]}
+        for r in kept.values()
+    ]
+    for name in origins[0] if origins else ():
+        if any(origin[name] != origins[0][name] for origin in origins):
             raise UserError(
                 f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
             )
@@ -207,16 +176,7 @@ def _check_same(
 
 
 def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Entry:
-    """Checks one entry and computes its level of evidence.
-
-    Args:
-        folder: ``leaderboard/<name>``.
-        figures: Of ``results/published.json`` (:func:`helpers.paper.load`).
-        labels: Dev labels at hand.
-
-    Returns:
-        The entry; `error` is set where it does not hold.
-    """
+    """Checks one entry against the published `figures` and computes its level of evidence."""
     try:
         if not _mode(folder, stat.S_ISDIR) or not re.fullmatch(r"[A-Za-z0-9._-]+", folder.name):
             raise UserError(
@@ -243,19 +203,13 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
     except (UserError, OSError) as error:
         text = str(error) if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
         return Entry(folder.name, _line(text))
-    seeds = stated.protocol.seeds
-    whole = [r for r in kept.values() if r["code"]["commit"] and r["pretrain_code"]["commit"]]
-    level, undone = _grade(scores, len(whole), len(found), labels)
-    return Entry(
-        folder.name,
-        "",
-        stated,
-        level,
-        remarks,
-        undone,
-        {task: np.stack([arrays[task, seed] for seed in seeds]) for task in glue.TASKS},
-        {task: median(values) for task, values in scores.items()},
-    )
+    level, undone = _grade(kept, len(found), labels)
+    stacked = {
+        task: np.stack([arrays[task, seed] for seed in stated.protocol.seeds])
+        for task in glue.TASKS
+    }
+    medians = {task: median(values) for task, values in scores.items()}
+    return Entry(folder.name, "", stated, level, remarks, undone, stacked, medians)
 
 
 def _line(text: str) -> str:
@@ -275,7 +229,7 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
     name = stated.published.row
     if name not in rows:
         raise UserError(f"{where}: published.row = {name!r}: {did_you_mean(name, rows)}")
-    wanted = published_facts(rows[name])
+    wanted = _published_facts(rows[name])
     for place, value in wanted.items():
         stands = stated
         for part in place.split("."):
@@ -286,12 +240,8 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
     return (*odd, *(unknown if stated.parameters.both is None else []))
 
 
-def published_facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a published row says, by the place of a field of :class:`submission.Submission`.
-
-    Args:
-        row: Of ``table1.models`` in ``results/published.json``.
-    """
+def _published_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of ``results/published.json`` says, by the field of a submission."""
     millions = row["parameters_millions"]["value"]
     return {
         "title": row["name"],
@@ -311,9 +261,8 @@ def _impossible(stated: Submission) -> list[str]:
     odd = []
     for name, task in glue.TASKS.items():
         value, rows = stated.scores[name], task.official_rows[task.validation]
-        if task.metric != "accuracy":
-            continue
-        if statistics.impossible(value, rows, stated.decimals, halves):
+        counted = task.metric == "accuracy"
+        if counted and statistics.impossible(value, rows, stated.decimals, halves):
             odd.append(f"scores.{name} = {value}: no count of right answers out of {rows} gives it")
     return odd
 
@@ -325,14 +274,12 @@ def _recompute(
     where: Path,
 ) -> dict[str, list[float]]:
     """Scores by task, one per seed, of the tasks whose labels are at hand."""
-    if not labels.dev:
-        return {}
-    from helpers.data import metrics
-
     scores: dict[str, list[float]] = {}
     for (task, seed), values in arrays.items():
         if task not in labels.dev:
             continue
+        from helpers.data import metrics  # takes seconds
+
         score = metrics.score(task, values, labels.dev[task].label)[0]
         record = kept.get((task, seed))
         if record and abs(record["score"] - score) > 1e-6:
@@ -373,7 +320,7 @@ def _check_scores(
 
 
 def _grade(
-    scores: Mapping[str, list[float]], kept: int, found: int, labels: Labels
+    kept: Mapping[tuple[str, int], dict[str, Any]], found: int, labels: Labels
 ) -> tuple[Level, tuple[str, ...]]:
     """The level of an entry whose files hold, and what was not done."""
     if not labels.dev and not labels.absent:
@@ -384,10 +331,10 @@ def _grade(
             reasons.setdefault(reason, []).append(task)
         why = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
         return "claimed", (f"scores not recomputed on {why}",)
-    if kept < found:
-        return "recomputed", (
-            f"not reproduced: {found - kept} of {found} records missing or without a commit",
-        )
+    whole = sum(bool(r["code"]["commit"] and r["pretrain_code"]["commit"]) for r in kept.values())
+    if whole < found:
+        without = f"{found - whole} of {found} records missing or without a commit"
+        return "recomputed", (f"not reproduced: {without}",)
     return "reproduced", ()
 
 
@@ -395,19 +342,7 @@ def _grade(
 
 
 def check(folder: Path, figures: Mapping[str, Any], labels: Labels) -> list[Entry]:
-    """Checks every entry of the leaderboard.
-
-    Args:
-        folder: ``leaderboard``.
-        figures: Of ``results/published.json``.
-        labels: Dev labels at hand.
-
-    Returns:
-        One :class:`Entry` per folder, by name. A second entry of the same title has an error.
-
-    Raises:
-        UserError: There is no such folder.
-    """
+    """Checks every entry of ``leaderboard``, by name; a second one of the same title is refused."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found: list[Entry] = []

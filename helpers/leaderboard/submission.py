@@ -1,6 +1,6 @@
 """What an entry of the leaderboard states: the fields of ``submission.yaml`` and how it is read.
 
-The levels of evidence are not among them: they are computed, by :mod:`helpers.leaderboard`.
+The levels of evidence are not among them: they are computed, by `check`.
 """
 
 import re
@@ -17,13 +17,11 @@ from helpers.base.config import Name, Seed, read_yaml, validate
 from helpers.base.errors import UserError, did_you_mean
 from helpers.data import glue
 
+# Version of the benchmark's rules; raise it when a change makes earlier entries incomparable.
 RULE = 1
-"""Version of the benchmark's rules; raise it when a change makes earlier entries incomparable."""
-
+# Of the encoder with its embeddings. The paper's class is about 15 M; its largest model, the
+# RoBERTa-small it published, has 22.38 M because of its vocabulary, so the limit admits it.
 PARAMETER_LIMIT = 25_000_000
-"""Of the encoder with its embeddings. The paper's class is about 15 M; its largest model, the
-RoBERTa-small it published, has 22.38 M because of its vocabulary, so the limit admits it."""
-
 FILE = "submission.yaml"
 
 
@@ -53,9 +51,7 @@ class Parameters(_Strict):
 
     encoder: int | None = Field(ge=0, description="parameters without the embeddings")
     embeddings: int | None = Field(ge=0, description="parameters of the embeddings")
-    total: int | None = Field(
-        default=None, ge=1, description="both together, where the parts are not known"
-    )
+    total: int | None = Field(default=None, ge=1, description="both, where parts are not known")
 
     @property
     def both(self) -> int | None:
@@ -116,10 +112,7 @@ class Submission(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "Submission":
-        faults = [*_score_faults(self), *_protocol_faults(self), *_size_faults(self)]
-        if not self.published:
-            faults += _unknown(self)
-        if faults:
+        if faults := [*_score_faults(self), *_faults(self)]:
             raise ValueError("; ".join(faults))
         return self
 
@@ -147,46 +140,32 @@ def _key(text: str) -> str:
     return text if re.fullmatch(r"[\w-]{1,40}", text) else repr(text[:40])
 
 
-def _protocol_faults(entry: Submission) -> Iterator[str]:
+def _faults(entry: Submission) -> Iterator[str]:
+    """Of protocol and size; and facts that only a row copied from others may leave out."""
     seeds, n = entry.protocol.seeds, entry.protocol.n
     if seeds and len(set(seeds)) < len(seeds):
         yield f"protocol.seeds = {seeds}: each seed may stand there once"
     elif seeds and n != len(seeds):
         yield f"protocol.n = {n}: {len(seeds)} seeds are listed"
-
-
-def _size_faults(entry: Submission) -> Iterator[str]:
-    sizes = entry.parameters
-    both = sizes.both
+    sizes, both = entry.parameters, entry.parameters.both
     if both != sizes.total and sizes.total is not None:
         yield f"parameters.total = {sizes.total}: encoder and embeddings make {both}"
     if both is not None and both > PARAMETER_LIMIT:
         yield f"parameters = {both}: the class has at most {PARAMETER_LIMIT} with embeddings"
-
-
-def _unknown(entry: Submission) -> Iterator[str]:
-    """Facts that only a row copied from others may leave out."""
     facts = {
         "licence": entry.licence,
         "tokens": entry.tokens,
-        "parameters.encoder": entry.parameters.encoder,
-        "parameters.embeddings": entry.parameters.embeddings,
+        "parameters.encoder": sizes.encoder,
+        "parameters.embeddings": sizes.embeddings,
         "hardware.hours": entry.hardware.hours,
     }
     for name, value in facts.items():
-        if value is None:
+        if value is None and not entry.published:
             yield f"{name} = null: only a published row may leave it open"
 
 
 def read(folder: Path) -> Submission:
-    """Reads and checks what an entry states.
-
-    Args:
-        folder: ``leaderboard/<name>``.
-
-    Raises:
-        UserError: One line that names file, field, value and rule.
-    """
+    """Reads and checks what the entry of a folder states."""
     path = folder / FILE
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(f"{path}: is no plain file")
@@ -196,19 +175,8 @@ def read(folder: Path) -> Submission:
     return entry
 
 
-def write(folder: Path, values: dict[str, Any], where: str = FILE) -> Submission:
-    """Checks and writes ``submission.yaml``, atomically.
-
-    Args:
-        folder: ``leaderboard/<name>``.
-        values: Fields of :class:`Submission`.
-        where: What an error line begins with.
-
-    Raises:
-        UserError: A field is missing or wrong, or the file cannot be written.
-    """
-    entry = validate(Submission, values, where)
-    stated = entry.model_dump(exclude_unset=True)
+def write(folder: Path, values: dict[str, Any], where: str = FILE) -> None:
+    """Checks and writes ``submission.yaml``, atomically; an error line begins with `where`."""
+    stated = validate(Submission, values, where).model_dump(exclude_unset=True)
     text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True, width=100)
     files.write_text(folder / FILE, text)
-    return entry

@@ -19,8 +19,8 @@ from helpers.leaderboard import check, submission
 from helpers.score.predictions import Labels
 from helpers.train import records
 
+# What a run does not know or may not know; the rest of an entry follows from its records.
 ABOUT = ("title", "link", "authors", "licence", "hardware", "parameters")
-"""What a run does not know or may not know; the rest of an entry follows from its records."""
 
 
 def submit(
@@ -31,7 +31,7 @@ def submit(
     figures: Mapping[str, Any],
     selection: str = "median",
 ) -> check.Entry:
-    """Writes an entry, whole or not at all, and checks it.
+    """Writes an entry, whole or not at all, and checks it without labels.
 
     Args:
         run: ``runs/<profile>``, with finished records of the model on all eight tasks.
@@ -40,12 +40,6 @@ def submit(
         about: Fields of `ABOUT`; those of ``hardware`` and ``parameters`` go over the run's own.
         figures: Of ``results/published.json``.
         selection: ``median`` or ``best``.
-
-    Returns:
-        The entry as checked without labels.
-
-    Raises:
-        UserError: Records or facts are missing, the scores are not GLUE's, or `out` exists.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; delete it or give another name")
@@ -95,11 +89,10 @@ def _records(run: Path, model: str) -> list[dict[str, Any]]:
         check.check_source(record, records.folder(run, model, task) / f"seed-{seed}.json")
         seeds[task].append(seed)
     lists = {task: " ".join(map(str, sorted(mine))) or "none" for task, mine in seeds.items()}
-    first = lists["cola"]
     for task, mine in lists.items():
-        if mine != first:
+        if mine != lists["cola"]:
             raise UserError(
-                f"{run}/records/{model}: seeds of {task}: {mine}, of cola: {first}; "
+                f"{run}/records/{model}: seeds of {task}: {mine}, of cola: {lists['cola']}; "
                 "an entry has all eight tasks at the same seeds"
             )
     return found
@@ -117,22 +110,15 @@ def _values(run: Path, found: list[dict[str, Any]], selection: str) -> dict[str,
         task: round(choose([r["score"] for r in found if r["task"] == task]), 2)
         for task in glue.TASKS
     }
-    seconds = trained["seconds"] + trained["compile_seconds"]
+    hours = (trained["seconds"] + trained["compile_seconds"]) / 3600
+    one_gpu = {"gpus": 1} if machine["device"] == "cuda" else {}
+    protocol = {"selection": selection, "seeds": seeds, "n": len(seeds), "rule": submission.RULE}
     return {
         "corpus": first["corpus"],
         "tokens": trained["tokens"],
         "parameters": _parts(run / "models" / first["model"] / "encoder", trained["parameters"]),
-        "hardware": {
-            "device": machine["name"],
-            **({"gpus": 1} if machine["device"] == "cuda" else {}),
-            "hours": round(seconds / 3600, 3),
-        },
-        "protocol": {
-            "selection": selection,
-            "seeds": seeds,
-            "n": len(seeds),
-            "rule": submission.RULE,
-        },
+        "hardware": {"device": machine["name"], **one_gpu, "hours": round(hours, 3)},
+        "protocol": protocol,
         "decimals": 2,
         "scores": scores,
         "average": round(fmean(scores.values()), 2),

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.score import predictions
 from helpers.train import records
 
 UNPACKED_LIMIT = 16 * 2**20
@@ -31,41 +30,25 @@ STSB_RANGE = (-5.0, 10.0)
 
 @dataclass(frozen=True)
 class Dev:
-    """The dev set a task is scored on.
+    """The dev set a task is scored on."""
 
-    Attributes:
-        idx: int64 [n], GLUE's row numbers, ascending.
-        label: int64 [n], or float64 [n] for STS-B.
-    """
-
-    idx: np.ndarray
-    label: np.ndarray
+    idx: np.ndarray  # int64 [n], GLUE's row numbers, ascending
+    label: np.ndarray  # int64 [n], or float64 [n] for STS-B
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Dev labels at hand.
-
-    Attributes:
-        dev: Task to its dev set.
-        absent: Task to why it has none; empty where no folder was given.
-    """
+    """Dev labels at hand, by task."""
 
     dev: dict[str, Dev] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)  # why there are none, of a given folder
 
 
 def read_labels(folder: Path | None) -> Labels:
     """The dev labels of a folder in the schema of ``nyu-mll/glue``.
 
-    A split that is not GLUE's own by its row count, or is of the embedded world, is not used.
-
-    Args:
-        folder: Holds ``glue/<task>/<split>.parquet``; a run's ``data`` folder is one. None: no
-            labels.
-
-    Raises:
-        UserError: There is no such folder, or a file in it is damaged.
+    It holds ``glue/<task>/<split>.parquet``, as a run's ``data`` does. A split that is not GLUE's
+    own by its row count, or is of the embedded world, is not used.
     """
     if folder is None:
         return Labels()
@@ -90,7 +73,7 @@ def read_labels(folder: Path | None) -> Labels:
 
 
 def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarray:
-    """The predictions of one run on the split its score is computed on.
+    """The predictions of one run on the split its score is computed on: [n].
 
     Args:
         path: ``seed-<n>.parquet`` with columns split (text), idx (int64) and prediction (int64,
@@ -98,9 +81,6 @@ def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarra
             may follow.
         name: The task.
         dev: Its dev set; without it row numbers are checked as far as they are known.
-
-    Returns:
-        int64 [n], or float64 [n] for STS-B.
 
     Raises:
         UserError: One line that names file, row, field, value and rule.
@@ -118,19 +98,10 @@ def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarra
 def read_splits(
     path: Path, name: str, own: bool = False
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Everything a file of predictions holds, checked as far as it can be without a dev set.
+    """Split to idx and prediction, [n] each, checked as far as they can be without a dev set.
 
-    Args:
-        path: ``seed-<n>.parquet``.
-        name: The task.
-        own: The file is of a run at hand: its rows need not be GLUE's, nor an entry's limits hold.
-
-    Returns:
-        Split to idx (int64 [n]) and prediction (int64 [n], float64 for STS-B), in the order of the
-        file; empty arrays for a split without rows.
-
-    Raises:
-        UserError: One line that names file, row, field, value and rule.
+    With `own` the file is of a run at hand: its rows need not be GLUE's, nor an entry's limits
+    hold. A split without rows has empty arrays. Errors are as of `read_predictions`.
     """
     task = glue.get(name)
     table = _open(path, task, own)
@@ -202,11 +173,11 @@ def _check_values(path: Path, task: glue.Task, values: np.ndarray, own: bool) ->
 
 def _check_idx(path: Path, name: str, split: str, idx: np.ndarray, dev: Dev | None) -> None:
     """Row numbers must be GLUE's, each once, ascending."""
-    known = dev.idx if dev and split == glue.get(name).validation else None
-    if known is None and name not in OWN_NUMBERS:
-        known = np.arange(len(idx))
-    if known is not None:
-        bad, rule = np.flatnonzero(idx != known), "row numbers are GLUE's, all, in ascending order"
+    rule = "row numbers are GLUE's, all, in ascending order"
+    if dev and split == glue.get(name).validation:
+        bad = np.flatnonzero(idx != dev.idx)
+    elif name not in OWN_NUMBERS:
+        bad = np.flatnonzero(idx != np.arange(len(idx)))
     else:
         bad = np.flatnonzero(np.diff(idx, prepend=-1) <= 0)
         rule = "row numbers are GLUE's, each once, in ascending order"
@@ -215,16 +186,7 @@ def _check_idx(path: Path, name: str, split: str, idx: np.ndarray, dev: Dev | No
 
 
 def aligned(found: tuple[np.ndarray, np.ndarray], labels: pd.DataFrame, where: str) -> np.ndarray:
-    """Predictions of one split, in the order of its labels.
-
-    Args:
-        found: idx and prediction, [n] each (`predictions.read_splits`).
-        labels: Column idx.
-        where: What an error begins with: file and split.
-
-    Raises:
-        UserError: When an example is missing, doubled, unknown, or out of order.
-    """
+    """Predictions of one split (of `read_splits`), which must be those of its labels, in order."""
     (have, values), want = found, labels["idx"].to_numpy()
     if len(have) != len(want):
         raise UserError(f"{where}: {len(have)} predictions for {len(want)} examples")
@@ -242,17 +204,11 @@ def recompute(
 ) -> tuple[float, dict[str, float], str]:
     """Score, metrics and note that follow from kept predictions: as ``metrics.score``.
 
-    Args:
-        path: A ``seed-<n>.parquet``.
-        task: Its task.
-        labels: Split to a table with idx and label.
-
-    Raises:
-        UserError: When the predictions do not fit.
+    `labels` are by split, tables with idx and label.
     """
     from helpers.data import metrics
 
-    found = predictions.read_splits(path, task, own=True)
+    found = read_splits(path, task, own=True)
     first, *others = glue.get(task).splits[1:]
 
     def scored(split: str) -> tuple[float, dict[str, float], str]:
@@ -268,18 +224,10 @@ def recompute(
 def stacked(
     run: Path, found: pd.DataFrame, tasks: list[str]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Predictions of every model that has all tasks, for ``statistics.compare``.
+    """What ``statistics.compare`` takes, of every model that has all tasks.
 
-    Args:
-        run: The run's folder.
-        found: Records (`tables.load_records`).
-        tasks: Tasks to take.
-
-    Returns:
-        Model to task to [seeds, examples] on the headline split, and task to labels [examples].
-
-    Raises:
-        UserError: When a prediction file is missing or does not fit.
+    `found` are a run's records (`tables.load_records`). The result is model to task to [seeds,
+    examples] on the headline split, and task to labels [examples].
     """
     split = {task: glue.get(task).validation for task in tasks}
     truth = {task: glue.load(run, task, split[task]) for task in tasks}
@@ -287,12 +235,12 @@ def stacked(
     for model, mine in found.groupby("model", sort=False):
         if not set(tasks) <= set(mine["task"]):
             continue
-        models[str(model)] = {task: [] for task in tasks}
+        models[str(model)] = {}
         for task in tasks:
             runs = []
             for seed in mine.loc[mine["task"] == task, "seed"]:
                 path = records.folder(run, str(model), task) / f"seed-{seed}.parquet"
-                part = predictions.read_splits(path, task, own=True)[split[task]]
+                part = read_splits(path, task, own=True)[split[task]]
                 runs.append(aligned(part, truth[task], f"{path}, {split[task]}"))
             models[str(model)][task] = np.stack(runs)
     return models, {task: table["label"].to_numpy() for task, table in truth.items()}

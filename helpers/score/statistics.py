@@ -21,45 +21,23 @@ BLOCK = 100  # resamples held in memory together
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of one set of values, one value per seed.
-
-    Attributes:
-        n: Number of values.
-        mean: Arithmetic mean; NaN without values.
-        median: Median; NaN without values.
-        sd: Sample standard deviation (n - 1); NaN below two values.
-        se: Standard error of the mean, sd / sqrt(n); NaN below two values.
-        best: Largest value, the best of n; NaN without values.
-        low: Lower end of the median's 95 % interval; NaN below two values.
-        high: Upper end.
-    """
+    """What is said of `n` values, one per seed; NaN where there are too few."""
 
     n: int
     mean: float
     median: float
-    sd: float
-    se: float
+    sd: float  # with n - 1
+    se: float  # of the mean
     best: float
-    low: float
+    low: float  # end of the median's 95 % interval
     high: float
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """Summarise one value per seed.
-
-    Args:
-        values: Scores x 100, one per seed.
-
-    Returns:
-        Their summary, in the unit of the values.
-
-    Raises:
-        ValueError: A value is not a finite number.
-    """
+    """Summarises one value per seed; a value that is not finite is a `ValueError`."""
     numbers = [float(value) for value in values]
-    for number in numbers:
-        if not math.isfinite(number):
-            raise ValueError(f"score {number}: must be a finite number")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"scores {numbers}: must be finite numbers")
     n = len(numbers)
     if n == 0:
         return Summary(0, *[math.nan] * 7)
@@ -69,18 +47,10 @@ def summary(values: Iterable[float]) -> Summary:
 
 
 def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median.
+    """Percentile bootstrap interval of the median (Efron and Tibshirani 1993, section 13.3).
 
-    With few seeds it is coarse and too narrow: of three values it is their range at most.
-
-    Args:
-        values: One per seed.
-        level: Coverage aimed at.
-
-    Returns:
-        Its two ends; NaN below two values. The same values give the same interval.
-
-    Source: Efron and Tibshirani 1993, section 13.3; computed by SciPy.
+    With few seeds it is coarse and too narrow: of three values it is their range at most. NaN
+    below two values; the same values give the same interval.
     """
     if len(values) < 2:
         return math.nan, math.nan
@@ -101,16 +71,6 @@ def expected_best(values: Sequence[float], n: int) -> float:
     The mean of the largest over all subsets of `n` values, without replacement: unbiased, where
     the estimator with replacement (Dodge et al. 2019, "Show Your Work") is not.
 
-    Args:
-        values: One per run.
-        n: Runs the best is taken of.
-
-    Returns:
-        In the unit of the values.
-
-    Raises:
-        ValueError: When `n` is below 1 or above the number of values.
-
     Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", arXiv 2004.13705.
     """
     count = len(values)
@@ -123,33 +83,19 @@ def expected_best(values: Sequence[float], n: int) -> float:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where a printed percentage lies among those that counts can give.
+    """Where a printed percentage lies among those that counts can give."""
 
-    Attributes:
-        below: The largest count whose percentage is not above the printed one.
-        below_percent: Its percentage; that of the next count is `above_percent`.
-        above_percent: Percentage of `below` + 1.
-        rounded: Whether some count prints as the percentage when rounded.
-        cut: Whether some count does when further decimals are dropped.
-    """
-
-    below: int
+    below: int  # the largest count whose percentage is not above the printed one
     below_percent: float
-    above_percent: float
-    rounded: bool
-    cut: bool
+    above_percent: float  # of the next count
+    rounded: bool  # whether some count prints as the percentage when rounded
+    cut: bool  # whether some count does when further decimals are dropped
 
 
 def reach(value: float, rows: int, decimals: int = 2) -> Reach:
     """The test of reachability for a printed percentage (GRIM: Brown and Heathers 2017).
 
-    Args:
-        value: Percentage, 0 to 100, as printed.
-        rows: What is counted: rows of the dev set, times the runs where it may be a mean of runs.
-        decimals: Decimals it was printed with.
-
-    Returns:
-        The neighbours and whether one of them prints as `value`.
+    `rows` is what is counted: of the dev set, times the runs where it may be a mean of runs.
     """
     scale = 10**decimals
     units = round(value * scale)
@@ -166,32 +112,16 @@ def reach(value: float, rows: int, decimals: int = 2) -> Reach:
 
 
 def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False) -> bool:
-    """Whether no count of right answers prints as this percentage.
+    """Whether no count of right answers, rounded or cut, prints as this percentage.
 
-    Args:
-        value: A percentage.
-        rows: Rows of the dev set.
-        decimals: Decimals it was printed with.
-        halves: Whether half counts are possible: the median of an even number of runs.
-
-    Returns:
-        True where neither rounding nor cutting k / rows x 100 to that many decimals gives `value`.
+    With `halves` half counts are possible: the median of an even number of runs.
     """
     found = reach(value, rows * (1 + halves), decimals)
     return not (found.rounded or found.cut)
 
 
 def cell(records: pd.DataFrame, model: str, task: str) -> Summary:
-    """Summarise one model on one task over its seeds.
-
-    Args:
-        records: Rows with columns model, task, seed, score (`tables.load_records`).
-        model: Name of the model.
-        task: Name of the task.
-
-    Returns:
-        The summary of its scores x 100; n is 0 where there is no record.
-    """
+    """Summarises a model's scores x 100 on one task; `records` is of `tables.load_records`."""
     chosen = records[(records["model"] == model) & (records["task"] == task)]
     return summary(chosen["score"])
 
@@ -200,10 +130,6 @@ def counted(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     """The tasks whose mean is a run's headline: those that are GLUE's own, whole.
 
     Where there is none, as on the embedded world, all that have a record.
-
-    Args:
-        records: Rows with columns task, complete.
-        tasks: The tasks asked for, in order.
     """
     whole = records.groupby("task")["complete"].all()
     present = [task for task in tasks if task in whole.index]
@@ -211,18 +137,9 @@ def counted(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
 
 
 def seed_means(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> pd.Series:
-    """Mean of the tasks, seed by seed.
+    """Plain mean of the tasks' scores x 100, by seed.
 
     Only seeds that have every task count: a mean over other tasks is another quantity.
-
-    Args:
-        records: Rows with columns model, task, seed, score.
-        model: Name of the model.
-        tasks: The tasks to average with equal weight.
-
-    Returns:
-        The plain mean of the tasks' scores x 100, indexed by seed; empty where no seed has
-        them all, or where no task is asked for.
     """
     chosen = records[(records["model"] == model) & (records["task"].isin(list(tasks)))]
     wide = chosen.pivot(index="seed", columns="task", values="score").reindex(columns=list(tasks))
@@ -230,19 +147,7 @@ def seed_means(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> pd.Se
 
 
 def mean_of_tasks(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> Summary:
-    """Summarise over seeds the plain mean of the tasks.
-
-    The mean of the tasks is taken for each seed first, then over the seeds that have every
-    task, so that the standard error is that of the average itself.
-
-    Args:
-        records: Rows with columns model, task, seed, score.
-        model: Name of the model.
-        tasks: The tasks to average with equal weight.
-
-    Returns:
-        The summary; n is the number of seeds with every task.
-    """
+    """Summarises `seed_means`, so that the standard error is that of the average itself."""
     return summary(seed_means(records, model, tasks))
 
 
@@ -251,29 +156,15 @@ def difference(first: Summary, second: Summary) -> tuple[float, float]:
 
     The two sets of seeds are taken as independent; where they share seeds this is the wider
     of the two usual errors unless the runs are anticorrelated.
-
-    Args:
-        first: The summary subtracted from.
-        second: The summary subtracted.
-
-    Returns:
-        The difference of the means and the root of the summed squares of the standard errors;
-        NaN where either has none.
     """
     return first.mean - second.mean, math.hypot(first.se, second.se)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference between two models and its bootstrap interval, score x 100.
+    """A difference between two models and its 95 % bootstrap interval, score x 100."""
 
-    Attributes:
-        difference: First minus second: the mean of the tasks, each a mean over seeds.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-    """
-
-    difference: float
+    difference: float  # first minus second: the mean of the tasks, each a mean over seeds
     low: float
     high: float
 
@@ -290,15 +181,7 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """Compares two models: :func:`compare` of a pair.
-
-    Args:
-        first: Task to predictions, [seeds, examples]: int64 classes, or float64 for STS-B.
-        second: The same of the other model; seeds may differ in number, examples not.
-        labels: Task to what is true, [examples].
-        resamples: Of the bootstrap.
-        seed: Of its random numbers.
-    """
+    """:func:`compare` of a pair."""
     models = {"first": first, "second": second}
     return compare(models, labels, resamples, seed)["first", "second"]
 
@@ -317,15 +200,10 @@ def compare(
 
     Args:
         models: Name to task to predictions, [seeds, examples]: int64 classes, float64 for STS-B.
+            Seeds may differ in number; tasks and examples not (a `ValueError`).
         labels: Task to what is true, [examples].
         resamples: Of the bootstrap.
         seed: Of its random numbers.
-
-    Returns:
-        A comparison for each pair, the earlier name first.
-
-    Raises:
-        ValueError: When tasks differ, or examples do in number.
 
     Source: Berg-Kirkpatrick et al. 2012, section 2 (paired bootstrap); Efron and Tibshirani 1993.
     """
@@ -394,19 +272,12 @@ def _weighted_scores(
 
 def _matthews(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Matthews correlation of two classes from the counts of the confusion matrix."""
-    cells = {
-        (p, t): weights @ ((predictions == p) & (truth == t)).T.astype(np.float64)
+    (tn, fn), (fp, tp) = (
+        [weights @ ((predictions == p) & (truth == t)).T.astype(np.float64) for t in (0, 1)]
         for p in (0, 1)
-        for t in (0, 1)
-    }
-    product = cells[1, 1] * cells[0, 0] - cells[1, 0] * cells[0, 1]
-    sums = [
-        cells[1, 1] + cells[1, 0],
-        cells[1, 1] + cells[0, 1],
-        cells[0, 0] + cells[1, 0],
-        cells[0, 0] + cells[0, 1],
-    ]
-    scale = np.sqrt(np.prod(sums, axis=0))
+    )
+    product = tp * tn - fp * fn
+    scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
 
 

@@ -26,7 +26,7 @@ from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.data import corpus, glue, synthetic, tokenizer
 from helpers.model import disentangled, registry
-from helpers.model.dropout import exchange_dropout
+from helpers.model.dropout import use_fast_dropout
 from helpers.train import batches, finetune, loop, objectives, pretrain, provenance
 
 PARTS = ("pretrain", "switches", "finetune", "pack")
@@ -162,7 +162,7 @@ def build(
     shape = registry.get_size(place.size)
     task = objectives.build(registry.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
     task = disentangled.speed_up(task) if attention else task
-    task = exchange_dropout(task) if cheap_dropout else task
+    task = use_fast_dropout(task) if cheap_dropout else task
     return task.to(place.device).train()
 
 

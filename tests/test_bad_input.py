@@ -498,7 +498,7 @@ def test_a_fine_tuning_that_diverges_names_task_seed_and_step(run, monkeypatch):
     before = tree(run.folder / "records")
     break_at(monkeypatch, finetune, "loss", 3, lambda loss: loss * float("nan"))
     says = (
-        "finetune_learning_rate = 0.001: scratch on cola, seed 7, diverges, the loss is not finite "
+        "finetune_learning_rate = 0.001: scratch on cola, seed 7 diverges, the loss is not finite "
         "at step 3; lower the rate.*; the checkpoint of step 2 is kept in"
     )
     with pytest.raises(UserError, match=says):

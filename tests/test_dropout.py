@@ -55,7 +55,7 @@ def test_edges_seed_and_evaluation():
 
 def test_exchange_takes_every_dropout_once():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.2), nn.Sequential(nn.Dropout(0.4)))
-    dropout.exchange_dropout(model)
+    dropout.use_fast_dropout(model)
     found = [m.p for m in model.modules() if isinstance(m, dropout.Dropout)]
     assert found == [0.2, 0.4]
 
@@ -100,7 +100,7 @@ def test_attention_at_a_rate_that_rounds_to_none_is_torchs_own(encoder, batch, m
     wanted.square().mean().backward()
     gradients = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
     encoder.zero_grad()
-    dropout.exchange_dropout(encoder)
+    dropout.use_fast_dropout(encoder)
     set_attention_dropout(encoder, 1e-9)
     found = encoder(**batch).last_hidden_state
     found.square().mean().backward()
@@ -110,7 +110,7 @@ def test_attention_at_a_rate_that_rounds_to_none_is_torchs_own(encoder, batch, m
 
 
 def test_attention_dropout_keeps_its_mean_and_follows_the_seed(encoder, batch):
-    attention = dropout.exchange_dropout(encoder).encoder.layer[0].attention.self
+    attention = dropout.use_fast_dropout(encoder).encoder.layer[0].attention.self
     query, key, value = torch.randn(3, 3, 2, 12, 8)
     mask = batch["attention_mask"].bool()[:, None, None].expand(3, 1, 12, 12)
     wanted = functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
@@ -128,7 +128,7 @@ def test_attention_dropout_keeps_its_mean_and_follows_the_seed(encoder, batch):
 def test_no_bernoulli_is_drawn_and_nothing_of_it_is_saved(encoder, batch, tmp_path):
     encoder.save_pretrained(tmp_path / "stock")
     set_attention_dropout(encoder, 0.1)
-    dropout.exchange_dropout(encoder)
+    dropout.use_fast_dropout(encoder)
     with torch.profiler.profile() as profile:
         encoder(**batch)
     assert "aten::bernoulli_" not in {event.key for event in profile.key_averages()}

@@ -112,7 +112,7 @@ AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def exchange_dropout(model: nn.Module) -> nn.Module:
+def use_fast_dropout(model: nn.Module) -> nn.Module:
     """Exchanges every ``nn.Dropout`` and ``sdpa`` attention inside `model`, in place.
 
     Returns:

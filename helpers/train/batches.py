@@ -1,10 +1,11 @@
-"""Tasks as token ids, and their batches by length."""
+"""Batches: segments of the packed corpus, and a task's rows as token ids, batched by length."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,61 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from helpers.base import files
+from helpers.base import files, seeding
 from helpers.data import glue
 from helpers.train import loop
 
 POOL = 32  # batches that are sorted by length together
+
+
+class Segments:
+    """The packed corpus as an endless row of batches: permutations of the epochs, end to end.
+
+    Args:
+        packed: uint16 or uint32 [rows, length], a memory map.
+        size: Segments per batch.
+        seed: Of the order; an epoch's permutation follows from it and the epoch's number.
+        device: Where batches are wanted. On a GPU the corpus is copied there when it fits.
+
+    Attributes:
+        place: A sentence that says where the corpus lies and why.
+    """
+
+    def __init__(self, packed: np.ndarray, size: int, seed: int, device: torch.device) -> None:
+        self.packed, self.size, self.seed, self.device = packed, size, seed, device
+        self.orders: dict[int, np.ndarray] = {}
+        # torch indexes signed integers everywhere; the mask takes the sign back.
+        self.signed = packed.view(packed.dtype.str.replace("u", "i"))
+        self.mask = 2 ** (8 * packed.dtype.itemsize) - 1
+        on_device, self.place = loop.choose_place(packed.nbytes, device)
+        copy = torch.from_numpy(np.array(self.signed)).to(device) if on_device else None
+        self.resident: torch.Tensor | None = copy
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Permutation of an epoch, int64 [rows]; the last two are kept."""
+        if epoch not in self.orders:
+            self.orders = {e: order for e, order in self.orders.items() if e == epoch - 1}
+            generator = seeding.numpy_generator(self.seed, "order", epoch)
+            self.orders[epoch] = generator.permutation(len(self.packed))
+        return self.orders[epoch]
+
+    def rows(self, step: int) -> np.ndarray:
+        """Row numbers of the batch of a step (from 0), int64 [size]."""
+        epochs, places = np.divmod(
+            np.arange(step * self.size, (step + 1) * self.size), len(self.packed)
+        )
+        # A batch may end one epoch and begin the next.
+        parts = [self.order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        return np.concatenate(parts)
+
+    def batch(self, step: int) -> torch.Tensor:
+        """The batch of a step, int64 [size, length] on the device, without waiting for it."""
+        rows = self.rows(step)
+        if self.resident is not None:
+            signed = self.resident[loop.send(torch.from_numpy(rows), self.device)]
+        else:
+            signed = loop.send(torch.from_numpy(self.signed[rows]), self.device)
+        return signed.long() & self.mask
 
 
 @dataclass(frozen=True)
@@ -54,7 +105,7 @@ def encode(
     """Tokenises a split; too long pairs lose tokens from the longer sentence first.
 
     Args:
-        table: As :func:`helpers.glue.load` gives it.
+        table: As :func:`helpers.data.glue.load` gives it.
         task: The task.
         tok: Tokenizer.
         max_length: Tokens per example at most, specials included.
@@ -76,23 +127,51 @@ def encode(
 
 
 def encode_once(path: Path, make: Callable[[], Encoded]) -> Encoded:
-    """Reads an encoded split from a file named by its content, or makes and writes it.
-
-    Args:
-        path: A safetensors file; an unreadable one is made again.
-        make: Encodes the split.
-    """
+    """Reads an encoded split from a file named by its content; else makes and writes it."""
     try:
         return Encoded(**load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError):
-        found = make()
-    arrays = {f.name: np.ascontiguousarray(getattr(found, f.name)) for f in fields(found)}
+    except (FileNotFoundError, SafetensorError, TypeError):  # not there, or damaged
+        split = make()
+    arrays = {f.name: np.ascontiguousarray(getattr(split, f.name)) for f in fields(split)}
     with files.replacing(path) as temporary:
         try:
             save_file(arrays, temporary)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-    return found
+    return split
+
+
+def encode_splits(
+    run: Path,
+    name: str,
+    tok: PreTrainedTokenizerBase,
+    vocabulary: str,
+    manifest: dict[str, Any],
+    length: int,
+    swap: bool,
+) -> dict[str, Encoded]:
+    """The splits of a task, tokenised once for all models that share a tokenizer.
+
+    Args:
+        run: The run's folder; encoded splits are kept in it.
+        name: The task.
+        tok: Tokenizer.
+        vocabulary: SHA-256 of its file.
+        manifest: Of the task's data.
+        length: Tokens per example at most.
+        swap: Double the train pairs by swapping them.
+    """
+    task, splits = glue.get(name), {}
+    for split in manifest["rows"]:
+        swaps = swap and task.swap and split == "train"
+        content = [vocabulary, manifest["files"][f"{split}.parquet"], task.columns, length, swaps]
+        path = run / "encoded" / f"{files.digest(content)}.safetensors"
+
+        def make(split: str = split, swaps: bool = swaps) -> Encoded:
+            return encode(glue.load(run, name, split), task, tok, length, swaps)
+
+        splits[split] = encode_once(path, make)
+    return splits
 
 
 def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -123,22 +202,18 @@ def collate(
     device: torch.device,
     shapes: tuple[int, int] = (1, 0),
 ) -> dict[str, torch.Tensor]:
-    """Pads a batch; int64 tensors [batch, length].
+    """Pads the examples of `index`, int64 [batch]; int64 tensors [batch, length].
 
-    Args:
-        data: The split.
-        index: int64 [batch], its examples.
-        tok: Tokenizer.
-        device: Where the tensors are wanted.
-        shapes: The length is a multiple of the first number, if that is not above the second; else
-            it is that of the longest example.
+    The length is that of the longest example, rounded up to a multiple of ``shapes[0]`` where that
+    is not above ``shapes[1]``.
     """
     lengths = data.lengths[index]
     multiple, largest = shapes
     longest = int(lengths.max())
-    place = np.arange(max(longest, min(-(-longest // multiple) * multiple, largest)))
-    real = place < lengths[:, None]
-    source = (data.starts[index][:, None] + place)[real]
+    columns = np.arange(max(longest, min(-(-longest // multiple) * multiple, largest)))
+    # Where a token goes, and where in the split it comes from.
+    real = columns < lengths[:, None]
+    source = (data.starts[index][:, None] + columns)[real]
     batch = {"input_ids": np.full(real.shape, tok.pad_token_id), "attention_mask": real.astype(int)}
     batch["input_ids"][real] = data.ids[source]
     if "token_type_ids" in tok.model_input_names:

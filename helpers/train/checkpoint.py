@@ -6,12 +6,9 @@ damaged is noticed when it is read, and the checkpoint before is taken.
 
 import hashlib
 import json
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.base import config, files
-from helpers.base.errors import Preempted, UserError
+from helpers.base.errors import UserError
 from helpers.base.files import replacing
 
 KEPT = 2
@@ -207,31 +204,3 @@ class Timer:
         found = step % self.steps == 0 or (0 < self.seconds <= now - self.last)
         self.last = now if found else self.last
         return found
-
-
-@contextmanager
-def preemption() -> Iterator[threading.Event]:
-    """Inside, SIGTERM sets the event instead of ending the process; a loop looks at it each step.
-
-    Outside the main thread signals cannot be caught, and the event is never set.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if asked.is_set():  # the loop had come to its end: what was asked still holds
-        signal.raise_signal(signal.SIGTERM)
-
-
-def stop(what: str, step: int) -> None:
-    """Ends a run that was asked to.
-
-    Raises:
-        Preempted: Always.
-    """
-    raise Preempted(f"{what}: stopped by SIGTERM, saved at step {step}; run it again to go on")

@@ -5,10 +5,8 @@ short warm-up, a learning rate that shrinks layer by layer towards the embedding
 RTE and STS-B, MRPC and STS-B doubled by swapping the sentences. Batches are made by length.
 """
 
-import time
-from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -23,10 +21,10 @@ from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
 from helpers.model import disentangled, registry
-from helpers.model.dropout import exchange_dropout
+from helpers.model.dropout import use_fast_dropout
 from helpers.model.flops import token_flops
 from helpers.train import checkpoint, graphs, loop, provenance, records
-from helpers.train.batches import Encoded, batches, collate, encode, encode_once
+from helpers.train.batches import Encoded, batches, collate, encode_splits
 
 EVALUATION_BATCH = 128
 REPLAYED = 16  # lengths of batches are multiples of it where steps are replayed, so that few differ
@@ -60,12 +58,7 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
 
 
 def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
-    """The encoder with a fresh classification head (transformers' own class).
-
-    Args:
-        folder: Holds config.json and model.safetensors.
-        task: Gives the number of labels; a regression has one output.
-        dropout: Hidden, attention and head.
+    """The encoder of a checkpoint with a fresh classification head (transformers' own class).
 
     Raises:
         UserError: When the checkpoint cannot be opened, is of another architecture than its
@@ -96,18 +89,14 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
         )
     if bad := checkpoint.not_finite(model.state_dict()):
         raise UserError(f"{folder}: model.safetensors: {bad} is not finite; pre-train it again")
-    return exchange_dropout(disentangled.speed_up(model))
+    return use_fast_dropout(disentangled.speed_up(model))
 
 
 def check_tokenizer(folder: Path, tok: PreTrainedTokenizerBase) -> None:
-    """Checks that a checkpoint has an embedding for every token.
-
-    Args:
-        folder: Of the checkpoint, with config.json.
-        tok: Its tokenizer.
+    """Checks that a checkpoint has an embedding for every token and pads with the same one.
 
     Raises:
-        UserError: When it has not, or pads with another token.
+        UserError: When it has not.
     """
     about = AutoConfig.from_pretrained(folder, local_files_only=True)
     has = about.vocab_size
@@ -155,6 +144,55 @@ def predict(
     return out
 
 
+class Step:
+    """An optimiser step of fine-tuning: forward, backward, clipped gradient, Adam.
+
+    Args:
+        parameters: Of the stage.
+        model: With a head, on its device.
+        dtype: Number format of the forward pass.
+
+    Attributes:
+        shapes: Lengths of batches that few graphs are enough for, see :func:`batches.collate`.
+    """
+
+    def __init__(self, parameters: config.Finetune, model: nn.Module, dtype: torch.dtype) -> None:
+        self.model, self.dtype, self.clip = model, dtype, parameters.clip
+        self.device = next(model.parameters()).device
+        replayed = graphs.possible(self.device, dtype)
+        groups = layer_rates(
+            model, parameters.finetune_learning_rate, parameters.finetune_layer_decay
+        )
+        self.optimiser = torch.optim.AdamW(
+            groups, eps=1e-6, weight_decay=0.0, fused=True, capturable=replayed
+        )
+        self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+        self.replay = graphs.Replay(self._take, replayed)
+        self.shapes = (REPLAYED, usable_length(parameters)) if replayed else (1, 0)
+
+    def __call__(
+        self, batch: dict[str, torch.Tensor], labels: torch.Tensor, factor: float
+    ) -> torch.Tensor:
+        """One step with a factor on the rates; the loss before it, a scalar on the device."""
+        return self.replay(batch | {"right": labels}, factor)["loss"]
+
+    def _take(
+        self, inputs: dict[str, torch.Tensor], factor: float | torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        self.optimiser.zero_grad(set_to_none=True)
+        labels = inputs.pop("right")
+        with loop.autocast(self.device, self.dtype):
+            value = loss(self.model(**inputs).logits, labels)
+        self.scaler.scale(value).backward()
+        self.scaler.unscale_(self.optimiser)
+        loop.clip(self.model.parameters(), self.clip)
+        for group in self.optimiser.param_groups:  # lower layers learn more slowly
+            group["lr"] = group["base"] * factor
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return {"loss": value.detach()}
+
+
 def train(
     parameters: config.Finetune,
     model: nn.Module,
@@ -163,151 +201,145 @@ def train(
     epochs: int,
     seed: int,
     dtype: torch.dtype,
-    kept: Path | None = None,
+    folder: Path | None = None,
     spec: str = "",
     task: str = "",
     bar: progress.Progress | None = None,
-) -> dict[str, float]:
-    """Fine-tunes `model` in place.
+) -> dict[str, Any]:
+    """Fine-tunes `model`, which has a fresh head, in place on a train split.
 
     A step is a function of the parameters, its number and the state before it, so a run that was
-    killed goes on from a checkpoint and ends with the same bytes.
-
-    Args:
-        parameters: Of the stage.
-        model: With a fresh head.
-        data: The train split.
-        tok: Tokenizer.
-        epochs: Passes over the split.
-        seed: Of order and dropout.
-        dtype: Number format of the forward pass.
-        kept: Folder for checkpoints; None for none.
-        spec: Digest a checkpoint must have been written under.
-        task: Its name, for an error line.
-        bar: Is told of each step.
+    killed goes on from a checkpoint in `folder`, if it has one written under the digest `spec`, and
+    ends with the same bytes. `task` is a name for an error line.
 
     Returns:
         steps, tokens (padding included), flops (forward and backward), seconds, joules (None where
-        no device reports them) and the last loss.
+        no device reports them).
 
     Raises:
         Preempted: After SIGTERM, when the state was saved.
         UserError: When a loss or, after the last step, a weight is not finite.
     """
-    device, size = next(model.parameters()).device, parameters.finetune_batch_size
+    size = parameters.finetune_batch_size
     per_epoch = -(-len(data.lengths) // size)
-    total = epochs * per_epoch
+    total, regression = epochs * per_epoch, model.config.num_labels == 1
     warmup = round(parameters.finetune_warmup * total)
-    groups = layer_rates(model, parameters.finetune_learning_rate, parameters.finetune_layer_decay)
-    capturable = graphs.possible(device, dtype)
-    optimiser = torch.optim.AdamW(
-        groups, eps=1e-6, weight_decay=0.0, fused=True, capturable=capturable
-    )
-    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
-    scale = LARGEST_LABEL if model.config.num_labels == 1 else 1
-    labels = torch.tensor(data.labels / scale if scale > 1 else data.labels, device=device)
-    state: dict[str, Any] = {"spec": spec, "step": 0, "tokens": 0, "flops": 0.0, "scaler": {}}
-    state |= {"seconds": 0.0, "joules": 0.0}
-    if kept is not None:
-        state = checkpoint.load(kept, spec, model, optimiser) or state
-    if state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    if bar is not None:
-        bar.skip(state["step"])
-    timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
-    began, used = time.perf_counter() - state["seconds"], state["joules"]
-    meter = provenance.joules(device)
-
-    watch = loop.Watch(device)
-
-    def check(done: int) -> None:
-        """Stops once a loss was not finite; waits for the device."""
-        what = "" if (bad := watch.step()) is None else f"the loss is not finite at step {bad}"
-        if done == total and not what:
-            name = checkpoint.not_finite(dict(model.named_parameters()))
-            what = f"{name} is not finite after step {done}" if name else ""
-        if what:
-            raise UserError(
-                f"finetune_learning_rate = {parameters.finetune_learning_rate}: "
-                f"{parameters.model} on {task}, seed {seed}, diverges, {what}; lower the rate "
-                "(fine-tuning then begins anew)"
-                + (f"; {checkpoint.last(kept, spec)}" if kept is not None else "")
-            )
-
-    def note() -> None:
-        """Brings what was spent up to now."""
-        state["seconds"] = time.perf_counter() - began
-        state["joules"] = provenance.spent(meter, provenance.joules(device), used)
-        state["scaler"] = scaler.state_dict()
-
-    def run_step(inputs: dict[str, torch.Tensor], factor: float = 0.0) -> dict[str, torch.Tensor]:
-        """One step; the factor on the rates, and the labels, may be among the inputs."""
-        optimiser.zero_grad(set_to_none=True)
-        right, factor = inputs.pop("right"), inputs.pop("factor", factor)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base"] * factor
-        with loop.autocast(device, dtype):
-            value = loss(model(**inputs).logits, right)
-        scaler.scale(value).backward()
-        scaler.unscale_(optimiser)
-        loop.clip(model.parameters(), parameters.clip)
-        scaler.step(optimiser)
-        scaler.update()
-        return {"loss": value.detach()}
-
-    steps = graphs.Replay(run_step, capturable)
-    usual = tokenizer.usable_length(registry.get(parameters.model).tokenizer, parameters.max_length)
-    shapes = (REPLAYED, usual) if capturable else (1, 0)
+    step = Step(parameters, model, dtype)
+    labels = torch.tensor(data.labels / LARGEST_LABEL if regression else data.labels)
+    labels = labels.to(step.device)
+    bar = bar or progress.bar(total, f"fine-tune on {task}", "steps")
+    run, rate = f"{parameters.model} on {task}, seed {seed}", "finetune_learning_rate"
+    fresh = {"spec": spec, "tokens": 0, "flops": 0.0}
+    upkeep = loop.Upkeep(parameters, step, fresh, total, folder, bar, run, rate)
     model.train()
-    value, order = torch.zeros(()), []
-    with checkpoint.preemption() if kept is not None else nullcontext(Event()) as asked:
-        for step in range(state["step"], total):
-            epoch, place = divmod(step, per_epoch)
+    order, state = [], upkeep.state
+    with upkeep.steps() as steps:
+        for number in steps:
+            epoch, place = divmod(number, per_epoch)
             if place == 0 or not order:
                 rng = seeding.numpy_generator("finetune", seed, epoch)
                 order = list(batches(data.lengths, size, rng))
-            index = order[place]
-            torch.manual_seed(seeding.derive_seed("finetune", seed, step))
-            factor = loop.schedule(step, warmup, total)
-            batch = collate(data, index, tok, device, shapes)
-            inputs = batch | {"right": labels[loop.send(torch.as_tensor(index), device)]}
-            if steps.active:
-                value = steps(inputs | {"factor": torch.full((), factor, device=device)})["loss"]
-            else:
-                value = run_step(inputs, factor)["loss"]
-            watch.see(value, step + 1)
+            torch.manual_seed(seeding.derive_seed("finetune", seed, number))
+            batch = collate(data, order[place], tok, step.device, step.shapes)
+            right = labels[loop.send(torch.as_tensor(order[place]), step.device)]
+            value = step(batch, right, loop.schedule(number, warmup, total))
+            upkeep.see(value)
             rows, length = batch["input_ids"].shape
-            state["step"], state["tokens"] = step + 1, state["tokens"] + rows * length
+            state["tokens"] += rows * length
             state["flops"] += rows * length * token_flops(model.config, length)
-            if kept is not None and step + 1 < total and (timer.due(step + 1) or asked.is_set()):
-                note()
-                check(step + 1)
-                checkpoint.save(kept, model, optimiser, state)
-                if asked.is_set():
-                    checkpoint.stop(f"fine-tune, seed {seed}", step + 1)
+            upkeep.maybe_save(rows * length)
             if place + 1 == per_epoch:
-                check(step + 1)
-            if bar is not None:
-                bar.tokens += rows * length
-                bar.update()
-    last = value.item()
-    note()
-    spent = {name: state[name] for name in ("tokens", "flops", "seconds", "joules")}
-    return {"steps": total, "loss": last} | spent
+                upkeep.check()
+    return {"steps": total} | {
+        name: state[name] for name in ("tokens", "flops", "seconds", "joules")
+    }
+
+
+def usable_length(parameters: config.Finetune) -> int:
+    """Tokens of an example at most."""
+    kind = registry.get(parameters.model).tokenizer
+    return tokenizer.usable_length(kind, parameters.max_length)
+
+
+def _epochs(parameters: config.Finetune, task: glue.Task) -> int:
+    return parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
 
 
 def count_steps(parameters: config.Finetune, name: str, rows: int) -> int:
-    """Optimiser steps of one fine-tuning.
-
-    Args:
-        parameters: Of the stage.
-        name: The task.
-        rows: Of its train split, before pairs are swapped.
-    """
+    """Optimiser steps of one fine-tuning on a train split of `rows`, before pairs are swapped."""
     task = glue.get(name)
     rows *= 2 if parameters.finetune_swap_pairs and task.swap else 1
-    epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
-    return epochs * -(-rows // parameters.finetune_batch_size)
+    return _epochs(parameters, task) * -(-rows // parameters.finetune_batch_size)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell of the table: a model on a task, whatever the seed.
+
+    Attributes:
+        parameters: Of the stage.
+        name: The task.
+        pretrained: Manifest of the model.
+        data: Manifest of the task's data.
+    """
+
+    parameters: config.Finetune
+    name: str
+    pretrained: dict[str, Any]
+    data: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where its records are kept."""
+        return records.folder(self.parameters.folder, self.parameters.model, self.name)
+
+    @property
+    def steps(self) -> int:
+        """Steps of one seed."""
+        return count_steps(self.parameters, self.name, self.data["rows"]["train"])
+
+    def specification(self, seed: int) -> dict[str, Any]:
+        """See :func:`specification`."""
+        return specification(self.parameters, self.name, seed, self.pretrained, self.data)
+
+    def record(self, seed: int, vouched: dict[str, str]) -> dict[str, Any] | None:
+        """The record that is there and has its predictions; None for one of other parameters."""
+        path = self.folder / f"seed-{seed}.json"
+        predictions = path.with_suffix(".parquet")
+        if not path.exists() or not predictions.exists():
+            return None
+        values = files.read_json(path)
+        spec = files.digest(self.specification(seed))
+        if not isinstance(values, dict) or values.get("spec") != spec:
+            return None  # of other parameters, or of another version of the schema
+        record = records.read(path)
+        if vouched.get(path.name, files.sha256(path)) != files.sha256(path):
+            raise UserError(
+                f"{path}: changed since its manifest was written; delete it and run "
+                "notebooks/04_finetune.ipynb again"
+            )
+        return record if record["predictions"] == files.sha256(predictions) else None
+
+    def facts(self, seed: int) -> dict[str, Any]:
+        """What of a record is known before the fine-tuning."""
+        wanted = self.specification(seed)
+        pretrained = {"corpus": self.pretrained["specification"]["tokens"]}
+        return {
+            "schema": records.SCHEMA,
+            "profile": self.parameters.profile,
+            "model": self.parameters.model,
+            "task": self.name,
+            "seed": seed,
+            "corpus": self.pretrained["corpus"],
+            "size": self.pretrained["size"],
+            "pretrain": self.pretrained["pretrain"],
+            "pretrain_hardware": self.pretrained["hardware"],
+            "pretrain_code": self.pretrained["code"],
+            **{name: self.data[name] for name in ("source", "rows", "reduced", "complete")},
+            "hashes": pretrained | {"data": wanted["data"], "encoder": wanted["encoder"]},
+            "parameters": wanted["parameters"],
+            "spec": files.digest(wanted),
+        }
 
 
 def specification(
@@ -317,21 +349,12 @@ def specification(
     pretrained: dict[str, Any],
     data: dict[str, Any],
 ) -> dict[str, Any]:
-    """All that a score follows from; its digest names the record."""
+    """All that a score follows from; its digest names the record. Takes two manifests."""
+    others = {"profile", "runs", "model", "tasks", "seeds", "threads", *checkpoint.PARAMETERS}
     return {
         "stage": "finetune",
         "schema": records.SCHEMA,
-        "parameters": parameters.model_dump(
-            exclude={
-                "profile",
-                "runs",
-                "model",
-                "tasks",
-                "seeds",
-                "threads",
-                *checkpoint.PARAMETERS,
-            }
-        ),
+        "parameters": parameters.model_dump(exclude=others),
         "task": task,
         "seed": seed,
         "encoder": {k: v for k, v in pretrained["files"].items() if k.startswith("encoder/")},
@@ -352,51 +375,48 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     Raises:
         UserError: When an earlier stage has not run, or a loss is not finite.
     """
+    cells, tok = _open(parameters)
+    total = sum(cell.steps for cell in cells) * len(parameters.seeds)
+    bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
+    every = []
+    for cell in cells:
+        splits: dict[str, Encoded] = {}
+        written = {}
+        vouched = _vouched(cell.folder)
+        for seed in parameters.seeds:
+            bar.set_postfix_str(f"{cell.name}, seed {seed}", refresh=False)
+            record = cell.record(seed, vouched)
+            if record is not None:
+                bar.skip(cell.steps)
+            else:
+                splits = splits or _encode(cell, tok)
+                with files.lock(cell.folder):
+                    record = _finetune(cell, seed, tok, splits, bar)
+            written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
+            every.append(record)
+        files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, list(written))
+    bar.close()
+    return every
+
+
+def _open(parameters: config.Finetune) -> tuple[list[_Cell], PreTrainedTokenizerBase]:
+    """Checks that a model, its tokenizer and the tasks' data are there and belong together."""
     registry.get(parameters.model)
-    tasks = parameters.tasks
-    for name in tasks:
+    for name in parameters.tasks:
         glue.get(name)
     source = parameters.folder / "models" / parameters.model
     pretrained = files.require_intact(source, "03_pretrain", f" with model = {parameters.model}")
-    data = {
-        name: files.require_intact(parameters.folder / "data" / "glue" / name, "01_data")
-        for name in tasks
-    }
+    folder = parameters.folder / "data" / "glue"
+    data = {name: files.require_intact(folder / name, "01_data") for name in parameters.tasks}
     loop.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
     check_tokenizer(source / "encoder", tok)
-    vocabulary = pretrained["files"]["encoder/tokenizer.json"]
     positions = pretrained["specification"]["parameters"]["max_length"]
     if parameters.max_length > positions:
         raise UserError(
             f"max_length = {parameters.max_length}: {parameters.model} has {positions} positions"
         )
-    steps = {name: count_steps(parameters, name, data[name]["rows"]["train"]) for name in tasks}
-    total = sum(steps.values()) * len(parameters.seeds)
-    bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
-    found = []
-    for name in tasks:
-        target = records.folder(parameters.folder, parameters.model, name)
-        encoded: dict[str, Encoded] = {}
-        written = {}
-        vouched = _vouched(target)
-        for seed in parameters.seeds:
-            wanted = specification(parameters, name, seed, pretrained, data[name])
-            bar.set_postfix_str(f"{name}, seed {seed}", refresh=False)
-            record = _finished(target, seed, files.digest(wanted), vouched)
-            if record is not None:
-                bar.skip(steps[name])
-            else:
-                encoded = encoded or _encode_splits(parameters, name, tok, vocabulary, data[name])
-                with files.lock(target):
-                    record = _one(
-                        parameters, name, seed, wanted, pretrained, data[name], tok, encoded, bar
-                    )
-            written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
-            found.append(record)
-        files.write_manifest(target, {"spec": files.digest(sorted(written))}, list(written))
-    bar.close()
-    return found
+    return [_Cell(parameters, name, pretrained, data[name]) for name in parameters.tasks], tok
 
 
 def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
@@ -424,138 +444,73 @@ def _vouched(target: Path) -> dict[str, str]:
     return files.read_manifest(there[0])["files"] if there else {}
 
 
-def _finished(target: Path, seed: int, spec: str, vouched: dict[str, str]) -> dict[str, Any] | None:
-    path = target / f"seed-{seed}.json"
-    kept = path.with_suffix(".parquet")
-    if not path.exists() or not kept.exists():
-        return None
-    found = files.read_json(path)
-    if not isinstance(found, dict) or found.get("spec") != spec:
-        return None  # of other parameters, or of another version of the schema
-    record = records.read(path)
-    if vouched.get(path.name, files.sha256(path)) != files.sha256(path):
-        raise UserError(
-            f"{path}: changed since its manifest was written; delete it and run "
-            "notebooks/04_finetune.ipynb again"
-        )
-    return record if record["predictions"] == files.sha256(kept) else None
+def _encode(cell: _Cell, tok: PreTrainedTokenizerBase) -> dict[str, Encoded]:
+    parameters, vocabulary = cell.parameters, cell.pretrained["files"]["encoder/tokenizer.json"]
+    length, swap = usable_length(parameters), parameters.finetune_swap_pairs
+    return encode_splits(parameters.folder, cell.name, tok, vocabulary, cell.data, length, swap)
 
 
-def _encode_splits(
-    parameters: config.Finetune,
-    name: str,
-    tok: PreTrainedTokenizerBase,
-    vocabulary: str,
-    manifest: dict[str, Any],
-) -> dict[str, Encoded]:
-    """The splits of a task, tokenised once for all models that share a tokenizer.
-
-    Args:
-        parameters: Of the stage.
-        name: The task.
-        tok: Tokenizer.
-        vocabulary: SHA-256 of the tokenizer's file.
-        manifest: Of the task's data.
-    """
-    task = glue.get(name)
-    length = tokenizer.usable_length(
-        registry.get(parameters.model).tokenizer, parameters.max_length
-    )
-    found = {}
-    for split in manifest["rows"]:
-        swap = parameters.finetune_swap_pairs and task.swap and split == "train"
-        content = [vocabulary, manifest["files"][f"{split}.parquet"], task.columns, length, swap]
-        path = parameters.folder / "encoded" / f"{files.digest(content)}.safetensors"
-
-        def make(split: str = split, swap: bool = swap) -> Encoded:
-            return encode(glue.load(parameters.folder, name, split), task, tok, length, swap)
-
-        found[split] = encode_once(path, make)
-    return found
-
-
-def _one(
-    parameters: config.Finetune,
-    name: str,
+def _finetune(
+    cell: _Cell,
     seed: int,
-    wanted: dict[str, Any],
-    pretrained: dict[str, Any],
-    data: dict[str, Any],
     tok: PreTrainedTokenizerBase,
-    encoded: dict[str, Encoded],
+    splits: dict[str, Encoded],
     bar: progress.Progress,
 ) -> dict[str, Any]:
-    from helpers.data import metrics
-
-    task = glue.get(name)
-    device = registry.device()
+    """Fine-tunes with one seed and writes predictions and record."""
+    parameters, name, task = cell.parameters, cell.name, glue.get(cell.name)
+    device, spec = registry.device(), files.digest(cell.specification(seed))
     dtype, reason = loop.choose_precision(parameters.precision, device)
     torch.manual_seed(seeding.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     model = open_encoder(source, task, parameters.finetune_dropout).to(device)
-    epochs = parameters.finetune_epochs_small if task.small else parameters.finetune_epochs
-    kept = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
-    kept = checkpoint.place(parameters, f"finetune/{parameters.model}/{name}", f"{seed}", kept)
-    spec = files.digest(wanted)
-    files.remove_manifest(records.folder(parameters.folder, parameters.model, name))
+    checkpoints = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
+    where = f"finetune/{parameters.model}/{name}"
+    checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)
+    files.remove_manifest(cell.folder)
+    epochs, train_split = _epochs(parameters, task), splits["train"]
     spent = train(
-        parameters, model, encoded["train"], tok, epochs, seed, dtype, kept, spec, name, bar
+        parameters, model, train_split, tok, epochs, seed, dtype, checkpoints, spec, name, bar
     )
-    del spent["loss"]
-    splits = list(encoded)[1:]
-    predicted = {split: predict(model, encoded[split], tok, dtype) for split in splits}
-    score, found, note = metrics.score(name, predicted[splits[0]], encoded[splits[0]].labels)
-    for split in splits[1:]:
-        beside = metrics.score(name, predicted[split], encoded[split].labels)[1]
-        found |= {f"mismatched_{key}": value for key, value in beside.items()}
-
-    target = records.folder(parameters.folder, parameters.model, name)
-    predictions = target / f"seed-{seed}.parquet"
-    table = pd.concat(
-        pd.DataFrame(
-            {
-                "split": split,
-                "idx": encoded[split].idx,
-                "prediction": predicted[split],
-            }
-        )
-        for split in splits
-    )
-    with files.replacing(predictions) as temporary:
-        table.to_parquet(temporary, index=False, compression="zstd")
-    record = {
-        "schema": records.SCHEMA,
-        "profile": parameters.profile,
-        "source": data["source"],
-        "corpus": pretrained["corpus"],
-        "size": pretrained["size"],
-        "model": parameters.model,
-        "task": name,
-        "seed": seed,
-        "score": score,
-        "metrics": found,
-        "note": note,
-        "rows": data["rows"],
-        "reduced": data["reduced"],
-        "complete": data["complete"],
-        "pretrain": pretrained["pretrain"],
+    others = {split: encoded for split, encoded in splits.items() if split != "train"}
+    predictions = {split: predict(model, encoded, tok, dtype) for split, encoded in others.items()}
+    path = cell.folder / f"seed-{seed}.json"
+    _write_predictions(path.with_suffix(".parquet"), predictions, splits)
+    record = cell.facts(seed) | _score(name, predictions, splits)
+    record |= {
         "finetune": spent | {"seconds": round(spent["seconds"], 2)},
-        "pretrain_hardware": pretrained["hardware"],
         "hardware": provenance.hardware(parameters.threads),
         "precision": reason,
         "code": provenance.code(),
-        "pretrain_code": pretrained["code"],
-        "hashes": {
-            "data": data["files"],
-            "encoder": wanted["encoder"],
-            "corpus": pretrained["specification"]["tokens"],
-        },
         "versions": provenance.versions(),
-        "parameters": wanted["parameters"],
-        "predictions": files.sha256(predictions),
-        "spec": spec,
+        "predictions": files.sha256(path.with_suffix(".parquet")),
     }
-    (target / files.KEPT).unlink(missing_ok=True)  # what it vouched for is no more as it was
-    records.write(target / f"seed-{seed}.json", record)
-    checkpoint.clear(kept)
+    (cell.folder / files.KEPT).unlink(missing_ok=True)  # what it vouched for is no more as it was
+    records.write(path, record)
+    checkpoint.clear(checkpoints)
     return record
+
+
+def _score(
+    name: str, predictions: dict[str, np.ndarray], splits: dict[str, Encoded]
+) -> dict[str, Any]:
+    """Score, metrics and note of a record; MNLI's mismatched half stands among the metrics."""
+    from helpers.data import metrics
+
+    headline, *others = predictions
+    score, values, note = metrics.score(name, predictions[headline], splits[headline].labels)
+    for split in others:
+        beside = metrics.score(name, predictions[split], splits[split].labels)[1]
+        values |= {f"mismatched_{key}": value for key, value in beside.items()}
+    return {"score": score, "metrics": values, "note": note}
+
+
+def _write_predictions(
+    path: Path, predictions: dict[str, np.ndarray], splits: dict[str, Encoded]
+) -> None:
+    tables = [
+        pd.DataFrame({"split": split, "idx": splits[split].idx, "prediction": values})
+        for split, values in predictions.items()
+    ]
+    with files.replacing(path) as temporary:
+        pd.concat(tables).to_parquet(temporary, index=False, compression="zstd")

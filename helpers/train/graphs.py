@@ -1,14 +1,13 @@
 """Training steps as CUDA graphs: recorded once for each shape, then replayed.
 
 A step of a small encoder is many small kernels, and Python takes longer to launch them than a large
-GPU to run them. A graph launches them all at once. What a step
-computes stays the same.
+GPU to run them. A graph launches them all at once; what a step computes stays the same.
 
 Source: Nguyen et al., "Accelerating PyTorch with CUDA Graphs", PyTorch blog, 2021.
 """
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -22,9 +21,7 @@ Tensors = dict[str, torch.Tensor]
 def possible(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether steps are replayed: on a GPU, unless losses are scaled, which asks the CPU each time.
 
-    Args:
-        device: Where the run takes place.
-        dtype: Number format of the forward pass.
+    `dtype` is the number format of the forward pass.
     """
     wanted = os.environ.get(SWITCH, "1") != "0"
     return wanted and device.type == "cuda" and dtype != torch.float16
@@ -37,15 +34,16 @@ class Replay:
     has its moments.
 
     Args:
-        step: Takes tensors by name and returns tensors by name. It does all the work on its own:
-            gradients do not outlive it, and what changes between calls comes in as a tensor.
+        step: Takes tensors by name and a learning rate (a float, or a scalar tensor where it is
+            recorded); returns tensors by name. It does all the work on its own: gradients do not
+            outlive it, and what changes between calls comes in as a tensor.
         active: Whether to record at all; without, `step` is called.
         generators: Sources of random numbers that `step` draws from besides torch's own.
     """
 
     def __init__(
         self,
-        step: Callable[[Tensors], Tensors],
+        step: Callable[[Tensors, float | torch.Tensor], Tensors],
         active: bool,
         generators: Sequence[torch.Generator] = (),
     ) -> None:
@@ -54,50 +52,50 @@ class Replay:
         self.recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensors, Tensors]] = {}
         self.pool: tuple[int, int] | None = None
 
-    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        """One step.
-
-        Args:
-            inputs: On the device; floats of no dimension may be on the CPU.
-
-        Returns:
-            What the step returns. It is written over by the next call.
+    def __call__(self, inputs: Tensors, rate: float) -> Tensors:
+        """One step; what it returns is written over by the next.
 
         Raises:
             UserError: When the step cannot be recorded, because it waits for the GPU, say.
         """
         if not self.active:
-            return self.step(dict(inputs))
+            return self.step(inputs, rate)
+        device = next(iter(inputs.values())).device
+        inputs = inputs | {"rate": torch.full((), rate, device=device)}
         key = tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items())
         if key not in self.recorded:
             if key not in self.seen:
                 self.seen.add(key)
-                return self._apart(inputs)
+                return self._run_apart(inputs)
             self._record(key, inputs)
-        graph, places, found = self.recorded[key]
+        graph, recorded_inputs, outputs = self.recorded[key]
         for name, tensor in inputs.items():
-            places[name].copy_(tensor, non_blocking=True)
+            recorded_inputs[name].copy_(tensor, non_blocking=True)
         graph.replay()
-        return found
+        return outputs
 
-    def _apart(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    def _run(self, inputs: Tensors) -> Tensors:
+        others = {name: tensor for name, tensor in inputs.items() if name != "rate"}
+        return self.step(others, inputs["rate"])
+
+    def _run_apart(self, inputs: Tensors) -> Tensors:
         """Runs the step on a stream of its own, as recording will."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            found = self.step(dict(inputs))
+            outputs = self._run(inputs)
         torch.cuda.current_stream().wait_stream(side)
-        return found
+        return outputs
 
-    def _record(self, key: Hashable, inputs: Mapping[str, torch.Tensor]) -> None:
+    def _record(self, key: Hashable, inputs: Tensors) -> None:
         """Records the step for inputs of these shapes."""
-        places = {name: tensor.clone() for name, tensor in inputs.items()}
+        inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                found = self.step(dict(places))
+                outputs = self._run(inputs)
         except RuntimeError as error:
             # torch's generators and allocator stay as the recording left them: no way on from here.
             reason = " ".join(str(error).split())[:120]
@@ -106,4 +104,4 @@ class Replay:
                 f"{SWITCH}=0 in the environment"
             ) from None
         self.pool = graph.pool()
-        self.recorded[key] = (graph, places, found)
+        self.recorded[key] = (graph, inputs, outputs)

@@ -1,17 +1,25 @@
-"""What both training loops share: precision, schedule, optimiser, hardware and versions."""
+"""What both training loops share: precision, schedule, and what keeps a run of days alive."""
 
 import contextlib
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
-from helpers.base.errors import UserError
+from helpers.base import config, progress
+from helpers.base.errors import Preempted, UserError
+from helpers.train import checkpoint, provenance
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the packed corpus
+NEVER = torch.iinfo(torch.int64).max
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
@@ -117,22 +125,127 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:
     return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
-class Watch:
-    """Remembers the first step whose loss was not finite, without a wait for the device.
+class Upkeep:
+    """Keeps a training loop alive: resume, checkpoints, SIGTERM, a watch on the loss, time, energy.
 
-    Args:
-        device: Where the losses live.
+    `state` are the JSON values of a fresh run, or those of the checkpoint that was found in
+    `folder` (None for none): ``step``, ``seconds``, ``joules``, ``scaler`` and the loop's own;
+    ``spec`` is the digest that a checkpoint must have been written under. `run` names the run in an
+    error line, `rate` the parameter that holds its learning rate.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.never = torch.iinfo(torch.int64).max
-        self.first = torch.full((), self.never, device=device)
+    def __init__(
+        self,
+        parameters: config.Pretrain | config.Finetune,
+        step: Any,  # noqa: ANN401
+        state: dict[str, Any],
+        total: int,
+        folder: Path | None,
+        bar: progress.Progress,
+        run: str,
+        rate: str,
+    ) -> None:
+        model = self.model = step.model
+        optimiser, scaler = self.optimiser, self.scaler = step.optimiser, step.scaler
+        self.total, self.folder, self.bar, self.run = total, folder, bar, run
+        self.rate = f"{rate} = {getattr(parameters, rate)}"
+        fresh = {"step": 0, "seconds": 0.0, "joules": 0.0, "scaler": {}} | state
+        saved = checkpoint.load(folder, state["spec"], model, optimiser) if folder else None
+        self.state = fresh | (saved or {})
+        if self.state["scaler"]:
+            scaler.load_state_dict(self.state["scaler"])
+        bar.skip(self.state["step"])
+        self.timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
+        self.device = next(model.parameters()).device
+        self.broken = torch.full((), NEVER, device=self.device)  # first step with a loss not finite
+        self.asked = threading.Event()
+        self.began = time.perf_counter() - self.state["seconds"]
+        self.meter, self.used = provenance.joules(self.device), self.state["joules"]
 
-    def see(self, loss: torch.Tensor, step: int) -> None:
-        """Takes the loss of a step, a scalar tensor."""
-        self.first = torch.where(loss.detach().isfinite(), self.first, self.first.clamp(max=step))
+    @contextmanager
+    def steps(self) -> Iterator[range]:
+        """The steps that are left. Inside, SIGTERM asks for a checkpoint before the process ends.
 
-    def step(self) -> int | None:
-        """The first such step, or None; waits for the device."""
-        found = int(self.first)
-        return None if found == self.never else found
+        Outside the main thread signals cannot be caught, and SIGTERM is not.
+        """
+        catches = threading.current_thread() is threading.main_thread() and self.folder is not None
+        before = signal.signal(signal.SIGTERM, lambda *_: self.asked.set()) if catches else None
+        try:
+            yield range(self.state["step"], self.total)
+        finally:
+            if catches:
+                signal.signal(signal.SIGTERM, before)
+        if self.asked.is_set():  # the loop had come to its end: what was asked still holds
+            signal.raise_signal(signal.SIGTERM)
+        self.note()
+        if bad := checkpoint.not_finite(dict(self.model.named_parameters())):
+            self.diverged(f"{bad} is not finite after step {self.total}")
+
+    def see(self, loss: torch.Tensor) -> None:
+        """Counts a step and looks at its loss, a scalar tensor, without a wait for the device."""
+        self.state["step"] += 1
+        now = self.broken.clamp(max=self.state["step"])
+        self.broken = torch.where(loss.detach().isfinite(), self.broken, now)
+
+    def check(self) -> None:
+        """Stops a run of which a loss was not finite; waits for the device.
+
+        With a loss scaler, steps whose gradients overflow are skipped and are no reason to stop.
+        """
+        if (step := int(self.broken)) != NEVER:
+            self.diverged(f"the loss is not finite at step {step}")
+
+    def diverged(self, what: str) -> None:
+        """Raises the UserError of a run that diverges."""
+        there = f"; {checkpoint.last(self.folder, self.state['spec'])}" if self.folder else ""
+        raise UserError(
+            f"{self.rate}: {self.run} diverges, {what}; lower the rate or lengthen the warm-up "
+            f"(training then begins anew){there}"
+        )
+
+    def note(self) -> None:
+        """Brings the state up to now."""
+        self.state["seconds"] = time.perf_counter() - self.began
+        used = provenance.spent(self.meter, provenance.joules(self.device), self.used)
+        self.state["joules"], self.state["scaler"] = used, self.scaler.state_dict()
+
+    def maybe_save(self, tokens: int, hold: bool = False) -> None:
+        """After a step over so many tokens: moves the bar, and saves where a checkpoint is due.
+
+        Raises:
+            Preempted: After SIGTERM, when the state was saved.
+        """
+        step = self.state["step"]
+        due = self.timer.due(step) and not hold
+        if self.folder and step < self.total and (due or self.asked.is_set()):
+            self.note()
+            self.check()
+            checkpoint.save(self.folder, self.model, self.optimiser, self.state)
+            if self.asked.is_set():
+                raise Preempted(
+                    f"{self.run}: stopped by SIGTERM, saved at step {step}; run it again to go on"
+                )
+        self.bar.tokens += tokens
+        self.bar.update()
+
+    @contextmanager
+    def compiling(self, mode: str) -> Iterator[None]:
+        """Around the first step under torch.compile, whose seconds are counted apart.
+
+        Raises:
+            UserError: When it cannot be compiled on this machine.
+        """
+        began = time.perf_counter()
+        try:
+            yield
+            wait(self.device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"torch_compile = {mode!r}: failed on this machine; use none ({reason})"
+            ) from None
+        spent = time.perf_counter() - began
+        self.state["compile_seconds"] += spent
+        self.began += spent

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from helpers.model import disentangled, registry
-from helpers.model.dropout import exchange_dropout
+from helpers.model.dropout import use_fast_dropout
 from helpers.model.flops import head_flops, token_flops
 
 
@@ -298,7 +298,7 @@ def build(
 
 
 def _speed_up(task: nn.Module) -> nn.Module:
-    return exchange_dropout(disentangled.speed_up(task))
+    return use_fast_dropout(disentangled.speed_up(task))
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:

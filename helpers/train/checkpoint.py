@@ -29,14 +29,8 @@ PARAMETERS = ("checkpoint_steps", "checkpoint_minutes", "checkpoints")
 def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> Path:
     """Writes ``checkpoint-<spec>-<step>.safetensors`` atomically; removes all but the last two.
 
-    Args:
-        folder: Where the run keeps its checkpoints.
-        model: Shared parameters are written once.
-        optimiser: A fused Adam; its moments are written by parameter name.
-        state: JSON values, among them ``step`` and ``spec``.
-
-    Returns:
-        The file.
+    Shared parameters are written once, a fused Adam's moments by parameter name, with them `state`,
+    JSON values among which are ``step`` and ``spec``. Returns the file.
 
     Raises:
         UserError: When a weight or moment is not finite, or the disk is full or read-only; the
@@ -55,9 +49,9 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
         )
     path = folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors"
     _write(path, tensors, state)
-    own = _all(folder, state["spec"])
+    newest = _all(folder, state["spec"])[:KEPT]
     for old in folder.glob("checkpoint-*.safetensors"):
-        if old not in own[:KEPT]:  # older ones, and what another specification left
+        if old not in newest:  # older ones, and what another specification left
             old.unlink(missing_ok=True)
     return path
 
@@ -79,10 +73,10 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def last(folder: Path, spec: str) -> str:
     """Which checkpoint there is, for an error line."""
-    found = _all(folder, spec)
-    if not found:
+    paths = _all(folder, spec)
+    if not paths:
         return "no checkpoint was due before"
-    return f"the checkpoint of step {int(found[0].stem.rpartition('-')[2])} is kept in {folder}"
+    return f"the checkpoint of step {int(paths[0].stem.rpartition('-')[2])} is kept in {folder}"
 
 
 def _stem(spec: str) -> str:
@@ -100,26 +94,19 @@ def others(folder: Path, spec: str) -> bool:
 
 
 def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    found = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensors[name].view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load(
     folder: Path, spec: str, model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Restores the newest checkpoint that is whole.
+    """Restores model and optimiser from the newest checkpoint that is whole; returns its state.
 
-    Args:
-        folder: Where the run keeps its checkpoints.
-        spec: Digest the checkpoint must have been written under.
-        model: Takes the weights.
-        optimiser: Takes the moments.
-
-    Returns:
-        The state, or None when there is no checkpoint or they belong to another specification.
+    None when there is no checkpoint, or they were written under another specification.
 
     Raises:
         UserError: When every checkpoint is damaged. Of a damaged one with an older behind it, a
@@ -167,14 +154,10 @@ def _restore(
 
 
 def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:
-    """Where a run keeps its checkpoints.
+    """Where a run of a stage keeps its checkpoints.
 
-    Args:
-        parameters: Of a stage, with ``checkpoints``: a folder, Google Drive's for example, or
-            empty.
-        stage: What is trained, for the name below that folder.
-        name: Of the run in this stage.
-        folder: Where they lie without one: beside what the run writes.
+    Below the folder that the parameter ``checkpoints`` names, Google Drive's for example; without
+    one in `folder`, beside what the run writes.
     """
     if not parameters.checkpoints:
         return folder
@@ -188,12 +171,7 @@ def clear(folder: Path) -> None:
 
 
 class Timer:
-    """Says when a checkpoint is due, by steps and by time.
-
-    Args:
-        steps: Steps between checkpoints.
-        minutes: Minutes between them; 0 for steps alone.
-    """
+    """Says when a checkpoint is due: every so many steps and, unless 0, so many minutes."""
 
     def __init__(self, steps: int, minutes: float) -> None:
         self.steps, self.seconds, self.last = steps, 60 * minutes, time.monotonic()
@@ -201,6 +179,6 @@ class Timer:
     def due(self, step: int) -> bool:
         """Whether one is due after `step` steps; starts the time anew when it is."""
         now = time.monotonic()
-        found = step % self.steps == 0 or (0 < self.seconds <= now - self.last)
-        self.last = now if found else self.last
-        return found
+        due = step % self.steps == 0 or (0 < self.seconds <= now - self.last)
+        self.last = now if due else self.last
+        return due

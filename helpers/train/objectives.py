@@ -70,18 +70,21 @@ def mask_tokens(
         fraction: Part of the ordinary tokens that is chosen.
     """
     device, (batch, length) = tokens.device, tokens.shape
-    chosen = max(1, round(fraction * length))
-    score = torch.rand(batch, length, generator=generator, device=device)
+    # Choose K positions of each row at random: the largest of random scores, specials last.
+    count = max(1, round(fraction * length))
+    scores = torch.rand(batch, length, generator=generator, device=device)
     ordinary = ~vocabulary.special[tokens]
-    positions = torch.where(ordinary, score, -1.0).topk(chosen, dim=1).indices
-    wanted = (ordinary.sum(1, keepdim=True) * fraction).round().clamp(1, chosen)
-    rank = torch.arange(chosen, device=device)
+    positions = torch.where(ordinary, scores, -1.0).topk(count, dim=1).indices
+    # A row with few ordinary tokens loses fewer than K; the rest of its positions are filler.
+    wanted = (ordinary.sum(1, keepdim=True) * fraction).round().clamp(1, count)
+    rank = torch.arange(count, device=device)
     weights = ((rank < wanted) & ordinary.gather(1, positions)).float()
     targets = tokens.gather(1, positions)
 
-    draw = torch.rand(batch, chosen, generator=generator, device=device)
+    # Hide them: most behind the mask, some behind a random ordinary token, the others stay.
+    draw = torch.rand(batch, count, generator=generator, device=device)
     index = torch.randint(
-        len(vocabulary.ordinary), (batch, chosen), generator=generator, device=device
+        len(vocabulary.ordinary), (batch, count), generator=generator, device=device
     )
     mask, random = masking
     hidden = torch.where(draw < mask, vocabulary.mask, targets)
@@ -110,30 +113,28 @@ def corrupt(
         [batch, length]: 1 where the token differs from the original. A sample that happens to be
         the original counts as original (Clark et al. 2020, section 2).
     """
+    # Sample: the first entry whose cumulative probability exceeds a uniform draw. The last sum
+    # stands for 1, which rounding misses.
     cumulative = logits.detach().softmax(-1, dtype=torch.float32).cumsum(-1)
     last = cumulative[..., -1:]
     level = torch.rand(last.shape, device=logits.device) * last
     sampled = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
     sampled = sampled.clamp(max=logits.shape[-1] - 1)
+    # Put the samples where tokens were chosen, and the original back at filler.
     sampled = torch.where(masked.weights > 0, sampled, masked.targets)
     corrupted = tokens.scatter(1, masked.positions, sampled)
     return corrupted, (corrupted != tokens).float()
 
 
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The encoder's last hidden states of sequences without padding.
+    """Last hidden states, float [batch, length, hidden], of tokens, int64 [batch, length].
 
-    Args:
-        model: A model with a head.
-        tokens: int64 [batch, length].
-
-    Returns:
-        float [batch, length, hidden].
+    `model` has a head, which is left out; sequences have no padding.
     """
-    own = registry.encoder(model)
-    if disentangled.is_fast(own):
-        return disentangled.encode(own, tokens)
-    return own(tokens).last_hidden_state
+    encoder = registry.encoder(model)
+    if disentangled.is_fast(encoder):
+        return disentangled.encode(encoder, tokens)
+    return encoder(tokens).last_hidden_state
 
 
 def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -151,11 +152,10 @@ def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tenso
         head = nn.Sequential(model.generator_predictions, model.generator_lm_head)
     else:
         head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
-    if head is None:  # an architecture that keeps its head elsewhere: all logits, then the chosen
-        logits = model(inputs).logits
-        return logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-    hidden = hidden_states(model, inputs)
-    return head(hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
+    # An architecture that keeps its head elsewhere: all logits, then the chosen.
+    dense = model(inputs).logits if head is None else hidden_states(model, inputs)
+    chosen = dense.gather(1, positions.unsqueeze(-1).expand(-1, -1, dense.shape[-1]))
+    return chosen if head is None else head(chosen)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -175,13 +175,14 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """Logits [n, vocabulary], targets and weights [n]; a float32 scalar."""
         chances = logits.softmax(-1, dtype=torch.float32)
-        places = targets.unsqueeze(-1)
-        right = chances.gather(-1, places)
-        chances = chances.scatter_add_(-1, places, torch.full_like(right, -1.0))
+        targets = targets.unsqueeze(-1)
+        right = chances.gather(-1, targets)
+        # The gradient of the logits is softmax minus one at the target, times the weight: it takes
+        # the place of the softmax. float16 has no room for it before the loss is scaled.
+        gradient = chances.scatter_add_(-1, targets, torch.full_like(right, -1.0))
         ctx.dtype = logits.dtype
-        # float16 has no room for a gradient before the loss is scaled.
-        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        ctx.save_for_backward(chances.mul_(weights.unsqueeze(-1)).to(kept))
+        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        ctx.save_for_backward(gradient.mul_(weights.unsqueeze(-1)).to(dtype))
         tiny = torch.finfo(torch.float32).tiny
         return -(right.clamp(min=tiny).log().squeeze(-1) * weights).sum()
 
@@ -195,13 +196,22 @@ class _CrossEntropy(torch.autograd.Function):
 def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over the chosen tokens, a scalar in nats per token.
 
-    Args:
-        logits: float [batch, K, vocabulary].
-        masked: The batch.
-        chosen: float32 scalar, tokens to divide by: those of the whole step.
+    `logits` are float [batch, K, vocabulary]; `chosen` is the number of tokens to divide by, a
+    float32 scalar: those of the whole step.
     """
     weights = masked.weights.flatten() / chosen
     return _CrossEntropy.apply(logits.flatten(0, 1), masked.targets.flatten(), weights)
+
+
+def replaced_loss(
+    model: nn.Module, corrupted: torch.Tensor, replaced: torch.Tensor
+) -> torch.Tensor:
+    """Binary cross-entropy of a discriminator, summed over all tokens, in nats.
+
+    `corrupted` and `replaced` are those of :func:`corrupt`.
+    """
+    score = model.discriminator_predictions(hidden_states(model, corrupted)).float()
+    return functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
 
 
 class MaskedLanguageModel(nn.Module):
@@ -232,14 +242,14 @@ class ReplacedTokenDetection(nn.Module):
     def __init__(self, spec: registry.Spec, generator: nn.Module, discriminator: nn.Module) -> None:
         super().__init__()
         self.spec, self.generator, self.model = spec, generator, discriminator
-        mine, its = registry.encoder(discriminator), registry.encoder(generator)
+        encoder, shared = registry.encoder(generator), registry.encoder(discriminator).embeddings
         if spec.architecture == "deberta":
             # Its embedding module also holds the projection to the encoder's own width.
-            its.embeddings.word_embeddings = mine.embeddings.word_embeddings
+            encoder.embeddings.word_embeddings = shared.word_embeddings
         else:
-            its.embeddings = mine.embeddings
+            encoder.embeddings = shared
         if spec.tie_softmax:
-            generator.get_output_embeddings().weight = mine.embeddings.word_embeddings.weight
+            generator.get_output_embeddings().weight = shared.word_embeddings.weight
 
     def forward(
         self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
@@ -248,13 +258,12 @@ class ReplacedTokenDetection(nn.Module):
 
         Takes what :class:`MaskedLanguageModel` takes.
         """
+        # The generator guesses the masked tokens.
         logits = masked_logits(self.generator, masked.inputs, masked.positions)
         generator_loss = masked_loss(logits, masked, chosen)
+        # The discriminator tells for every token whether it is a guess that differs.
         corrupted, replaced = corrupt(tokens, masked, logits)
-        hidden = hidden_states(self.model, corrupted)
-        score = self.model.discriminator_predictions(hidden).float()
-        total = functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
-        discriminator_loss = total / read
+        discriminator_loss = replaced_loss(self.model, corrupted, replaced) / read
         return {
             "loss": generator_loss + registry.DISCRIMINATOR_WEIGHT * discriminator_loss,
             "generator_loss": generator_loss,
@@ -284,21 +293,16 @@ def build(
         fast: Exchange DeBERTa's attention and every dropout for ours; without, transformers' and
             torch's own stay.
     """
-    own = registry.build_config(spec, size, vocabulary, max_length, dropout)
-    if spec.objective != "rtd":
-        task = MaskedLanguageModel(spec, registry.masked_lm(spec, own))
-        return _speed_up(task) if fast else task
-    width = fraction or spec.generator_fraction
-    small = registry.build_config(spec, size, vocabulary, max_length, dropout, width)
-    small.tie_word_embeddings = spec.tie_softmax
-    discriminator = registry.DISCRIMINATOR[spec.architecture](own)
-    generator = registry.masked_lm(spec, small)
-    task = ReplacedTokenDetection(spec, generator, discriminator)
-    return _speed_up(task) if fast else task
-
-
-def _speed_up(task: nn.Module) -> nn.Module:
-    return use_fast_dropout(disentangled.speed_up(task))
+    config = registry.build_config(spec, size, vocabulary, max_length, dropout)
+    if spec.objective == "rtd":
+        width = fraction or spec.generator_fraction
+        narrow = registry.build_config(spec, size, vocabulary, max_length, dropout, width)
+        narrow.tie_word_embeddings = spec.tie_softmax
+        discriminator = registry.DISCRIMINATOR[spec.architecture](config)
+        task = ReplacedTokenDetection(spec, registry.masked_lm(spec, narrow), discriminator)
+    else:
+        task = MaskedLanguageModel(spec, registry.masked_lm(spec, config))
+    return use_fast_dropout(disentangled.speed_up(task)) if fast else task
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:
@@ -306,11 +310,9 @@ def flops_per_token(task: nn.Module, length: int) -> float:
 
     Encoder(s) at every token, the MLM head at 15 % of them, the discriminator's head at all.
     """
+    config = registry.encoder(task.model).config
     if isinstance(task, MaskedLanguageModel):
-        own = task.model.config
-        return token_flops(own, length) + registry.MASK_FRACTION * head_flops(own)
-    small, own = task.generator.config, registry.encoder(task.model).config
-    head = 3.0 * 2 * own.hidden_size**2
-    generator = token_flops(small, length)
-    generator += registry.MASK_FRACTION * head_flops(small)
-    return token_flops(own, length) + generator + head
+        return token_flops(config, length) + registry.MASK_FRACTION * head_flops(config)
+    narrow = task.generator.config
+    generator = token_flops(narrow, length) + registry.MASK_FRACTION * head_flops(narrow)
+    return token_flops(config, length) + generator + 3.0 * 2 * config.hidden_size**2

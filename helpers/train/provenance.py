@@ -86,13 +86,7 @@ def joules(device: torch.device) -> float | None:
 
 
 def spent(before: float | None, after: float | None, earlier: float | None = 0.0) -> float | None:
-    """Joules between two readings of :func:`joules`; None where one is missing.
-
-    Args:
-        before: The first reading.
-        after: The second.
-        earlier: Joules that earlier parts of the same run have used.
-    """
+    """Joules between two readings of :func:`joules`, and what the run used before; else None."""
     if before is None or after is None or earlier is None:
         return None
     return round(earlier + after - before, 1)

@@ -135,30 +135,25 @@ def write(path: Path, values: dict[str, Any]) -> None:
 
 def vouched(run: Path) -> dict[Path, list[str]]:
     """Cell by cell, the names of the records that its manifest vouches for."""
-    found = {}
+    names = {}
     for path in sorted((run / "records").glob("*/*/manifest.json")):
-        names = files.read_manifest(path)["files"]
-        found[path.parent] = sorted(name for name in names if name.endswith(".json"))
-    return found
+        everything = files.read_manifest(path)["files"]
+        names[path.parent] = sorted(name for name in everything if name.endswith(".json"))
+    return names
 
 
 def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
     """The records that the manifests of a run's cells vouch for.
 
-    Args:
-        run: The run's folder.
-        models: Models wanted; one without records is passed over.
-        tasks: Tasks wanted.
+    A model or task without records is passed over.
 
     Raises:
         UserError: When a record is missing, damaged or not the one its manifest names.
     """
-    found = []
-    for model in models:
-        for task in tasks:
-            here = folder(run, model, task)
-            if not (here / "manifest.json").exists():
-                continue
-            manifest = files.require_intact(here, "04_finetune", f" with model = {model}")
-            found += [read(here / name) for name in sorted(manifest["files"]) if ".json" in name]
-    return found
+    rows = []
+    for cell in (folder(run, model, task) for model in models for task in tasks):
+        if (cell / "manifest.json").exists():
+            remedy = f" with model = {cell.parent.name}"
+            names = sorted(files.require_intact(cell, "04_finetune", remedy)["files"])
+            rows += [read(cell / name) for name in names if name.endswith(".json")]
+    return rows

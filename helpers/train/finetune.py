@@ -227,7 +227,6 @@ def train(
     step = Step(parameters, model, dtype)
     labels = torch.tensor(data.labels / LARGEST_LABEL if regression else data.labels)
     labels = labels.to(step.device)
-    bar = bar or progress.bar(total, f"fine-tune on {task}", "steps")
     run, rate = f"{parameters.model} on {task}, seed {seed}", "finetune_learning_rate"
     fresh = {"spec": spec, "tokens": 0, "flops": 0.0}
     upkeep = loop.Upkeep(parameters, step, fresh, total, folder, bar, run, rate)

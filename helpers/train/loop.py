@@ -141,7 +141,7 @@ class Upkeep:
         state: dict[str, Any],
         total: int,
         folder: Path | None,
-        bar: progress.Progress,
+        bar: progress.Progress | None,
         run: str,
         rate: str,
     ) -> None:
@@ -154,7 +154,8 @@ class Upkeep:
         self.state = fresh | (saved or {})
         if self.state["scaler"]:
             scaler.load_state_dict(self.state["scaler"])
-        bar.skip(self.state["step"])
+        if bar is not None:
+            bar.skip(self.state["step"])
         self.timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
         self.device = next(model.parameters()).device
         self.broken = torch.full((), NEVER, device=self.device)  # first step with a loss not finite
@@ -225,8 +226,9 @@ class Upkeep:
                 raise Preempted(
                     f"{self.run}: stopped by SIGTERM, saved at step {step}; run it again to go on"
                 )
-        self.bar.tokens += tokens
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.tokens += tokens
+            self.bar.update()
 
     @contextmanager
     def compiling(self, mode: str) -> Iterator[None]:

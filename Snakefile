@@ -1,8 +1,9 @@
 """The study as a graph: one rule per stage, each job one notebook run by papermill.
 
-`make book` calls it, through helpers/study/cli.py, in the run's folder: paths below are relative to
-runs/<profile>, and two profiles never wait for each other's lock. Outputs are the manifests that
-the stages write last; the executed notebook is a log, which Snakemake keeps when a job fails.
+`small-bench run` calls it in the run's folder: paths below are relative to runs/<profile>, and two
+profiles never wait for each other's lock. Which jobs there are follows from helpers/study/jobs.py.
+Outputs are the manifests that the stages write last; the executed notebook is a log, which Snakemake
+keeps when a job fails.
 
 A job runs again when a parameter of its stage, its model's entry in the registry, its notebook or
 an input has changed. Edits in helpers/ do not count: `make clean PROFILE=...` begins anew.
@@ -22,19 +23,19 @@ from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.data import glue
 from helpers.model import registry
-from helpers.study import executed
+from helpers.study import grid, jobs
+from helpers.study.notebook import executed
 
+RUN = Path()
 try:
-    PROFILE = config.load_profile(
-        os.environ.get("PROFILE", "tiny"), **json.loads(os.environ.get("CHANGES", "{}"))
-    )
-    MODELS = {name: registry.get(name) for name in PROFILE.models}
-    SIZE = registry.get_size(PROFILE.size)
-    TASKS = glue.available(PROFILE.source, PROFILE.data, PROFILE.tasks)
-    if Path.cwd().resolve() != PROFILE.folder.resolve():
+    PROFILE = grid.read_run(RUN)
+    JOBS = jobs.jobs(PROFILE)
+    if RUN.resolve() != PROFILE.folder.resolve():
         raise UserError(
             f"--directory must be {os.path.relpath(PROFILE.folder, ROOT)}, the run's folder"
         )
+    SIZE = asdict(registry.get_size(PROFILE.size))
+    ALL_TASKS = glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))
 except UserError as error:
     sys.exit(f"error: {error}")
 
@@ -42,17 +43,27 @@ UP = os.path.relpath(ROOT)
 # Every name and value in a shell command is quoted; these hold the folders of this machine.
 PYTHON = shlex.quote(sys.executable)
 # `exec`: the runner takes the place of the shell, which would end at SIGTERM before it has saved.
-RUN = f"exec {PYTHON} -m helpers.study.notebook {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
-KINDS = sorted({spec.tokenizer for spec in MODELS.values()})
+NOTEBOOK = f"exec {PYTHON} -m helpers.study.notebook {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
+MODELS = [job.model for job in JOBS if job.stage == "03_pretrain"]
+CELLS = [(job.model, task) for job in JOBS for task in job.tasks]
+TASKS = list(dict.fromkeys(task for _, task in CELLS))
 PER_TASK = PROFILE.finetune_job == "task"  # else one job per model with all its tasks
-DATA = ["data/corpus/manifest.json"] + [f"data/glue/{task}/manifest.json" for task in glue.available(PROFILE.source, PROFILE.data, list(glue.TASKS))]
-SHOWN = executed.shown(list(MODELS))
-RECORDS = expand("records/{model}/{task}/manifest.json", model=MODELS, task=TASKS)
-THREADS = PROFILE.threads
+DATA = ["data/corpus/manifest.json", *(f"data/glue/{task}/manifest.json" for task in ALL_TASKS)]
+RECORDS = [f"records/{model}/{task}/manifest.json" for model, task in CELLS]
+
+
+def tracked(*folders):
+    """The files in folders of the checkout."""
+    found = sorted(path for name in folders for path in (ROOT / name).rglob("*"))
+    return [f"{UP}/{path.relative_to(ROOT)}" for path in found if path.is_file() and "__pycache__" not in path.parts]
 
 
 def notebook(stage):
     return f"{UP}/notebooks/{stage}.ipynb"
+
+
+def log_of(stage, *parts):
+    return str(executed(RUN, stage, *parts))
 
 
 def parameters(cls, **job):
@@ -74,7 +85,7 @@ localrules: all, data, prepare_data, analyse, audit, book
 rule all:
     input:
         DATA,
-        expand("tokenizer/{kind}/manifest.json", kind=KINDS),
+        expand("tokenizer/{kind}/manifest.json", kind=jobs.kinds(PROFILE)),
         expand("models/{model}/manifest.json", model=MODELS),
         RECORDS,
         "book/built",
@@ -91,12 +102,12 @@ rule prepare_data:
     output:
         DATA,
     log:
-        "notebooks/01_data.ipynb",
+        log_of("01_data"),
     params:
         stage=parameters(config.Data),
         tasks=json.dumps(DATA),
     shell:
-        RUN
+        NOTEBOOK
 
 
 rule train_tokenizer:
@@ -106,30 +117,30 @@ rule train_tokenizer:
     output:
         "tokenizer/{kind}/manifest.json",
     log:
-        "notebooks/02_tokenizer-{kind}.ipynb",
+        log_of("02_tokenizer", "{kind}"),
     params:
         stage=lambda wildcards: parameters(config.Tokenizer, tokenizer_kind=wildcards.kind),
     shell:
-        RUN
+        NOTEBOOK
 
 
 rule pretrain:
     input:
-        tokens=lambda wildcards: f"tokenizer/{MODELS[wildcards.model].tokenizer}/manifest.json",
+        tokens=lambda wildcards: f"tokenizer/{registry.get(wildcards.model).tokenizer}/manifest.json",
         notebook=notebook("03_pretrain"),
     output:
         "models/{model}/manifest.json",
     log:
-        "notebooks/03_pretrain-{model}.ipynb",
+        log_of("03_pretrain", "{model}"),
     params:
         stage=lambda wildcards: parameters(config.Pretrain, model=wildcards.model),
-        spec=lambda wildcards: json.dumps([registry.entry(MODELS[wildcards.model]), asdict(SIZE)]),
-    threads: THREADS
+        spec=lambda wildcards: json.dumps([registry.entry(registry.get(wildcards.model)), SIZE]),
+    threads: PROFILE.threads
     resources:
         gpu=1,
     priority: 10
     shell:
-        RUN
+        NOTEBOOK
 
 
 rule finetune:
@@ -138,20 +149,18 @@ rule finetune:
         tasks=lambda wildcards: [f"data/glue/{task}/manifest.json" for task in tasks(wildcards)],
         notebook=notebook("04_finetune"),
     output:
-        "records/{model}/{task}/manifest.json"
-        if PER_TASK
-        else [f"records/{{model}}/{task}/manifest.json" for task in TASKS],
+        [f"records/{{model}}/{task}/manifest.json" for task in (["{task}"] if PER_TASK else TASKS)],
     log:
-        f"notebooks/04_finetune-{{model}}{'-{task}' if PER_TASK else ''}.ipynb",
+        log_of("04_finetune", "{model}", *["{task}"] * PER_TASK),
     params:
         stage=lambda wildcards: parameters(
             config.Finetune, model=wildcards.model, tasks=tasks(wildcards)
         ),
-    threads: THREADS
+    threads: PROFILE.threads
     resources:
         gpu=1,
     shell:
-        RUN
+        NOTEBOOK
 
 
 rule analyse:
@@ -161,20 +170,16 @@ rule analyse:
             f"{UP}/results/{name}.json"
             for name in ("published", "bench", "curves", "profile", "gpus", "beyond")
         ],
-        leaderboard=[
-            f"{UP}/{p.relative_to(ROOT)}"
-            for p in sorted((ROOT / "leaderboard").rglob("*"))
-            if p.is_file()
-        ],
+        leaderboard=tracked("leaderboard"),
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",
     log:
-        "notebooks/05_analysis.ipynb",
+        log_of("05_analysis"),
     params:
         stage=parameters(config.Analysis),
     shell:
-        RUN
+        NOTEBOOK
 
 
 # Of the published figures alone: it needs no other job, and runs with its notebook's defaults.
@@ -185,11 +190,11 @@ rule audit:
     output:
         touch("book/audited"),
     log:
-        "notebooks/06_audit.ipynb",
+        log_of("06_audit"),
     params:
         stage="{}",
     shell:
-        RUN
+        NOTEBOOK
 
 
 rule book:
@@ -198,18 +203,11 @@ rule book:
         "book/audited",
         f"{UP}/_config.yml",
         f"{UP}/_toc.yml",
-        [f"{UP}/{p.relative_to(ROOT)}" for p in sorted((ROOT / "book").rglob("*")) if p.is_file() and "__pycache__" not in p.parts],
+        tracked("book"),
         f"{UP}/helpers/pages/build.py",
     output:
         touch("book/built"),
     params:
-        notebooks=[
-            "notebooks/01_data.ipynb",
-            f"notebooks/02_tokenizer-{MODELS[SHOWN].tokenizer}.ipynb",
-            f"notebooks/03_pretrain-{SHOWN}.ipynb",
-            f"notebooks/04_finetune-{SHOWN}" + (f"-{TASKS[0]}" if PER_TASK else "") + ".ipynb",
-            "notebooks/05_analysis.ipynb",
-            "notebooks/06_audit.ipynb",
-        ],
+        notebooks=[f"notebooks/{job.name}.ipynb" for job in jobs.shown(JOBS).values()],
     shell:
         f"{PYTHON} -m helpers.pages.build --run . {{params.notebooks:q}}"

@@ -1,10 +1,10 @@
 """Parameters of the study: one class per stage, every field typed, bounded and with its unit.
 
-A profile (``profiles/*.yaml``) is a flat mapping that holds every field of every stage, so the
-same file is a papermill parameter file (``papermill -f``) and the grid's configuration. A notebook
-reads the fields of its own stage with :func:`read`; nothing of a run has a default here, so a value
-comes either from the notebook's parameters cell or from the profile, never from a third place. The
-audit belongs to no run and no profile: its defaults stand in :class:`Audit`.
+A profile (``profiles/*.yaml``) is a flat mapping of fields, so the same file is a papermill
+parameter file (``papermill -f``) and the grid's configuration. ``tiny.yaml`` holds every field and
+the others say what differs, as the notebooks' own cells of parameters, which say what tiny says. A
+notebook reads the fields of its own stage with :func:`read`. The audit belongs to no run and no
+profile: its defaults stand in :class:`Audit`.
 """
 
 import re
@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from helpers.base.errors import UserError, did_you_mean
 from helpers.base.files import find, resolve
 
+BASE = "profiles/tiny.yaml"
 YAML_LIMIT = 64 * 1024
 """Bytes of a YAML file; a profile takes 3,000, a submission with 100 seeds about 2,000."""
 
@@ -372,23 +373,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_profile(name: str, **changes: object) -> Profile:
-    """Reads ``profiles/<name>.yaml`` (or a path to a YAML file) and applies changes to it.
+def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
+    """Where the values of a profile stand, by the name of the place; a later one goes over.
+
+    ``profiles/tiny.yaml`` says everything; another file, in ``profiles/`` or not, says what differs
+    and its own name; `changes` come from a command line.
 
     Args:
         name: A profile's name or a file ending in .yaml.
-        **changes: Fields to replace; ``data`` also sets ``source`` to ``folder``.
+        **changes: Fields to replace, where not empty; ``data`` also sets ``source`` to ``folder``.
 
     Raises:
-        UserError: When the file is missing or not YAML, or a field is wrong.
+        UserError: When the file is missing or not YAML.
     """
     written = name.endswith((".yaml", ".yml"))
     path = resolve(name) if written else find(f"profiles/{name}.yaml")
     if not path.is_file():
         known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
         raise UserError(f"profile {name!r}: no file {path.name}; {did_you_mean(name, known)}")
-    values = read_yaml(path)
+    base = find(BASE)
+    found = {base.name: read_yaml(base)}
+    if not path.samefile(base):
+        del found[base.name]["profile"]  # each run has a folder of its own
+        found[path.name] = read_yaml(path)
     changes = {key: value for key, value in changes.items() if value not in (None, "")}
     if "data" in changes:
         changes.setdefault("source", "folder")
-    return validate(Profile, {**values, **changes}, path.name)
+    return {**found, "the command line": changes} if changes else found
+
+
+def load_profile(name: str, **changes: object) -> Profile:
+    """The profile that :func:`layers` make.
+
+    Raises:
+        UserError: As :func:`layers`, or when a field is unknown, missing or wrong.
+    """
+    places = layers(name, **changes)
+    values = {key: value for values in places.values() for key, value in values.items()}
+    file = [place for place in places if place != "the command line"][-1]
+    return validate(Profile, values, file)

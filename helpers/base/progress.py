@@ -1,15 +1,23 @@
-"""Progress of long work: a bar in a terminal, now and then a line in a notebook or a log."""
+"""Progress of long work: a bar in a terminal, lines in a notebook or a log, a file for `status`."""
 
+import contextlib
+import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from helpers.base import files
+from helpers.base.errors import UserError
+
 # A line is due when a twentieth of the time gone by has passed, within these bounds: what a run of
 # days prints stays readable, and is never older than the second.
 SHORTEST_SECONDS, LONGEST_SECONDS = 10.0, 600.0
-LINE = re.compile(r"^(?P<what>.+): +\d+ %, (?P<done>\d+)/(?P<total>\d+) \S+, .* left\b.*$")
+FILE = "SMALL_BENCH_PROGRESS"  # environment variable that names the file; without it there is none
+FILE_SECONDS = 5.0
+LINE = re.compile(r".+: +\d+ %, \d+/\d+ \S+, .* left\b")
 
 
 class Progress(tqdm):
@@ -20,6 +28,7 @@ class Progress(tqdm):
     """
 
     tokens = 0
+    written = 0.0
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -32,6 +41,29 @@ class Progress(tqdm):
         unit = "tokens" if self.tokens else self.unit.strip()
         found["speed"] = f"{tqdm.format_sizeof(rate) if rate else '?'} {unit}/s"
         return found
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the file holds: units done and in all, speed, seconds left, the loss or the task."""
+        shown, total = self.format_dict, self.total or self.n
+        rate = shown["rate"]
+        return {
+            "done": self.n,
+            "total": total,
+            "unit": self.unit.strip(),
+            "speed": shown["speed"],
+            "seconds_left": (total - self.n) / rate if rate else None,
+            "note": self.postfix or "",
+        }
+
+    def update(self, n: float = 1) -> bool | None:
+        """Counts `n` units more."""
+        shown = super().update(n)
+        if FILE in os.environ and self._time() - self.written > FILE_SECONDS:
+            self.written = self._time()
+            with contextlib.suppress(UserError):  # no reason to stop the work
+                files.write_json(Path(os.environ[FILE]), self.state)
+        return shown
 
     def skip(self, units: int) -> None:
         """Counts units an earlier run has done: they say nothing of this one's rate."""
@@ -46,18 +78,9 @@ class _Line(Progress):
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if not (self.total or self.n):
             return  # how much there is to do is not known, and nothing is done
-        shown = self.format_dict
-        self.mininterval = min(max(SHORTEST_SECONDS, shown["elapsed"] / 20), LONGEST_SECONDS)
-        total, seconds = self.total or self.n, (self.total or self.n) - self.n
-        left = tqdm.format_interval(seconds / shown["rate"]) if shown["rate"] else "?"
-        parts = [
-            f"{self.desc}: {100 * self.n // max(total, 1):3d} %",
-            f"{self.n}/{total} {self.unit.strip()}",
-            shown["speed"],
-            f"{left} left",
-            *([self.postfix] if self.postfix else []),
-        ]
-        sys.stdout.write(", ".join(parts) + "\n")
+        elapsed = self.format_dict["elapsed"]
+        self.mininterval = min(max(SHORTEST_SECONDS, elapsed / 20), LONGEST_SECONDS)
+        sys.stdout.write(f"{self.desc}: {line(self.state)}\n")
         sys.stdout.flush()
 
     def close(self) -> None:
@@ -65,6 +88,19 @@ class _Line(Progress):
         if not self.disable:
             self.disable = True
             self.display()
+
+
+def line(state: dict[str, Any]) -> str:
+    """A state in words: ``25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, loss 3.000``."""
+    done, total, left = state["done"], state["total"], state["seconds_left"]
+    parts = [
+        f"{100 * done // max(total, 1):3d} %",
+        f"{done}/{total} {state['unit']}",
+        state["speed"],
+        f"{'?' if left is None else tqdm.format_interval(left)} left",
+        *([state["note"]] if state["note"] else []),
+    ]
+    return ", ".join(parts)
 
 
 def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) -> Progress:

@@ -51,13 +51,15 @@ def jobs(
     trained = [name for name in profile.models if registry.get(name).objective != "none"]
     changes = {"models": trained, "finetune_job": "model" if grouped else "task"}
     found = []
-    for job in grid.jobs(profile.model_copy(update=changes)):
+    study = profile.model_copy(update=changes)
+    for job in grid.jobs(study):
         first = f"pretrain {job.model}"
         if job.stage == "03_pretrain":
-            found.append(Job(first, job.flops / rate))
+            found.append(Job(first, grid.flops(study, job) / rate))
         elif job.stage == "04_finetune":
             part = "all" if grouped else job.tasks[0]
-            found.append(Job(f"finetune {job.model} {part}", job.flops / rate, first))
+            hours = grid.flops(study, job) / rate
+            found.append(Job(f"finetune {job.model} {part}", hours, first))
     return found
 
 

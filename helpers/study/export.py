@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,21 @@ CITATION = """```bibtex
 }
 ```
 """
+
+
+def export_run(run: str, model: str, out: str) -> None:
+    """Exports one model of a run, or every finished one, and prints the folders.
+
+    Raises:
+        UserError: As :func:`export`; or there is no finished model.
+    """
+    source = files.resolve(run)
+    target = files.resolve(out) if out else source / "export"
+    done = sorted(path.parent.name for path in source.glob("models/*/manifest.json"))
+    if not done:
+        raise UserError(f"run = {run!r}: no finished model there")
+    for name in [model] if model else done:
+        print(os.path.relpath(export(source, name, target / name)))
 
 
 def export(run: Path, model: str, out: Path) -> Path:

@@ -1,26 +1,28 @@
 """The jobs of a study and how far each has come, read from the files they write.
 
-A job is one executed notebook. `Snakefile` runs them; here nothing runs: what is done follows from
-manifests and records, what is running from the locks that running jobs hold, what failed from the
+A job is one executed notebook. `Snakefile` runs them; here nothing runs: what is done the stages
+say themselves, what is running follows from the locks that running jobs hold, what failed from the
 executed notebooks, so it holds while a grid runs, after it was killed, and for jobs run by hand.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.base import config, files
+from helpers.base import config, files, progress
 from helpers.base.config import Profile
 from helpers.base.progress import duration
 from helpers.data import corpus, glue, tokenizer
 from helpers.model import registry
 from helpers.score import costs
-from helpers.study import executed
+from helpers.study import notebook
 from helpers.train import finetune, pretrain, records
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
 TRAINED = {"03_pretrain": "pre-training", "04_finetune": "fine-tuning"}
+AFTER = ("05_analysis", "06_audit")  # what follows from records and published figures alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +33,20 @@ class Job:
         stage: The notebook.
         model: Of the registry, or the kind of tokenizer; empty where there is neither.
         tasks: Tasks it fine-tunes.
-        name: Of the executed notebook, without its ending.
+        notebook: Where it is kept once executed; its stem names the job.
         parameters: Of the stage.
-        flops: Matrix products of its training, at full length.
     """
 
     stage: str
     model: str
     tasks: tuple[str, ...]
-    name: str
+    notebook: Path
     parameters: config.Strict
-    flops: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """``04_finetune-bert-cola``."""
+        return self.notebook.stem
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class State:
 
     Attributes:
         state: One of `STATES`.
-        detail: Why it failed, or its last line of progress.
+        detail: Why it failed, or the progress it told last.
         seconds: Wall time of a finished job, without what earlier, cut runs spent on starting.
         share: Part of the work that is done, 0 to 1.
         hardware: Where a finished training took place.
@@ -63,86 +68,75 @@ class State:
     hardware: str = ""
 
 
+def load(name: str, **changes: object) -> Profile:
+    """A profile with changes, checked against the registry and the tasks its source has.
+
+    Raises:
+        UserError: For what makes no model or no study, before anything runs.
+    """
+    profile = config.load_profile(name, **changes)
+    for model in profile.models:
+        costs.outline(model, profile)
+    glue.available(profile.source, profile.data, profile.tasks)
+    return profile
+
+
 def jobs(profile: Profile) -> list[Job]:
     """Every job of a profile, in the order of the stages.
 
     Raises:
-        UserError: For an unknown model, size or task.
+        UserError: For an unknown model or task.
     """
-    specs = {name: registry.get(name) for name in profile.models}
     tasks = glue.available(profile.source, profile.data, profile.tasks)
     groups = [(task,) for task in tasks] if profile.finetune_job == "task" else [tuple(tasks)]
 
-    def job(stage: str, model: str = "", tasks: tuple[str, ...] = ()) -> Job:
-        cls, flops = config.STAGES[stage], 0.0
-        set_by_job = {"tokenizer_kind" if stage == "02_tokenizer" else "model": model}
-        if tasks:
-            set_by_job["tasks"] = list(tasks)
-        if stage == "03_pretrain" and specs[model].objective != "none":
-            flops = costs.tokens(model, profile) * costs.flops(model, profile)
-        for task in tasks:
-            flops += costs.finetuning(profile, model, task).flops
-        parts = [model] * bool(model) + [*tasks] * (profile.finetune_job == "task")
-        parameters = cls(**profile.stage(cls, **set_by_job))
-        return Job(stage, model, tasks, executed.name(stage, *parts), parameters, flops)
+    def job(stage: str, model: str = "", group: tuple[str, ...] = ()) -> Job:
+        parts = [model] * bool(model) + [*group] * (profile.finetune_job == "task")
+        place = notebook.executed(profile.folder, stage, *parts)
+        chosen = {"tokenizer_kind" if stage == "02_tokenizer" else "model": model}
+        cls = config.STAGES[stage]
+        values = profile.stage(cls, **chosen, **({"tasks": list(group)} if group else {}))
+        return Job(stage, model, group, place, cls(**values))
 
-    found = [job("01_data")]
-    found += [job("02_tokenizer", kind) for kind in sorted({s.tokenizer for s in specs.values()})]
-    found += [job("03_pretrain", name) for name in specs]
-    found += [job("04_finetune", name, group) for name in specs for group in groups]
-    audit = Job("06_audit", "", (), "06_audit", config.Audit())
-    return [*found, job("05_analysis"), audit]
+    audit = Job("06_audit", "", (), notebook.executed(profile.folder, "06_audit"), config.Audit())
+    return [
+        job("01_data"),
+        *(job("02_tokenizer", kind) for kind in kinds(profile)),
+        *(job("03_pretrain", name) for name in profile.models),
+        *(job("04_finetune", name, group) for name in profile.models for group in groups),
+        job("05_analysis"),
+        audit,
+    ]
 
 
-def job_state(profile: Profile, job: Job) -> State:
-    """How far a job has come."""
-    place = profile.folder / "notebooks" / f"{job.name}.ipynb"
-    if files.lock_holder(place.parent, executed.lock(place).name) or _held(profile, job):
-        line, share = executed.last_line(executed.part(place))
-        return State("running", line or "no progress told yet", share=share)
-    done = _done(profile, job)
-    if done is not None:
-        training, hardware = done
-        seconds = max(training, executed.seconds(place)) or None
-        return State("done", seconds=seconds, share=1.0, hardware=hardware)
-    if executed.part(place).exists():
-        return State("stopped", "killed; run it again to go on")
-    reason = executed.failure(place) if place.exists() else ""
-    if "Preempted" in reason:
-        return State("stopped", reason.partition("Preempted: ")[2])
-    return State("failed", reason) if reason else State("waiting")
+def kinds(profile: Profile) -> list[str]:
+    """The tokenizers that the models of a profile need."""
+    return sorted({registry.get(name).tokenizer for name in profile.models})
 
 
-def _held(profile: Profile, job: Job) -> bool:
-    """Whether a training loop holds its folder: the notebook may have been run by hand."""
-    if job.stage == "03_pretrain":
-        return bool(files.lock_holder(profile.folder / "models" / job.model))
-    folders = [records.folder(profile.folder, job.model, task) for task in job.tasks]
-    return any(files.lock_holder(folder) for folder in folders)
+def shown(every: list[Job]) -> dict[str, Job]:
+    """The job of each stage whose notebook the book shows: the last model's, not the control's."""
+    models = [job.model for job in every if job.stage == "03_pretrain"]
+    wanted = ([name for name in models if name != "scratch"] or models)[-1:]
+    first = {*wanted, *(registry.get(name).tokenizer for name in wanted)}
+    chosen: dict[str, Job] = {}
+    for job in sorted(every, key=lambda job: (job.stage, job.model not in first)):
+        chosen.setdefault(job.stage, job)
+    return chosen
 
 
-def _done(profile: Profile, job: Job) -> tuple[float, str] | None:
-    """Seconds of training and the hardware of a finished job, else None."""
-    if job.stage == "03_pretrain":
-        made = pretrain.finished(job.parameters)
-        if not made:
-            return None
-        spent = made["pretrain"]
-        return spent["seconds"] + spent["compile_seconds"], made["hardware"]["name"]
-    if job.stage == "04_finetune":
-        found = finetune.finished(job.parameters)
-        if not found:
-            return None
-        return sum(r["finetune"]["seconds"] for r in found), found[-1]["hardware"]["name"]
-    if job.stage == "01_data":
-        done = corpus.finished(job.parameters) and glue.finished(job.parameters)
-    elif job.stage == "02_tokenizer":
-        done = tokenizer.finished(job.parameters)
-    elif job.stage == "05_analysis":
-        done = _analysed(profile.folder)
-    else:
-        done = (profile.folder / "book" / "audited").exists()
-    return (0.0, "") if done else None
+def survey(profile: Profile) -> dict[Job, State]:
+    """Every job of a profile with its state."""
+    return {job: job_state(profile, job) for job in jobs(profile)}
+
+
+def missing(found: dict[Job, State]) -> dict[str, str]:
+    """Jobs that are not done, with their state; those that train nothing aside."""
+    return {
+        job.name: state.state
+        for job, state in found.items()
+        if state.state != "done" and job.stage not in AFTER
+    }
 
 
 def finished_cells(profile: Profile) -> list[tuple[str, str]]:
@@ -155,30 +149,91 @@ def finished_cells(profile: Profile) -> list[tuple[str, str]]:
     ]
 
 
-def _analysed(folder: Path) -> bool:
-    """Whether the tables are there and no record is newer."""
-    tables = folder / "tables" / "summary.txt"
-    cells = list((folder / "records").glob("*/*/manifest.json"))
-    if not tables.exists() or not cells:
-        return False
-    return all(cell.stat().st_mtime <= tables.stat().st_mtime for cell in cells)
+def job_state(profile: Profile, job: Job) -> State:
+    """How far a job has come."""
+    place = job.notebook
+    if files.lock_holder(place.parent, notebook.beside(place, "lock").name) or _held(profile, job):
+        return _running(notebook.beside(place, "progress.json"))
+    done = _finished(profile, job)
+    if done:
+        seconds, hardware = _spent(job.stage, done)
+        seconds = max(seconds, notebook.papermill_facts(place).get("duration") or 0.0) or None
+        return State("done", seconds=seconds, share=1.0, hardware=hardware)
+    if notebook.beside(place, "ipynb").exists():
+        return State("stopped", "killed; run it again to go on")
+    reason = notebook.failure(place)
+    if "Preempted" in reason:
+        return State("stopped", reason.partition("Preempted: ")[2])
+    return State("failed", reason) if reason else State("waiting")
 
 
-def rest(found: dict[Job, State], side_by_side: int) -> list[str]:
+def _running(told: Path) -> State:
+    """What a running job's file of progress says; it may go as it is read."""
+    try:
+        age, found = time.time() - told.stat().st_mtime, files.read_json(told)
+    except (OSError, ValueError):
+        return State("running", "no progress told yet")
+    share = found["done"] / max(1, found["total"])
+    return State("running", f"{progress.line(found).strip()} ({duration(age)} ago)", share=share)
+
+
+def _held(profile: Profile, job: Job) -> bool:
+    """Whether a training loop holds its folder: the notebook may have been run by hand."""
+    if job.stage == "03_pretrain":
+        return bool(files.lock_holder(profile.folder / "models" / job.model))
+    folders = [records.folder(profile.folder, job.model, task) for task in job.tasks]
+    return any(files.lock_holder(folder) for folder in folders)
+
+
+def _finished(profile: Profile, job: Job) -> object:
+    """What the stage left where all of it is there, else something false."""
+    parameters = job.parameters
+    if job.stage == "01_data":
+        return corpus.finished(parameters) and glue.finished(parameters)
+    if job.stage == "05_analysis":  # the tables are there and no record is newer
+        tables = profile.folder / "tables" / "summary.txt"
+        cells = list(profile.folder.glob("records/*/*/manifest.json"))
+        times = [path.stat().st_mtime for path in cells]
+        return times and tables.exists() and max(times) <= tables.stat().st_mtime
+    if job.stage == "06_audit":
+        return (profile.folder / "book" / "audited").exists()
+    stages = {"02_tokenizer": tokenizer, "03_pretrain": pretrain, "04_finetune": finetune}
+    return stages[job.stage].finished(parameters)
+
+
+def _spent(stage: str, done: object) -> tuple[float, str]:
+    """Seconds of a finished training and where it took place; of the other stages nothing."""
+    if stage == "03_pretrain":
+        spent = done["pretrain"]
+        return spent["seconds"] + spent["compile_seconds"], done["hardware"]["name"]
+    if stage == "04_finetune":
+        return sum(one["finetune"]["seconds"] for one in done), done[-1]["hardware"]["name"]
+    return 0.0, ""
+
+
+def flops(profile: Profile, job: Job) -> float:
+    """Matrix products of a job's training, at full length."""
+    if job.stage == "03_pretrain" and registry.get(job.model).objective != "none":
+        return costs.tokens(job.model, profile) * costs.flops(job.model, profile)
+    return sum(costs.finetuning(profile, job.model, task).flops for task in job.tasks)
+
+
+def rest(profile: Profile, found: dict[Job, State], side_by_side: int) -> list[str]:
     """How long the training that is not finished will take, line by line.
 
     The rate of a stage is the FLOPs of its finished jobs over their wall time; the FLOPs of the
     others, over it, give their time.
 
     Args:
+        profile: The study.
         found: Every job's state.
         side_by_side: Jobs that run at once.
     """
     lines, every, known = [], [], True
     for stage, what in TRAINED.items():
-        mine = {job: state for job, state in found.items() if job.stage == stage}
-        left = [job.flops * (1 - state.share) for job, state in mine.items()]
-        finished = [(j.flops, s) for j, s in mine.items() if s.state == "done" and j.flops]
+        mine = [(flops(profile, job), state) for job, state in found.items() if job.stage == stage]
+        left = [work * (1 - state.share) for work, state in mine]
+        finished = [(work, state) for work, state in mine if state.state == "done" and work]
         seconds = sum(state.seconds or 0.0 for _, state in finished)
         if not any(left):
             continue
@@ -189,8 +244,8 @@ def rest(found: dict[Job, State], side_by_side: int) -> list[str]:
                 "finished"
             )
             continue
-        rate = sum(flops for flops, _ in finished) / seconds
-        every += [flops / rate for flops in left]
+        rate = sum(work for work, _ in finished) / seconds
+        every += [work / rate for work in left]
         machines = ", ".join(dict.fromkeys(state.hardware for _, state in finished))
         lines.append(
             f"{what}: {sum(left):.3g} FLOPs left, {duration(sum(left) / rate)} at the "
@@ -207,9 +262,7 @@ def table(found: dict[Job, State]) -> str:
     lines = [("stage", "model", "tasks", "state", "")]
     for job, state in found.items():
         tasks = job.tasks[0] if len(job.tasks) == 1 else f"{len(job.tasks)} tasks"
-        detail = state.detail
-        if state.seconds is not None:
-            detail = duration(state.seconds)
+        detail = state.detail if state.seconds is None else duration(state.seconds)
         lines.append((job.stage, job.model, tasks if job.tasks else "", state.state, detail))
     widths = [max(len(line[k]) for line in lines) for k in range(4)]
     text = "\n".join(
@@ -218,12 +271,3 @@ def table(found: dict[Job, State]) -> str:
     )
     counts = {name: sum(s.state == name for s in found.values()) for name in STATES}
     return f"{text}\n\n" + ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-
-
-def survey(profile: Profile) -> dict[Job, State]:
-    """Every job of a profile with its state.
-
-    Raises:
-        UserError: For a profile that does not fit the registry.
-    """
-    return {job: job_state(profile, job) for job in jobs(profile)}

@@ -1,7 +1,8 @@
 """Executes one notebook through papermill: checked parameters, one-line failures.
 
 The executed notebook is written whether the run succeeds or fails. Progress lines of the notebook
-go to the terminal, each with the job's name.
+go to the terminal, each with the job's name. While it runs, three files stand beside it: what
+papermill has written so far, the runner's lock, and the progress that the stage tells.
 """
 
 import argparse
@@ -13,19 +14,56 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
 from helpers.base import config, files, progress
 from helpers.base.errors import PREEMPTED, Preempted, UserError, did_you_mean, run_main
-from helpers.study import executed as notebooks
 
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
+
+
+def executed(run: Path, stage: str, *parts: str) -> Path:
+    """Where an executed notebook of a run is kept: ``<run>/notebooks/03_pretrain-bert.ipynb``."""
+    return run / "notebooks" / f"{'-'.join((stage, *parts))}.ipynb"
+
+
+def beside(notebook: Path, ending: str) -> Path:
+    """What stands beside it while it runs: ``ipynb``, ``lock`` or ``progress.json``."""
+    return notebook.with_name(f".{notebook.stem}.{ending}")
+
+
+def failure(notebook: Path) -> str:
+    """Where and why an executed notebook failed, in one line; empty when it did not."""
+    cells = _read(notebook).get("cells", [])
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, start=1):
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                reason = (output["evalue"].splitlines() or [""])[0]
+                return f"code cell {number}: {output['ename']}: {reason}"
+    return ""
+
+
+def papermill_facts(notebook: Path) -> dict[str, Any]:
+    """What papermill noted of its last execution, ``duration`` and ``end_time`` among it."""
+    return _read(notebook).get("metadata", {}).get("papermill", {})
+
+
+def _read(notebook: Path) -> dict[str, Any]:
+    """A notebook as JSON; empty where it is damaged or not there."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 class _Labelled:
@@ -77,8 +115,8 @@ def parse(text: str) -> dict[str, object]:
     return found
 
 
-def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> None:
-    """Runs the notebook in the checkout's root and writes what came out to `executed`.
+def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
+    """Runs the notebook in the checkout's root and writes what came out to `out`.
 
     SIGTERM is passed on to the kernel, where a training loop saves its state and ends.
 
@@ -87,19 +125,29 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
         UserError: Naming notebook, cell and error when a cell fails, or a place that cannot be
             written.
     """
-    import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     check(notebook, parameters)
-    os.environ.update(ENVIRONMENT)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    part = notebooks.part(executed)
-    lines = _Labelled(executed.stem)
-    # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
-    sockets = tempfile.mkdtemp(prefix="kernel-")
     kernels: list[AsyncKernelManager] = []
-    asked = []
+    with _sigterm_to(kernels, out) as asked:
+        try:
+            with files.lock(out.parent, beside(out, "lock").name):
+                _papermill(notebook, out, parameters, kernels)
+        except (PapermillExecutionError, DeadKernelError) as error:
+            line = f"{out}: {failure(out) or type(error).__name__}"
+            raise (Preempted if asked else UserError)(line) from None
+        except RuntimeError as error:  # the kernel did not come up
+            line = f"{out}: {' '.join(str(error).split())}"
+            raise (Preempted if asked else UserError)(line) from None
+        except OSError as error:  # papermill writes before it begins
+            raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
+
+
+@contextmanager
+def _sigterm_to(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[bool]]:
+    """Inside, SIGTERM goes to the kernels; gives a list that is not empty after one."""
+    asked: list[bool] = []
 
     def preempt(*_: object) -> None:
         asked.append(True)
@@ -107,38 +155,46 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, object]) -> No
         for pid in running:
             os.kill(pid, signal.SIGTERM)
         if not running:
-            raise Preempted(f"{executed}: stopped by SIGTERM before it began")
+            raise Preempted(f"{out}: stopped by SIGTERM before it began")
 
     before = signal.signal(signal.SIGTERM, preempt)
     try:
-        with files.lock(executed.parent, notebooks.lock(executed).name):
-            try:
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(part),
-                    parameters=parameters,
-                    cwd=str(files.root()),
-                    progress_bar=False,
-                    stdout_file=lines,
-                    kernel_manager_class=_kernel_manager(sockets, kernels),
-                    # A kernel that is shut down in the middle of an interrupt would log it.
-                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-                )
-            finally:
-                if part.exists():
-                    files.write_text(executed, part.read_text(encoding="utf-8"))
-                    part.unlink()
-    except (PapermillExecutionError, DeadKernelError) as error:
-        line = f"{executed}: {notebooks.failure(executed) or type(error).__name__}"
-        raise (Preempted if asked else UserError)(line) from None
-    except RuntimeError as error:  # the kernel did not come up
-        line = f"{executed}: {' '.join(str(error).split())}"
-        raise (Preempted if asked else UserError)(line) from None
-    except OSError as error:  # papermill writes before it begins
-        raise UserError(f"{executed}: cannot write: {error.strerror or error}") from None
+        yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _papermill(
+    notebook: Path, out: Path, parameters: dict[str, object], kernels: list[AsyncKernelManager]
+) -> None:
+    """Runs papermill on the file beside `out`, which takes its place however that ends."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    part, told = beside(out, "ipynb"), beside(out, "progress.json")
+    told.unlink(missing_ok=True)  # of a run that was killed
+    os.environ.update(ENVIRONMENT | {progress.FILE: str(told)})
+    # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
+    sockets = tempfile.mkdtemp(prefix="kernel-")
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(part),
+            parameters=parameters,
+            cwd=str(files.root()),
+            progress_bar=False,
+            stdout_file=_Labelled(out.stem),
+            kernel_manager_class=_kernel_manager(sockets, kernels),
+            # A kernel that is shut down in the middle of an interrupt would log it.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
+    finally:
+        os.environ.pop(progress.FILE)
         shutil.rmtree(sockets, ignore_errors=True)
+        if part.exists():
+            files.write_text(out, part.read_text(encoding="utf-8"))
+            part.unlink()
+        told.unlink(missing_ok=True)
 
 
 def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
@@ -154,21 +210,71 @@ def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
     return SocketKernelManager
 
 
-def run(notebook: Path, executed: Path, parameters: dict[str, object]) -> int:
+def run(notebook: Path, out: Path, parameters: dict[str, object]) -> int:
     """Executes a notebook and tells how that ended in one line; gives the exit status."""
     began = time.perf_counter()
     try:
-        execute(notebook.resolve(), executed.resolve(), parameters)
+        execute(notebook.resolve(), out.resolve(), parameters)
     except UserError as error:
-        print(f"[{executed.stem}] failed: {error}", file=sys.stderr, flush=True)
+        print(f"[{out.stem}] failed: {error}", file=sys.stderr, flush=True)
         return PREEMPTED if isinstance(error, Preempted) else 1
     seconds = time.perf_counter() - began
-    print(f"[{executed.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(f"[{out.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
     return 0
 
 
+def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
+    """Runs a stage's notebook with a profile's parameters and changes of them, as papermill would.
+
+    Args:
+        profile: The study.
+        stage: ``03_pretrain``; a path to the notebook will do.
+        changes: ``name=value``, read as papermill's -p reads them.
+
+    Raises:
+        UserError: For an unknown stage, or a wrong parameter.
+    """
+    stage = stage.removesuffix(".ipynb").removeprefix("notebooks/")
+    cls = config.NOTEBOOKS.get(stage)
+    if cls is None:
+        raise UserError(f"{stage!r}: no such notebook; {did_you_mean(stage, config.NOTEBOOKS)}")
+    values = profile.stage(cls) if issubclass(cls, config.Stage) else {}
+    values |= dict(_change(text) for text in changes)
+    parameters = config.validate(cls, values, f"{stage}.ipynb")
+    folder = parameters.folder if isinstance(parameters, config.Stage) else profile.folder
+    out = executed(folder, stage, *_parts(parameters))
+    status = run(files.root() / "notebooks" / f"{stage}.ipynb", out, values)
+    if status == 0:
+        print(f"open {os.path.relpath(out)}")
+    return status
+
+
+def _change(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UserError(f"{text!r} is not name=value")
+    if value in ("True", "False"):
+        return name, value == "True"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def _parts(parameters: config.Strict) -> list[str]:
+    """What tells a job from others of its stage: a tokenizer, a model, a single task."""
+    if isinstance(parameters, config.Tokenizer):
+        return [parameters.tokenizer_kind]
+    if isinstance(parameters, config.Finetune):
+        tasks = parameters.tasks
+        return [parameters.model, *(tasks if len(tasks) == 1 else [])]
+    return [parameters.model] if isinstance(parameters, config.Pretrain) else []
+
+
 def main() -> int:
-    """Command line."""
+    """Command line of the grid; `small-bench notebook` is the reader's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebook", type=Path, help="notebooks/<stage>.ipynb")
     parser.add_argument("executed", type=Path, help="where to write the executed notebook")

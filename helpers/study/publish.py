@@ -1,60 +1,55 @@
 """The book without a grid: of an unfinished run, or of a run that was kept in the repository.
 
-`make report` shows what is finished of a run. `make keep` copies what is small of a finished run to
+`report` shows what is finished of a run. `keep` copies what is small of a finished run to
 ``results/measured/<profile>``: records, loss logs, comparisons and one executed notebook a stage,
 as JSON that no formatter takes for a source. Rows of the data are left out, unless the data is the
-embedded world. `make site` builds the published book from there; `make beyond` ends with the table
-of a recipe study, ``results/beyond.json``. None of these trains anything.
+embedded world. `site` builds the published book from there; `measure_recipes` writes the table of a
+recipe study, ``results/beyond.json``. None of these trains anything.
 """
 
-import argparse
 import os
 import shutil
 from pathlib import Path
 
 from helpers.base import config, files, text
 from helpers.base.config import Profile
-from helpers.base.errors import UserError, run_main
-from helpers.model import registry
+from helpers.base.errors import UserError
 from helpers.pages import build, details, recipes
 from helpers.pages import tables as tables_of
-from helpers.study import cli, executed, jobs, notebook
+from helpers.study import grid, jobs, notebook
 from helpers.train import loop, records
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "results" / "measured"
-RUNS = "runs"  # where `make site` builds, in a folder of its own
-AFTER = ("05_analysis", "06_audit")  # what follows from records and published figures alone
+RUNS = "runs"  # where `site` builds, in a folder of its own
 LARGEST = 500_000  # bytes of a file that is kept
 
 
-def report(options: argparse.Namespace) -> int:
+def report(profile: Profile) -> int:
     """Builds the book from what is finished, marks what is missing, trains nothing.
 
     The book is built beside the runs, in ``runs/reports/<profile>``: the run's own tables and pages
-    stay as they are, and `make book` goes on as if nothing had been shown.
+    stay as they are, and the grid goes on as if nothing had been shown.
     """
-    profile, _ = cli.load(options)
     cells = jobs.finished_cells(profile)
     if not cells:
         raise UserError(
             f"{os.path.relpath(profile.folder)}: no fine-tuning is finished, so there is nothing "
-            "to report; make status says how far each job has come"
+            "to report; small-bench status says how far each job has come"
         )
     found = jobs.survey(profile)
-    missing = _missing(found)
+    missing = jobs.missing(found)
     runs = Path(profile.runs) / "reports"
     view = files.resolve(runs) / profile.profile
     with files.lock(view):
         _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
-        shown = [*_shown(profile, found).values(), *_analyse(view, given)]
+        shown = [*_shown(found).values(), *_analyse(view, given)]
         if build.build(view, shown, _unfinished(missing), partial=True):
             return 1
-        print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
+        grid.print_result(view)
     if missing:
         print("not finished: " + ", ".join(f"{name} ({state})" for name, state in missing.items()))
-    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
     return 0
 
 
@@ -70,31 +65,24 @@ def _link(folder: Path, view: Path, places: list[str]) -> None:
 
 def _analyse(view: Path, parameters: dict[str, object]) -> list[Path]:
     """Executes the two notebooks that need no training: the tables and the audit."""
-    places = [view / "notebooks" / f"{stage}.ipynb" for stage in AFTER]
+    places = [notebook.executed(view, stage) for stage in jobs.AFTER]
     for place, given in zip(places, (parameters, {}), strict=True):
         notebook.execute(ROOT / "notebooks" / place.name, place, given)
     return places
 
 
-def _missing(found: dict[jobs.Job, jobs.State]) -> dict[str, str]:
-    """Jobs of the study proper that are not done, with their state."""
-    return {
-        job.name: state.state
-        for job, state in found.items()
-        if state.state != "done" and job.stage not in AFTER
-    }
-
-
-def _shown(profile: Profile, found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
+def _shown(found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
     """One executed notebook of each stage that has one: of the shown model where there is."""
-    wanted = executed.shown(profile.models)
-    first = {wanted, registry.get(wanted).tokenizer}
+    of_run = [
+        job
+        for job, state in found.items()
+        if job.stage not in jobs.AFTER and state.state == "done"
+        if job.notebook.exists() and not notebook.failure(job.notebook)
+    ]
+    first = {job.model for job in jobs.shown(list(found)).values()}
     chosen: dict[str, Path] = {}
-    for job, state in sorted(found.items(), key=lambda one: one[0].model not in first):
-        place = profile.folder / "notebooks" / f"{job.name}.ipynb"
-        of_run = job.stage not in AFTER and state.state == "done"
-        if of_run and place.exists() and not executed.failure(place):
-            chosen.setdefault(job.stage, place)
+    for job in sorted(of_run, key=lambda job: (job.stage, job.model not in first)):
+        chosen.setdefault(job.stage, job.notebook)
     return chosen
 
 
@@ -109,31 +97,36 @@ def _unfinished(missing: dict[str, str]) -> str:
     )
 
 
-def keep(options: argparse.Namespace) -> int:
-    """Copies what is small of a finished run to ``results/measured/<profile>``."""
-    profile, found = _finished(options)
+def keep(profile: Profile, corpus: str, remark: str) -> int:
+    """Copies what is small of a finished run to ``results/measured/<profile>``.
+
+    Args:
+        profile: The study.
+        corpus: The reader's name for its corpus; empty for its own.
+        remark: Sentences for the reader.
+    """
+    found = _finished(profile)
     kept = MEASURED / profile.profile
     with files.building(kept) as target:
-        count = _keep(profile, found, target, options)
+        count = _keep(profile, found, target, corpus, remark)
     size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
     print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
     return 0
 
 
-def _finished(options: argparse.Namespace) -> tuple[Profile, dict[jobs.Job, jobs.State]]:
-    """The profile and its jobs, all of them done."""
-    profile, _ = cli.load(options)
+def _finished(profile: Profile) -> dict[jobs.Job, jobs.State]:
+    """The jobs of a study, all of them done."""
     found = jobs.survey(profile)
-    missing = _missing(found)
+    missing = jobs.missing(found)
     if missing:
         names = ", ".join(f"{name} ({state})" for name, state in missing.items())
         raise UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
-    return profile, found
+    return found
 
 
-def measure_recipes(options: argparse.Namespace) -> int:
+def measure_recipes(profile: Profile) -> int:
     """Writes what each change of the recipe was worth to ``results/beyond.json``."""
-    profile, _ = _finished(options)
+    _finished(profile)
     loop.quiet()
     ranks = {name: recipes.effective_rank(profile.folder, name) for name in profile.models}
     found = recipes.measure(tables_of.load_records(profile.folder / "records"), profile, ranks)
@@ -148,7 +141,8 @@ def _keep(
     profile: Profile,
     found: dict[jobs.Job, jobs.State],
     target: Path,
-    options: argparse.Namespace,
+    corpus: str,
+    remark: str,
 ) -> int:
     """Writes what is kept of a run; the number of its records."""
     for model, task in jobs.finished_cells(profile):
@@ -158,7 +152,7 @@ def _keep(
         files.write_text(target / log, (profile.folder / log).read_text(encoding="utf-8"))
     frame = tables_of.load_records(target / "records")
     details.keep_comparisons(profile.folder, frame, profile.models, profile.tasks, target)
-    shown = _shown(profile, found)
+    shown = _shown(found)
     if not shown:
         raise UserError(f"{profile.profile}: has no executed notebook to keep")
     places = [place for place in (profile.data, profile.runs, profile.checkpoints) if place]
@@ -174,11 +168,11 @@ def _keep(
     files.write_json(
         target / "run.json",
         {
-            "finished": _ended(profile, found),
+            "finished": _ended(found),
             "hardware": sorted(hardware),
             "commits": sorted(commit for commit in commits if commit),
-            "corpus": _corpus(profile.folder, options.corpus),
-            "remark": options.remark,
+            "corpus": _corpus(profile.folder, corpus),
+            "remark": remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,
         },
@@ -190,11 +184,10 @@ def _keep(
     return len(frame)
 
 
-def _ended(profile: Profile, found: dict[jobs.Job, jobs.State]) -> str:
+def _ended(found: dict[jobs.Job, jobs.State]) -> str:
     """When the last notebook of the study proper ended; the two after it train nothing."""
-    jobs = (job for job in found if job.stage not in AFTER)
-    places = (profile.folder / "notebooks" / f"{job.name}.ipynb" for job in jobs)
-    return max(executed.ended(place) for place in places if place.exists())
+    places = (job.notebook for job in found if job.stage not in jobs.AFTER)
+    return max(notebook.papermill_facts(place).get("end_time") or "" for place in places)
 
 
 def _corpus(folder: Path, what: str) -> str:
@@ -214,9 +207,9 @@ def _keep_cell(source: Path, target: Path) -> None:
     (target / files.KEPT).unlink()
 
 
-def site(options: argparse.Namespace) -> int:
-    """Builds the published book from a kept run."""
-    kept = _kept(options.run)
+def site(run: str) -> int:
+    """Builds the published book from a kept run: the one named, or that of most tokens."""
+    kept = _kept(run)
     about = files.read_json(kept / "run.json")
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
@@ -227,8 +220,7 @@ def site(options: argparse.Namespace) -> int:
         stages = sorted((kept / "notebooks").glob("*.json"))
         if build.build(view, [*stages, *pages], _measured(kept.name, about), partial=True):
             return 1
-    print((view / "tables" / "summary.txt").read_text(encoding="utf-8"))
-    print(f"open {os.path.relpath(view / 'book' / 'html' / 'index.html')}")
+    grid.print_result(view)
     return 0
 
 
@@ -238,14 +230,14 @@ def _kept(wanted: str) -> Path:
     if wanted:
         there = [path for path in there if path.resolve() == files.resolve(wanted).resolve()]
         if not there:
-            raise UserError(f"RUN = {wanted!r}: no run is kept there; make keep makes one")
+            raise UserError(f"run = {wanted!r}: no run is kept there; small-bench keep makes one")
     if not there:
-        raise UserError("results/measured: no run is kept; make keep PROFILE=... makes one")
+        raise UserError("results/measured: no run is kept; small-bench keep makes one")
     tokens = {path: files.read_json(path / "run.json")["tokens"] for path in there}
     most = [path for path in there if tokens[path] == max(tokens.values())]
     if len(most) > 1:
         names = ", ".join(os.path.relpath(path) for path in most)
-        raise UserError(f"several runs read as many tokens, say which with RUN: {names}")
+        raise UserError(f"several runs read as many tokens, say which with --run: {names}")
     return most[0]
 
 
@@ -261,22 +253,3 @@ def _measured(name: str, about: dict[str, object]) -> str:
         f"records, loss logs and executed notebooks are kept in "
         f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
     )
-
-
-ACTIONS = {"report": report, "keep": keep, "beyond": measure_recipes, "site": site}
-
-
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=ACTIONS)
-    cli.add_options(parser)
-    parser.add_argument("--corpus", default="", help="what the corpus is, for keep: mixed prose")
-    parser.add_argument("--remark", default="", help="sentences for the reader of a kept run")
-    parser.add_argument("--run", default="", help="folder of a kept run, for site")
-    options = parser.parse_args()
-    return ACTIONS[options.action](options)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,0 +1,146 @@
+"""Runs the jobs of a study through Snakemake, here or on a cluster, and prints its plan."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from helpers.base import config, files
+from helpers.base.config import Profile
+from helpers.base.errors import Preempted, UserError
+from helpers.data import glue
+from helpers.model import registry
+from helpers.score import costs
+
+ROOT = Path(__file__).resolve().parents[2]
+GPU = Path("/dev/nvidia0")
+RUN_FILE = "run.json"  # what a run was asked for; Snakemake's jobs and the book's pages read it
+
+
+def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
+    """Runs what is not finished, then prints the table and the page to open."""
+    folder = profile.folder
+    where = place(cores, gpu_jobs, cluster)
+    with files.lock(folder) as lock:
+        write_run(folder, profile)
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            # Snakemake keeps a cache in the home; a run keeps everything in its own folder.
+            "XDG_CACHE_HOME": str(folder / ".cache"),
+        }
+        command = [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+            *("--directory", str(folder), "--keep-going"),
+            *("--rerun-incomplete", "--nolock"),  # the folder's lock is ours
+            *where,
+        ]
+        # Data first: if it comes out the same, by checksum, what depends on it is not run again.
+        for target in ("data", "all"):
+            status = _snakemake([*command, "--", target], environment, lock, bool(cluster))
+            if status:
+                line = "error: the study is not finished; what failed is named above"
+                print(line, file=sys.stderr)
+                return status
+    print_result(folder)
+    return 0
+
+
+def write_run(folder: Path, profile: Profile, **facts: object) -> None:
+    """Writes ``run.json``: the parameters of a study, and what its pages are to tell of it."""
+    parameters = profile.model_dump(exclude={"model", "tokenizer_kind"})
+    files.write_json(folder / RUN_FILE, {"parameters": parameters, **facts})
+
+
+def read_run(folder: Path) -> Profile:
+    """The profile in a folder's ``run.json``.
+
+    Raises:
+        UserError: There is none, or it is no profile.
+    """
+    values = files.read_json(folder / RUN_FILE)
+    return config.validate(Profile, values["parameters"], RUN_FILE)
+
+
+def print_result(folder: Path) -> None:
+    """The table of scores, and the page to open."""
+    print((folder / "tables" / "summary.txt").read_text(encoding="utf-8"))
+    print(f"open {os.path.relpath(folder / 'book' / 'html' / 'index.html')}")
+
+
+def place(cores: int, gpu_jobs: int, cluster: str) -> list[str]:
+    """Snakemake's options: within the cores and the GPU of this machine, or on a cluster.
+
+    Raises:
+        UserError: The folder of the cluster holds no workflow profile.
+    """
+    if not cluster:
+        gpu = ["--resources", f"gpu={gpu_jobs}"] if GPU.exists() else []
+        return ["--cores", str(cores), "--quiet", "all", *gpu]
+    folder = files.resolve(cluster)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"cluster {cluster!r}: no file config.yaml in this folder; profiles/slurm is one"
+        )
+    return ["--workflow-profile", str(folder), "--local-cores", str(cores)]
+
+
+def _snakemake(command: list[str], environment: dict[str, str], lock: int, cluster: bool) -> int:
+    """Runs Snakemake in a process group of its own; SIGINT and SIGTERM go to all of the group.
+
+    Every training loop then saves what it has and ends. On a cluster SIGINT makes Snakemake cancel
+    its jobs, which get SIGTERM from Slurm; at SIGTERM it would wait for them.
+
+    Raises:
+        Preempted: After SIGTERM, when the group has ended.
+    """
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, pass_fds=(lock,), process_group=0
+    )
+    asked = []
+
+    def forward(number: int, _: object) -> None:
+        asked.append(number)
+        os.killpg(process.pid, signal.SIGINT if cluster else number)
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGTERM in asked:
+        raise Preempted("stopped by SIGTERM; run it again to go on")
+    return status
+
+
+def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
+    """Prints every parameter with where it stands, and the jobs with their tokens and FLOPs."""
+    final = profile.model_dump()
+    for number, (where, values) in enumerate(layers.items()):
+        later = {name for other in list(layers.values())[number + 1 :] for name in other}
+        text = ", ".join(f"{n} = {final[n]}" for n in values if n not in later)
+        print(textwrap.fill(f"from {where}: {text}", 100, subsequent_indent="  "), end="\n\n")
+    tasks = glue.available(profile.source, profile.data, profile.tasks)
+    head = ("job", "steps", "tokens", "FLOPs", "parameters")
+    print(f"{head[0]:<38}{head[1]:>12}{head[2]:>12}{head[3]:>12}{head[4]:>13}")
+    total = 0.0
+    for name in profile.models:
+        trained = registry.get(name).objective != "none"
+        steps = costs.pretraining(name, profile).pretrain_steps * trained
+        tokens = costs.tokens(name, profile) * trained
+        spent = tokens * costs.flops(name, profile)
+        encoder = registry.encoder(costs.outline(name, profile).model)
+        size = f"{registry.count(encoder):>13,}"
+        rows = [(f"03_pretrain {name}", steps, tokens, spent, size)]
+        for task in tasks:
+            job = f"04_finetune {name} {task} x {len(profile.seeds)} seeds"
+            rows.append((job, *costs.finetuning(profile, name, task), ""))
+        total += sum(row[3] for row in rows)
+        for job, steps, tokens, work, size in rows:
+            print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{work:>12.3g}{size}")
+    print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
+    missing = [name for name in profile.tasks if name not in tasks]
+    print("missing from the source: " + (", ".join(missing) or "none"))

@@ -6,7 +6,7 @@ a YAML 1e-4 (test_config); unknown models and sizes, architectures the study can
 labels of another type or range, null texts, empty splits, the Hub without a network
 (test_sources); damaged checkpoints of training, a disk that is full, locks (test_survival);
 statements, predictions and records of the leaderboard (test_leaderboard); tables of edited records
-(test_tables); wrong command lines of study.py (test_grid).
+(test_tables); wrong command lines (test_grid).
 """
 
 import contextlib
@@ -77,8 +77,8 @@ PROFILES = {
         TINY.replace("max_length: 32", "max_length: 1024"),
         "max_length = 1024: .*less than or equal to 512",
     ),
-    "a parameter twice": (TINY + "clip: 2.0\n", "line 53: field clip stands there twice"),
-    "a number for a name": (TINY + "1: 2\n", "line 53: a field's name must be text"),
+    "a parameter twice": (TINY + "clip: 2.0\n", "line 54: field clip stands there twice"),
+    "a number for a name": (TINY + "1: 2\n", "line 54: a field's name must be text"),
     "an object of Python's": ("a: !!python/object:os.system {}", "line 1: could not determine"),
     "a nest without an end": ("a: " + "[" * 5000, "nested too deeply"),
     "latin-1": ("profile: café".encode("latin-1"), "can't decode byte 0xe9"),
@@ -764,7 +764,7 @@ def test_verify_names_an_edited_record(run, tmp_path):
     path.write_text(path.read_text().replace('"score": ', '"score": 1'))
     manifest = run.folder / "records" / "roberta" / "cola" / "manifest.json"
     manifest.write_text("[]")
-    done = command("scripts/verify.py", "--profile", str(tmp_path / "small.yaml"))
+    done = command("-m", "helpers.study.cli", "verify", "--profile", str(tmp_path / "small.yaml"))
     one_line(done, f"{path}: missing or changed since its manifest", lines=3)
     assert f"{manifest}: names no files: damaged" in done.stderr
 
@@ -774,27 +774,27 @@ def test_verify_names_an_edited_record(run, tmp_path):
     ("arguments", "says"),
     [
         (
-            ["-m", "helpers.study.cli", "plan", "--profile", "{bad}"],
+            ["plan", "--profile", "{bad}"],
             "bad.yaml: pretrain_batch_size = -1",
         ),
         (
-            ["-m", "helpers.study.cli", "run", "--profile", "{heads}"],
+            ["run", "--profile", "{heads}"],
             "generator_fraction = 0.6: hidden 128",
         ),
         (
-            ["-m", "helpers.study.cli", "run", "--profile", "{proc}"],
+            ["run", "--profile", "{proc}"],
             "/proc/runs/small: cannot write",
         ),
-        (["scripts/verify.py", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
-        (["scripts/leaderboard.py", "check", "--folder", "{bad}"], "bad.yaml: no such folder"),
+        (["verify", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
+        (["check", "--folder", "{bad}"], "bad.yaml: no such folder"),
         (
-            ["scripts/leaderboard.py", "submit", "--run", "{bad}", "--model=x", "--out", "{out}"],
+            ["submit", "--run", "{bad}", "--model=x", "--out", "{out}"],
             "no finished records",
         ),
-        (["scripts/export.py", "--run", "{bad}"], "no finished model there"),
+        (["export", "--run", "{bad}"], "no finished model there"),
     ],
 )
-def test_scripts_refuse_in_one_line(tmp_path, arguments, says):
+def test_commands_refuse_in_one_line(tmp_path, arguments, says):
     values = small_profile("/proc/runs").model_dump(exclude={"model", "tokenizer_kind"})
     profiles = {
         "bad": {"pretrain_batch_size": -1},
@@ -806,5 +806,6 @@ def test_scripts_refuse_in_one_line(tmp_path, arguments, says):
         places[name] = str(tmp_path / f"{name}.yaml")
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values | changes))
     before = tree(tmp_path)
-    one_line(command(*(text.format(**places) for text in arguments)), says)
+    given = [text.format(**places) for text in arguments]
+    one_line(command("-m", "helpers.study.cli", *given), says)
     assert tree(tmp_path) == before

@@ -30,11 +30,35 @@ def test_the_paper_profile_states_the_released_recipe():
     assert (paper.wordpiece_vocabulary, paper.bpe_vocabulary) == (30_522, 50_265)
 
 
+def written(name):
+    return yaml.safe_load((ROOT / "profiles" / f"{name}.yaml").read_text())
+
+
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_line_of_a_profile_is_a_parameter_with_a_comment_or_plain_name(name):
-    keys = set(yaml.safe_load((ROOT / "profiles" / f"{name}.yaml").read_text()))
-    job = {"model", "tokenizer_kind"}
-    assert keys == set(config.Profile.model_fields) - job
+def test_tiny_says_everything_and_another_profile_what_differs(name):
+    tiny, values = written("tiny"), written(name)
+    assert set(tiny) == set(config.Profile.model_fields) - {"model", "tokenizer_kind"}
+    if name != "tiny":
+        assert not [key for key, value in values.items() if tiny[key] == value]
+    loaded = config.load_profile(name).model_dump()
+    assert {key: loaded[key] for key in tiny} == tiny | values
+
+
+def test_a_profile_of_ones_own_says_what_differs_and_its_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("profile: mine\nclip: 2.0\n")
+    mine = config.load_profile(str(path), seeds="5")
+    assert (mine.profile, mine.clip, mine.seeds) == ("mine", 2.0, [5])
+    assert mine.pretrain_steps == written("tiny")["pretrain_steps"]
+    places = config.layers(str(path), seeds="5", steps=None)
+    assert list(places) == ["tiny.yaml", "mine.yaml", "the command line"]
+    assert places["the command line"] == {"seeds": "5"}
+    path.write_text("clip: 2.0\n")
+    with pytest.raises(UserError, match="profile is missing"):
+        config.load_profile(str(path))
+    path.write_text("profile: mine\nclipp: 2.0\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: clipp is not a parameter: did you mean clip"):
+        config.load_profile(str(path))
 
 
 @pytest.mark.parametrize("stage", config.STAGES)

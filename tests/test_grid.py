@@ -112,6 +112,10 @@ def test_plan_prints_the_paper_without_running_it():
         (["--profile", "x; rm -rf"], "profile 'x; rm -rf'"),
         (["--data", "nowhere"], "none of cola"),
         (["--seeds", "-1"], "seeds"),
+        (["--modls", "bert"], "error: no such option: --modls"),
+        (["--steps", "many"], "error: invalid value for '--steps'"),
+        (["--steps"], "'--steps' requires an argument"),
+        (["more"], "more"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, says):
@@ -119,6 +123,15 @@ def test_a_wrong_command_line_is_one_line(arguments, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_lists_every_command_without_loading_torch():
+    done = command("-X", "importtime", "-m", "helpers.study.cli", "--help")
+    assert done.returncode == 0
+    for name in ("run", "status", "plan", "notebook", "report", "keep", "site", "verify", "submit"):
+        assert f"\n  {name} " in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert "torch" not in done.stderr
 
 
 def jobs(done):
@@ -187,7 +200,7 @@ def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
 
 def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("book", "test", "plan", "serve", "help"):
+    for target in ("book", "test", "test-long", "bench", "serve", "clean", "help"):
         assert any(line.startswith(f"{target} ") for line in done.stdout.splitlines()), target
 
 

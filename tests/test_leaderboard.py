@@ -836,7 +836,7 @@ def test_text_of_an_entry_is_inert_and_a_refused_one_is_named():
 def test_the_command_line_checks_and_names_what_is_wrong(entry):
     bad = shutil.copytree(entry, entry.with_name("worse"))
     (bad / "notes.txt").write_text("x", encoding="utf-8")
-    command = [sys.executable, "scripts/leaderboard.py", "check", "--folder", str(entry.parent)]
+    command = [sys.executable, "-m", "helpers.study.cli", "check", "--folder", str(entry.parent)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     first, second, last = done.stdout.splitlines()

@@ -53,5 +53,5 @@ def test_an_unfinished_model_is_one_line(small_run, tmp_path):
 def test_the_schema_of_records_is_published():
     kept = json.loads((ROOT / "results" / "record.schema.json").read_text())
     assert kept == records.Record.model_json_schema(by_alias=True), (
-        "run: .venv/bin/python scripts/verify.py --schema > results/record.schema.json"
+        "run: .venv/bin/small-bench verify --schema > results/record.schema.json"
     )

@@ -21,6 +21,7 @@ import yaml
 from bs4 import BeautifulSoup
 from makers import FIGURES, ROOT, SMALL, claimed, render
 
+from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
 from helpers.leaderboard import check
@@ -29,7 +30,7 @@ from helpers.score.predictions import Labels
 from helpers.train import finetune
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from helpers.study import cli
+from helpers.study import cli, grid
 
 HOSTILE = [
     "$(touch {mark})",
@@ -179,22 +180,22 @@ def make(tmp_path):
     return run
 
 
+def option(name, text):
+    return f"--{name.lower()}={text}"
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_is_given_to_make_is_never_a_command(make, tmp_path, text):
     mark = tmp_path / "mark"
     text = text.format(mark=mark)
-    names = ("PROFILE", "DATA", "MODELS", "TASKS", "SEEDS")
-    wanted = {f"--{name.lower()}={text}" for name in names}
-    done = make("plan", *(f"{name}={text}" for name in names))
+    names = ("PROFILE", "DATA", "MODELS", "TASKS", "SEEDS", "STEPS", "CORES", "CLUSTER")
+    done = make("book", *(f"{name}={text}" for name in names))
     assert done.returncode == 0, done.stderr
-    assert wanted <= set(done.stdout.split("\0"))
-    done = make("book", CORES=text, **dict.fromkeys(names, text))
-    assert {*wanted, f"--cores={text}"} <= set(done.stdout.split("\0"))
-    done = make("submission", f"RUN={text}", f"MODEL={text}", f"ABOUT={text}")
-    out = {f"--run={text}", f"--about={text}", f"--out=leaderboard/{text}"}
-    assert out <= set(done.stdout.split("\0"))
-    done = make("export", f"PROFILE={text}")
-    assert f"--run=runs/{text}" in done.stdout.split("\0")
+    assert {option(name, text) for name in names} <= set(done.stdout.split("\0"))
+    # Of the environment, where such names may mean something else, nothing is taken.
+    done = make("book", **dict.fromkeys(names, text))
+    assert done.returncode == 0, done.stderr
+    assert not [word for word in done.stdout.split("\0") if word.endswith(f"={text}")]
     done = make("serve", f"PROFILE={text}", f"PORT={text}")
     assert {f"runs/{text}/book/html", text} <= set(done.stdout.split("\0"))
     assert not mark.exists()
@@ -227,18 +228,14 @@ def write_source(folder):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_folder_of_any_name_works_and_a_profile_of_any_name_is_one_line(
-    tmp_path, monkeypatch, capsys, text
-):
+def test_a_folder_of_any_name_works_and_a_profile_of_any_name_is_one_line(tmp_path, capsys, text):
     text = text.format(mark="mark")
     folder = write_source(tmp_path / text)
-    monkeypatch.setattr(sys, "argv", ["study.py", "plan", f"--data={folder}", "--models=bert"])
-    assert cli.main() == 0
+    assert not cli.command_line(["plan", f"--data={folder}", "--models=bert"])
     assert "04_finetune bert cola" in capsys.readouterr().out
     for option in ("profile", "data", "models", "tasks", "seeds"):
-        monkeypatch.setattr(sys, "argv", ["study.py", "plan", f"--{option}={text}"])
         with pytest.raises(UserError) as caught:
-            cli.main()
+            cli.command_line(["plan", f"--{option}={text}"])
         assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.rglob("mark"))
 
@@ -250,10 +247,7 @@ def test_every_name_in_a_shell_command_of_the_grid_is_quoted():
     for line in commands:
         assert all(name.endswith(":q") for name in re.findall(r"\{\{(.*?)\}\}", line)), line
         assert set(re.findall(r"(?<!\{)\{([^{}]*)\}(?!\})", line)) == {"PYTHON"}
-    assert (
-        text.count("shell:")
-        == text.count("shell:\n        RUN\n") + text.count("shell:\n            RUN\n") + 1
-    )
+    assert text.count("shell:") == text.count("shell:\n        NOTEBOOK\n") + 1
 
 
 @pytest.mark.slow
@@ -264,11 +258,11 @@ def test_the_grid_runs_on_a_folder_of_any_name(tmp_path):
     profile = tmp_path / "odd's.yaml"
     profile.write_text(yaml.safe_dump(values))
     run = tmp_path / "a 'b' runs" / "odd"
-    run.mkdir(parents=True)
-    changes = json.dumps({"data": str(folder), "tasks": "cola"})
+    study = config.load_profile(str(profile), data=str(folder), tasks="cola")
+    grid.write_run(run, study)
     line = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     line += ["--directory", str(run), "--cores", "1", "data"]
-    environment = {"PROFILE": str(profile), "CHANGES": changes, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
         line, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )

@@ -1,8 +1,6 @@
 """The grid on Slurm: what is asked of it, and a study through a Slurm that loses a node."""
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 
@@ -14,8 +12,9 @@ from makers import LONGER, ROOT, STUDY, write_study
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
+from helpers.base import config
 from helpers.base.errors import UserError
-from helpers.study import cli
+from helpers.study import grid
 
 SITE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
 needs_slurm = pytest.mark.skipif(
@@ -53,11 +52,10 @@ def test_a_job_asks_for_a_gpu_and_comes_back_when_it_is_stopped():
     assert "--gpus" not in asked("pretrain", gpu=0)
 
 
-def test_the_front_door_hands_the_profile_to_snakemake(monkeypatch):
-    options = argparse.Namespace(cluster="profiles/slurm", cores=2)
-    command = cli._where(options)
+def test_the_front_door_hands_the_profile_to_snakemake():
+    command = grid.place(2, 1, "profiles/slurm")
     assert command == ["--workflow-profile", str(ROOT / "profiles/slurm"), "--local-cores", "2"]
-    assert "--cores" in cli._where(argparse.Namespace(cluster="", cores=2, gpu_jobs=1))
+    assert "--cores" in grid.place(2, 1, "")
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", "book", "CLUSTER=profiles/slurm"],
         cwd=ROOT,
@@ -70,13 +68,13 @@ def test_the_front_door_hands_the_profile_to_snakemake(monkeypatch):
 
 def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cluster '.*': no file config\.yaml"):
-        cli._where(argparse.Namespace(cluster=str(tmp_path), cores=1))
+        grid.place(1, 1, str(tmp_path))
 
 
 def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):
-    profile = write_study(tmp_path, **LONGER)
-    folder = tmp_path / "study"
-    folder.mkdir()
+    profile = config.load_profile(str(write_study(tmp_path, **LONGER)))
+    folder = profile.folder
+    grid.write_run(folder, profile)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
@@ -84,7 +82,6 @@ def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):
             *("--dry-run", "--quiet", "host", "--", "all"),
         ],
         cwd=ROOT,
-        env=os.environ | {"PROFILE": str(profile), "CHANGES": json.dumps({})},
         capture_output=True,
         text=True,
     )

@@ -17,11 +17,9 @@ from makers import ROOT, SMALL, executed_notebook, small_profile
 
 from helpers.base import config, files, progress
 from helpers.base.errors import PREEMPTED
-from helpers.study import executed, jobs
+from helpers.study import jobs
+from helpers.study.notebook import beside, executed
 from helpers.train import finetune
-
-# The environment is this one: it is neither made nor changed here.
-MAKE = ("make", "--old-file=.venv/ready", f"BIN={Path(sys.executable).parent}")
 
 
 def command(*arguments, **options):
@@ -62,7 +60,7 @@ def states(profile):
 
 
 def place(profile, name):
-    return profile.folder / "notebooks" / f"{name}.ipynb"
+    return executed(profile.folder, name)
 
 
 def test_what_is_done_follows_from_manifests_and_records(run):
@@ -99,14 +97,16 @@ def test_what_other_parameters_made_is_not_done(run):
     assert states(more)["04_finetune-roberta"].state == "waiting"
 
 
-def test_a_running_job_holds_its_lock_and_tells_its_last_line(run):
+def test_a_running_job_holds_its_lock_and_tells_its_progress(run):
     notebook(place(run, "04_finetune-bert"), error("UserError", "of a run before"))
-    lines = [
-        "fine-tune bert:   0 %, 0/12 steps, ? steps/s, ? left",
-        "fine-tune bert:  25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, cola, seed 0",
-    ]
-    notebook(executed.part(place(run, "04_finetune-bert")), stream("text", *lines))
-    with files.lock(run.folder / "notebooks", ".04_finetune-bert.lock"):
+    told = {"done": 3, "total": 12, "unit": "steps", "speed": "4.17k tokens/s"}
+    told |= {"seconds_left": 7.2, "note": "cola, seed 0"}
+    part = beside(place(run, "04_finetune-bert"), "ipynb")
+    part.write_text("")
+    with files.lock(part.parent, ".04_finetune-bert.lock"):
+        found = states(run)["04_finetune-bert"]
+        assert (found.state, found.detail) == ("running", "no progress told yet")
+        files.write_json(beside(place(run, "04_finetune-bert"), "progress.json"), told)
         found = states(run)["04_finetune-bert"]
     assert (found.state, found.share) == ("running", 0.25)
     assert found.detail.startswith("25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, cola, seed 0 (")
@@ -137,18 +137,18 @@ def test_the_rest_is_told_from_what_is_finished(run):
     (one,) = [job for job in found if job.name == "04_finetune-roberta"]
     (other,) = [job for job in found if job.name == "04_finetune-bert"]
     found[one] = jobs.State("done", seconds=50.0, share=1.0, hardware="a machine")
-    wanted = other.flops / (one.flops / 50.0)
-    line, last = jobs.rest(found, 2)
-    assert f"{progress.duration(wanted)} at the {one.flops / 50:.3g} FLOP/s" in line
+    wanted = jobs.flops(run, other) / (jobs.flops(run, one) / 50.0)
+    line, last = jobs.rest(run, found, 2)
+    assert f"{progress.duration(wanted)} at the {jobs.flops(run, one) / 50:.3g} FLOP/s" in line
     assert "a machine" in line
     # One job cannot be split between two.
     assert last == f"training left, 2 at a time: about {progress.duration(wanted)}"
     found[other] = jobs.State("running", share=0.5)
-    assert progress.duration(wanted / 2) in jobs.rest(found, 2)[0]
+    assert progress.duration(wanted / 2) in jobs.rest(run, found, 2)[0]
     found[one] = jobs.State("waiting")
-    (line,) = jobs.rest(found, 2)
+    (line,) = jobs.rest(run, found, 2)
     assert "cannot be told" in line
-    assert jobs.rest(dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
+    assert jobs.rest(run, dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,10 @@ def test_durations_are_said_as_one_says_them(seconds, text):
     assert progress.duration(seconds) == text
 
 
-def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch):
+def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch, tmp_path):
     """Against a clock of the test's own: rates are this process's, whatever was done before."""
+    told = tmp_path / "progress.json"
+    monkeypatch.setenv(progress.FILE, str(told))
     clock = [1000.0]
     monkeypatch.setattr(time, "time", lambda: clock[0])
     bar = progress.bar(100, "pre-train bert", "steps", done=20)
@@ -184,6 +186,9 @@ def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch):
         "pre-train bert:  70 %, 70/100 steps, 1.50k tokens/s, 00:30 left, loss 3.000"
     )
     assert len(lines) == 4  # one each ten seconds
+    state = files.read_json(told)
+    assert (state["done"], state["total"], state["note"]) == (65, 100, "loss 3.000")
+    assert progress.line(state).strip().startswith("65 %, 65/100 steps, 1.50k tokens/s, 00:35 left")
     assert all(progress.LINE.match(line) for line in lines)
     # Of a run of three days few enough to read, none older than ten minutes.
     bar.total = 10**6
@@ -209,42 +214,35 @@ def test_fine_tuning_tells_each_step(small_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("notebook", "parameters", "says"),
+    ("given", "says"),
     [
-        ("03_pretrin", "", "NOTEBOOK = '03_pretrin': no such notebook; did you mean 03_pretrain?"),
-        ("", "", "known: 01_data, 02_tokenizer"),
-        ("03_pretrain", "model=bert pretrain_step=20", "did you mean pretrain_steps?"),
-        ("03_pretrain", "pretrain_steps=many", "03_pretrain.ipynb: pretrain_steps = 'many'"),
-        ("03_pretrain", "pretrain_steps", "PARAMETERS: 'pretrain_steps' is not name=value"),
-        ("03_pretrain", "model='bert", 'PARAMETERS = "model=\'bert": No closing quotation'),
+        (["03_pretrin"], "'03_pretrin': no such notebook; did you mean 03_pretrain?"),
+        ([""], "known: 01_data, 02_tokenizer"),
+        (["03_pretrain", "model=bert", "pretrain_step=20"], "did you mean pretrain_steps?"),
+        (["03_pretrain", "pretrain_steps=many"], "03_pretrain.ipynb: pretrain_steps = 'many'"),
+        (["03_pretrain", "pretrain_steps"], "'pretrain_steps' is not name=value"),
     ],
 )
-def test_a_wrong_notebook_or_parameter_is_one_line(notebook, parameters, says):
-    made = ("--notebook", notebook, "--parameters", parameters)
-    done = command("-m", "helpers.study.cli", "notebook", *made)
+def test_a_wrong_notebook_or_parameter_is_one_line(given, says):
+    done = command("-m", "helpers.study.cli", "notebook", *given)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_make_run_and_plain_papermill_write_the_same_bytes(small_run, tmp_path):
+def test_the_command_line_and_plain_papermill_write_the_same_bytes(small_run, tmp_path):
     """One notebook both ways, from a profile's file with two changes; then the status of it."""
     written = {}
-    for way in ("make", "papermill"):
+    for way in ("small-bench", "papermill"):
         folder = tmp_path / way / "tiny"
         folder.mkdir(parents=True)
         (folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
         changes = {"runs": str(folder.parent), "model": "electra", "max_length": 64}
         changes |= {"pretrain_steps": 12, "pretrain_warmup": 0.17, "pretrain_batch_size": 8}
-        if way == "make":
-            made = " ".join(f"{name}={value}" for name, value in changes.items())
-            done = subprocess.run(
-                [*MAKE, "run", "NOTEBOOK=03_pretrain", "PROFILE=tiny", f"PARAMETERS={made}"],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-            )
+        if way == "small-bench":
+            made = [f"{name}={value}" for name, value in changes.items()]
+            done = command("-m", "helpers.study.cli", "notebook", "03_pretrain", *made)
             assert (folder / "notebooks" / "03_pretrain-electra.ipynb").exists()
             assert "[03_pretrain-electra] done in" in done.stderr
         else:
@@ -256,8 +254,8 @@ def test_make_run_and_plain_papermill_write_the_same_bytes(small_run, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         made = files.read_json(folder / "models" / "electra" / "manifest.json")
         written[way] = (made["spec"], made["files"])
-    assert written["make"] == written["papermill"]
-    assert len(written["make"][1]) > 5
+    assert written["small-bench"] == written["papermill"]
+    assert len(written["small-bench"][1]) > 5
 
 
 @pytest.mark.slow
@@ -304,7 +302,7 @@ def test_a_report_shows_what_is_finished_and_names_the_rest(run):
     path = Path(run.runs) / "small.yaml"
     path.write_text(yaml.safe_dump(run.model_dump(exclude={"model", "tokenizer_kind"})))
     before = sorted(run.folder.rglob("*"))
-    done = command("-m", "helpers.study.publish", "report", "--profile", str(path))
+    done = command("-m", "helpers.study.cli", "report", "--profile", str(path))
     assert done.returncode == 0, done.stderr
     assert "Missing models (asked for, no record): bert." in done.stdout
     assert "not finished: 04_finetune-bert (waiting)" in done.stdout
@@ -327,7 +325,7 @@ def test_a_report_of_nothing_is_one_line(tmp_path):
     values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text())
     path = tmp_path / "none.yaml"
     path.write_text(yaml.safe_dump(values | {"runs": str(tmp_path), "profile": "none"}))
-    done = command("-m", "helpers.study.publish", "report", "--profile", str(path))
+    done = command("-m", "helpers.study.cli", "report", "--profile", str(path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "no fine-tuning is finished" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -243,13 +243,18 @@ def submit(
 
 
 def main() -> None:
-    """Runs the command line; every error is one line and exit status 2."""
-    run_main(_main)
+    """Runs this process's command line; every error is one line and exit status 2."""
+    run_main(command_line)
 
 
-def _main() -> int | None:
+def command_line(arguments: list[str] | None = None) -> int | None:
+    """Runs a command line; gives its exit status.
+
+    Raises:
+        UserError: Also for an unknown option, or a wrong value of one.
+    """
     try:
-        return app(prog_name="small-bench", standalone_mode=False)
+        return app(arguments, prog_name="small-bench", standalone_mode=False)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "small-bench"

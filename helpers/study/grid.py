@@ -121,7 +121,7 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
     final = profile.model_dump()
     for number, (where, values) in enumerate(layers.items()):
         later = {name for other in list(layers.values())[number + 1 :] for name in other}
-        text = ", ".join(f"{n} = {final[n]}" for n in values if n not in later)
+        text = ", ".join(f"{n}={final[n]!r}" for n in values if n not in later)
         print(textwrap.fill(f"from {where}: {text}", 100, subsequent_indent="  "), end="\n\n")
     tasks = glue.available(profile.source, profile.data, profile.tasks)
     head = ("job", "steps", "tokens", "FLOPs", "parameters")

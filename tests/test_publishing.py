@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import nbformat
@@ -19,8 +18,8 @@ from helpers.base.errors import UserError
 from helpers.train import records
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from helpers.pages import build
-from helpers.study import publish
+from helpers.pages import build, view
+from helpers.study import cli, publish
 
 BIN = Path(sys.executable).parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -59,12 +58,13 @@ def test_workflows_pin_their_actions_and_may_write_only_where_they_publish():
 
 
 def test_the_workflow_runs_what_contributors_run():
-    text = WORKFLOWS[0].read_text()
-    targets = set(re.findall(r"make ([a-z-]+)", text))
+    text = WORKFLOWS[0].read_text() + (ROOT / ".ci" / "run").read_text()
     makefile = (ROOT / "Makefile").read_text()
-    assert "site" in targets
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for target in re.findall(r"make (\S+)", text):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    commands = set(re.findall(r"(?:small-bench|helpers\.study\.cli) ([a-z]+)", text))
+    assert commands == {"site", "check"}
+    assert commands <= {command.name for command in cli.app.registered_commands}
     assert ".ci/run" in text
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
@@ -139,52 +139,37 @@ def finished(small_run, tmp_path):
         notebook = json.loads(path.read_text())
         notebook["metadata"]["papermill"] |= {"end_time": f"{day}T17:30:50+00:00"}
         path.write_text(json.dumps(notebook))
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(profile.model_dump(exclude={"model", "tokenizer_kind"})))
-    return profile, Namespace(
-        profile=str(path),
-        data="",
-        models="",
-        tasks="",
-        seeds="",
-        steps="",
-        run="",
-        corpus="",
-        remark="",
-    )
+    return profile
 
 
 def test_only_a_finished_run_is_kept(finished, tmp_path, monkeypatch):
-    _, options = finished
-    monkeypatch.setattr(publish, "MEASURED", tmp_path / "measured")
-    with pytest.raises(UserError, match="no run is kept"):
-        publish.site(options)
-    options.seeds = "0 1"
+    monkeypatch.setattr(view, "MEASURED", str(tmp_path / "measured"))
+    more = finished.model_copy(update={"seeds": [0, 1]})
     with pytest.raises(UserError, match=r"missing: 04_finetune-roberta \(waiting\), 04"):
-        publish.keep(options)
+        publish.keep(more, "", "")
     assert not (tmp_path / "measured").exists()
 
 
 def test_of_several_kept_runs_the_one_with_most_tokens_is_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish, "MEASURED", tmp_path)
+    monkeypatch.setattr(view, "MEASURED", str(tmp_path))
     for name, tokens in (("brief", 5), ("long", 10), ("middle", 7)):
         files.write_json(tmp_path / name / "run.json", {"tokens": tokens})
-    assert publish._kept("") == tmp_path / "long"
-    assert publish._kept(str(tmp_path / "brief")) == tmp_path / "brief"
+    assert view.kept_run("") == tmp_path / "long"
+    assert view.kept_run(str(tmp_path / "brief")) == tmp_path / "brief"
     files.write_json(tmp_path / "other" / "run.json", {"tokens": 10})
-    with pytest.raises(UserError, match=r"as many tokens.* RUN: .*long, .*other$"):
-        publish._kept("")
-    with pytest.raises(UserError, match=r"RUN = .*none.*: no run is kept there"):
-        publish._kept(str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"as many tokens.*: .*long, .*other$"):
+        view.kept_run("")
+    with pytest.raises(UserError, match=r"run = .*none.*: no run is kept there"):
+        view.kept_run(str(tmp_path / "none"))
 
 
 @pytest.mark.slow
 def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, monkeypatch):
-    profile, options = finished
+    profile = finished
     kept = tmp_path / "measured" / "small"
-    monkeypatch.setattr(publish, "MEASURED", kept.parent)
+    monkeypatch.setattr(view, "MEASURED", str(kept.parent))
     monkeypatch.setattr(publish, "RUNS", str(tmp_path / "runs"))
-    assert publish.keep(options) == 0
+    assert publish.keep(profile, "", "") == 0
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     assert {path.suffix for path in map(Path, names)} == {".json", ".csv"}
     assert {"run.json", "comparisons.json", "models/roberta/log.csv"} <= names
@@ -199,7 +184,7 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
     # Neither the run nor its data is there any more.
     for name in ("data", "tokenizer", "models", "records"):
         (profile.folder / name).unlink()
-    assert publish.site(options) == 0
+    assert publish.site("") == 0
     pages = tmp_path / "runs" / "site" / "book" / "html"
     for name in ("book/index", "book/measured", "book/records", "notebooks/04_finetune"):
         page = BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article

@@ -14,6 +14,7 @@ from helpers.base.errors import UserError
 from helpers.pages import tables
 from helpers.score import paper
 
+MEASURED = "results/measured"  # runs that are kept in the repository
 VARIABLE = "SMALL_BENCH_RUN"
 """The environment variable that names the run a book is built for; set by the build."""
 
@@ -72,7 +73,7 @@ def kept_run(wanted: str = "") -> Path:
     Raises:
         UserError: It is not there, there is none, or two read as many.
     """
-    kept = sorted(path.parent for path in files.find("results/measured").glob("*/run.json"))
+    kept = sorted(path.parent for path in files.find(MEASURED).glob("*/run.json"))
     if wanted:
         kept = [path for path in kept if path.resolve() == files.resolve(wanted).resolve()]
         if not kept:

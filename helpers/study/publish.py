@@ -16,11 +16,11 @@ from helpers.base.config import Profile
 from helpers.base.errors import UserError
 from helpers.pages import build, details, recipes
 from helpers.pages import tables as tables_of
+from helpers.pages import view as page_view
 from helpers.study import grid, jobs, notebook
 from helpers.train import loop, records
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURED = ROOT / "results" / "measured"
 RUNS = "runs"  # where `site` builds, in a folder of its own
 LARGEST = 500_000  # bytes of a file that is kept
 
@@ -43,6 +43,7 @@ def report(profile: Profile) -> int:
     view = files.resolve(runs) / profile.profile
     with files.lock(view):
         _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
+        grid.write_run(view, profile, missing=missing)
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
         shown = [*_shown(found).values(), *_analyse(view, given)]
         if build.build(view, shown, _unfinished(missing), partial=True):
@@ -106,7 +107,7 @@ def keep(profile: Profile, corpus: str, remark: str) -> int:
         remark: Sentences for the reader.
     """
     found = _finished(profile)
-    kept = MEASURED / profile.profile
+    kept = ROOT / page_view.MEASURED / profile.profile
     with files.building(kept) as target:
         count = _keep(profile, found, target, corpus, remark)
     size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
@@ -209,7 +210,7 @@ def _keep_cell(source: Path, target: Path) -> None:
 
 def site(run: str) -> int:
     """Builds the published book from a kept run: the one named, or that of most tokens."""
-    kept = _kept(run)
+    kept = page_view.kept_run(run)
     about = files.read_json(kept / "run.json")
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
@@ -222,23 +223,6 @@ def site(run: str) -> int:
             return 1
     grid.print_result(view)
     return 0
-
-
-def _kept(wanted: str) -> Path:
-    """The kept run named, or the one whose models read the most tokens."""
-    there = sorted(path.parent for path in MEASURED.glob("*/run.json"))
-    if wanted:
-        there = [path for path in there if path.resolve() == files.resolve(wanted).resolve()]
-        if not there:
-            raise UserError(f"run = {wanted!r}: no run is kept there; small-bench keep makes one")
-    if not there:
-        raise UserError("results/measured: no run is kept; small-bench keep makes one")
-    tokens = {path: files.read_json(path / "run.json")["tokens"] for path in there}
-    most = [path for path in there if tokens[path] == max(tokens.values())]
-    if len(most) > 1:
-        names = ", ".join(os.path.relpath(path) for path in most)
-        raise UserError(f"several runs read as many tokens, say which with --run: {names}")
-    return most[0]
 
 
 def _measured(name: str, about: dict[str, object]) -> str:

@@ -233,3 +233,25 @@ def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:
         attended = layer.attention.output(context, hidden)
         hidden = layer.output(layer.intermediate(attended), attended)
     return hidden
+
+
+@torch.inference_mode()
+def score_terms(model: DebertaModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The three terms of the first layer's scores, each as it goes into the softmax.
+
+    Args:
+        model: A DeBERTa-v1 that :func:`speed_up` has been through, in evaluation mode.
+        tokens: int64 [batch, L], no padding.
+
+    Returns:
+        ``c2c``, ``c2p``, ``p2c``: float [heads, batch, L, L].
+    """
+    own: Attention = model.encoder.layer[0].attention.self
+    table = own.table(model.encoder.rel_embeddings.weight, tokens.shape[1])
+    query, key, _ = own.project(model.embeddings(tokens))
+    terms = {
+        "c2c": query @ key.transpose(-1, -2),
+        "c2p": own.content_to_position(query, table),
+        "p2c": own.position_to_content(key, table),
+    }
+    return {name: (own.scale * t).unflatten(0, (own.heads, -1)) for name, t in terms.items()}

@@ -173,7 +173,7 @@ def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.Da
     header = ["Model", "GPU", "Utilisation", "% of peak", "Tokens per second", hours, "kWh"]
     text = markdown([*header, "Rent", "Electricity"], lines, left=3)
     cards = [
-        [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in gpu.figures)]
+        [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in (gpu.peak_tflops, gpu.watts, gpu.memory_gb))]
         for gpu in gpus.values()
     ]
     header = ["GPU", "Stated in, read second-hand", "Peak, TFLOP/s", "Board power, W", "Memory, GB"]

@@ -102,19 +102,17 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def curves(found: Curves) -> Figure:
-    """Losses of our steps and of stock classes, a panel for each model.
+def curves(runs: pd.DataFrame, point: int) -> Figure:
+    """Losses of our steps and of stock classes: mean over seeds, a band from lowest to highest.
 
     Args:
-        found: What ``make bench`` measured (`speeds.load`).
-
-    Returns:
-        The figure: mean over seeds, in a band from the lowest to the highest.
+        runs: Columns model, side, seed and curve (a loss for every `point` steps).
+        point: Steps of one loss.
     """
-    table = pd.DataFrame([run.model_dump() for run in found.runs]).explode("curve")
+    table = runs.explode("curve")
     table["loss"] = table["curve"].astype(float)
     place = table.groupby(["model", "side", "seed"]).cumcount()
-    table["step"] = (place + 1) * found.point
+    table["step"] = (place + 1) * point
     names = list(dict.fromkeys(table["model"]))
     sides = list(dict.fromkeys(table["side"]))
     colours = _palette(sides)

@@ -1,28 +1,30 @@
-"""What a pre-training costs: a model's FLOP, a GPU's peak rate and a utilisation give the rest."""
+"""What a pre-training costs: a model's FLOP, a GPU's peak rate and a utilisation give the rest.
+
+torch is imported by the functions that build a model, so that reading the GPUs does not need it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import torch
 from pydantic import Field
 
 from helpers.base import config, files
 from helpers.base.config import Strict, validate
 from helpers.base.errors import UserError, did_you_mean
-from helpers.data import glue, tokenizer
-from helpers.model import registry
-from helpers.model.flops import head_flops, token_flops
-from helpers.score import costs
-from helpers.train import finetune, objectives, pretrain
+from helpers.data import glue
+
+if TYPE_CHECKING:
+    from helpers.model import registry
+    from helpers.train import objectives
 
 NO_HEAD, AT_MASKED = "encoders without a head", "head at masked positions"
-
 AT_ALL = "head at all positions"
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # widths of a generator
 
 # The geometric mean of the lowest and highest utilisation that peers' measured rates come to.
 UTILISATION = 0.05
@@ -36,11 +38,6 @@ class Gpu(Strict):
     watts: float = Field(gt=0, description="board power")
     memory_gb: float = Field(gt=0, description="memory, GB")
     source: str = Field(min_length=1, description="the document that states it")
-
-    @property
-    def figures(self) -> tuple[float, float, float]:
-        """Peak in TFLOP/s, board power in W, memory in GB."""
-        return self.peak_tflops, self.watts, self.memory_gb
 
 
 class Gpus(Strict):
@@ -59,13 +56,7 @@ class Assumptions(Strict):
 
 
 def load(path: Path) -> dict[str, Gpu]:
-    """Reads ``results/gpus.json``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The GPUs by their short names, in the file's order.
+    """The GPUs of ``results/gpus.json`` by their short names, in the file's order.
 
     Raises:
         UserError: The file is missing or not JSON, or a field is missing or wrong.
@@ -73,22 +64,28 @@ def load(path: Path) -> dict[str, Gpu]:
     return validate(Gpus, files.read_json(Path(path)), str(path)).gpus
 
 
-def outline(name: str, profile: config.Profile) -> torch.nn.Module:
-    """A registry entry as a profile would pre-train it, without memory for its weights.
+def outline(
+    name: str, profile: config.Profile, size: registry.Size | None = None
+) -> objectives.MaskedLanguageModel | objectives.ReplacedTokenDetection:
+    """A model under its objective as a profile would pre-train it, on torch's ``meta`` device.
 
     Args:
         name: Registry entry.
-        profile: Size, vocabulary, length and generator's width.
-
-    Returns:
-        The module of `objectives.build`, every parameter on torch's ``meta`` device.
+        profile: Vocabulary, length, generator's width, and the size where `size` is None.
+        size: Another shape of the encoder.
 
     Raises:
         UserError: For an unknown model or size.
     """
-    spec, size = registry.get(name), registry.get_size(profile.size)
+    import torch
+
+    from helpers.model import registry
+    from helpers.train import objectives
+
+    spec = registry.get(name)
     vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
     fraction = profile.generator_fraction if spec.objective == "rtd" else 0.0
+    size = size or registry.get_size(profile.size)
     with torch.device("meta"):
         return objectives.build(spec, size, vocabulary, profile.max_length, fraction=fraction)
 
@@ -96,15 +93,20 @@ def outline(name: str, profile: config.Profile) -> torch.nn.Module:
 def flops(name: str, profile: config.Profile) -> float:
     """Matrix-product FLOP per token of pre-training, forward and backward.
 
-    Args:
-        name: Registry entry.
-        profile: As for `outline`; tokens are counted at the length the model can read.
-
     Raises:
         UserError: For an unknown model or size.
     """
-    length = tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
-    return objectives.flops_per_token(outline(name, profile), length)
+    from helpers.train import objectives
+
+    return objectives.flops_per_token(outline(name, profile), _length(name, profile))
+
+
+def _length(name: str, profile: config.Profile) -> int:
+    """Tokens of a segment that the model reads: RoBERTa's positions begin at 2."""
+    from helpers.data import tokenizer
+    from helpers.model import registry
+
+    return tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
 
 
 def table(
@@ -121,7 +123,7 @@ def table(
 
     Args:
         gpus: `load`.
-        published: The published figures (`paper.load`), for the peers' measured rates.
+        published: `paper.load`, for the peers' measured rates.
         names: Registry entries; every one that is pre-trained where None.
         profile: The profile whose size, length and number of tokens are priced.
         utilisation: The model's own FLOP over the GPU's peak, 0 to 1: an assumption.
@@ -137,6 +139,8 @@ def table(
     Raises:
         UserError: A model, GPU or profile is unknown, or an assumption is out of range.
     """
+    from helpers.model import registry
+
     given = {
         "utilisation": utilisation,
         "price_per_hour": dict(price_per_hour or {}),
@@ -149,27 +153,51 @@ def table(
         names = [name for name, spec in registry.REGISTRY.items() if spec.objective != "none"]
     rows = []
     for name in names:
-        per_token = flops(name, study)
+        per_token, count = flops(name, study), tokens(name, study)
         for key, gpu in gpus.items():
             rate = assumed.utilisation * gpu.peak_tflops * 1e12 / per_token
-            rows.append({"model": name, "gpu": key, "rate": rate, "per_token": per_token})
-            rows += [
-                {"model": name, "gpu": key, "rate": float(rate), "per_token": per_token}
-                | {"source": entry["source"], "status": entry["status"]}
-                for entry in published["throughput"]
-                if (entry["model"], entry["gpu"]) == (name, key)
-                for rate in entry["tokens_per_second"]
-            ]
-    return pd.DataFrame(
-        [_priced(row, gpus[row["gpu"]], tokens(row["model"], study), assumed) for row in rows]
-    )
+            found = [{"rate": rate, "measured": False, "source": "", "status": ""}]
+            for entry in published["throughput"]:
+                if (entry["model"], entry["gpu"]) == (name, key):
+                    about = {"source": entry["source"], "status": entry["status"]}
+                    rates = entry["tokens_per_second"]
+                    found += [{"rate": rate, "measured": True, **about} for rate in rates]
+            pair = {"model": name, "gpu": key, "tokens": count}
+            rows += [_priced(pair | row, gpu, per_token, assumed) for row in found]
+    return pd.DataFrame(rows)
+
+
+def _priced(
+    row: dict[str, Any], gpu: Gpu, per_token: float, assumed: Assumptions
+) -> dict[str, Any]:
+    """A row with what follows from its rate, tokens per second."""
+    rate = float(row.pop("rate"))
+    hours = row["tokens"] / rate / 3600
+    kwh = hours * gpu.watts / 1000
+    per_kwh = math.nan if assumed.price_per_kwh is None else assumed.price_per_kwh
+    return row | {
+        "utilisation": rate * per_token / (gpu.peak_tflops * 1e12),
+        "tokens_per_second": rate,
+        "hours": hours,
+        "kwh": kwh,
+        "rent": hours * assumed.price_per_hour.get(row["gpu"], math.nan),
+        "electricity": kwh * per_kwh,
+    }
+
+
+def _check_prices(prices: Mapping[str, float], gpus: Mapping[str, Gpu]) -> None:
+    for key, price in prices.items():
+        if key not in gpus:
+            hint = did_you_mean(key, dict(gpus))
+            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: no such GPU; {hint}")
+        if not (math.isfinite(price) and price >= 0):
+            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: must be 0 or more")
 
 
 def tokens(name: str, profile: config.Profile) -> int:
     """Tokens of one pre-training: steps x segments x the length that the model reads."""
-    length = tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
     own = pretraining(name, profile)
-    return own.pretrain_steps * own.pretrain_batch_size * length
+    return own.pretrain_steps * own.pretrain_batch_size * _length(name, profile)
 
 
 def pretraining(name: str, profile: config.Profile) -> config.Pretrain:
@@ -178,6 +206,9 @@ def pretraining(name: str, profile: config.Profile) -> config.Pretrain:
     Raises:
         UserError: For an unknown model, or a recipe that leaves an impossible parameter.
     """
+    from helpers.model import registry
+    from helpers.train import pretrain
+
     given = config.Pretrain(**profile.stage(config.Pretrain, model=name))
     return pretrain.recipe(given, registry.get(name))
 
@@ -193,16 +224,14 @@ class Finetuning(NamedTuple):
 def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
     """Work of one model on one task at full length, an upper bound: batches are padded to less.
 
-    Args:
-        profile: Epochs, batch size, rows and seeds.
-        name: Registry entry.
-        task: A task of GLUE, with the rows of `glue.train_rows` but for the profile's limit.
-
     Raises:
         UserError: For an unknown model, size or task.
     """
-    kind = glue.get(task)
-    length = tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
+    from helpers.model import registry
+    from helpers.model.flops import token_flops
+    from helpers.train import finetune
+
+    kind, length = glue.get(task), _length(name, profile)
     rows = glue.train_rows(profile.source, profile.data, task)
     rows = min(rows, profile.train_rows or rows)
     steps = finetune.count_steps(profile, task, rows) * len(profile.seeds)
@@ -214,41 +243,27 @@ def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
     return Finetuning(steps, count, count * token_flops(own, length))
 
 
-def _priced(row: dict[str, Any], gpu: Gpu, count: int, assumed: Assumptions) -> dict[str, Any]:
-    hours = count / row["rate"] / 3600
-    kwh = hours * gpu.watts / 1000
-    per_kwh = math.nan if assumed.price_per_kwh is None else assumed.price_per_kwh
-    return {
-        "model": row["model"],
-        "gpu": row["gpu"],
-        "measured": "source" in row,
-        "utilisation": row["rate"] * row["per_token"] / (gpu.peak_tflops * 1e12),
-        "tokens": count,
-        "tokens_per_second": row["rate"],
-        "hours": hours,
-        "kwh": kwh,
-        "rent": hours * assumed.price_per_hour.get(row["gpu"], math.nan),
-        "electricity": kwh * per_kwh,
-        "source": row.get("source", ""),
-        "status": row.get("status", ""),
-    }
+def generator_sizes(name: str, profile: str = "paper") -> pd.DataFrame:
+    """MFLOP per token of pre-training (mflop) and the generator's own parameters (parameters).
 
+    Indexed by the generator's width over the discriminator's, `FRACTIONS`.
+    """
+    from helpers.model import registry
+    from helpers.train import objectives
 
-def _check_prices(prices: Mapping[str, float], gpus: Mapping[str, Gpu]) -> None:
-    for key, price in prices.items():
-        if key not in gpus:
-            hint = did_you_mean(key, dict(gpus))
-            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: no such GPU; {hint}")
-        if not (math.isfinite(price) and price >= 0):
-            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: must be 0 or more")
+    lines = {}
+    for fraction in FRACTIONS:
+        study = config.load_profile(profile, generator_fraction=fraction)
+        task = outline(name, study)
+        lines[fraction] = {
+            "parameters": registry.count(task) - registry.count(task.model),
+            "mflop": objectives.flops_per_token(task, _length(name, study)) / 1e6,
+        }
+    return pd.DataFrame(lines).T
 
 
 def generator_flops(published: Mapping[str, Any], profile: str = "paper") -> pd.DataFrame:
     """MFLOP per token of pre-training, forward and backward, by where the MLM head is computed.
-
-    Args:
-        published: The published figures.
-        profile: Its size, vocabulary and length are counted.
 
     Returns:
         Indexed by model (those with a published count, and the full-size generator's quarter-size
@@ -269,11 +284,12 @@ def generator_flops(published: Mapping[str, Any], profile: str = "paper") -> pd.
 
 
 def _by_head(name: str, study: config.Profile) -> dict[str, float]:
-    """MFLOP per token of a registry entry: encoders, head at 15 %, head at every position."""
-    task = costs.outline(name, study)
-    length = tokenizer.usable_length(registry.get(name).tokenizer, study.max_length)
-    own = registry.encoder(task.model).config
-    parts = [own]
+    from helpers.model import registry
+    from helpers.model.flops import head_flops, token_flops
+    from helpers.train import objectives
+
+    task, length = outline(name, study), _length(name, study)
+    parts = [registry.encoder(task.model).config]
     if isinstance(task, objectives.ReplacedTokenDetection):
         parts.insert(0, task.generator.config)  # the MLM head is the generator's
     masked = objectives.flops_per_token(task, length)

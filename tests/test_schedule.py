@@ -3,12 +3,12 @@
 import random
 
 import pytest
+from helpers.pages.schedule import Job
 from makers import ROOT, table_rows
 
 from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.pages import schedule
-from helpers.pages.schedule import Job
 from helpers.score import costs
 
 

@@ -1,5 +1,5 @@
-// Search and sort for every table inside an element of class "sortable". No dependency; the page
-// is complete without it.
+// Search and sort for the tables that a cell tagged "sortable" shows. No dependency; the page is
+// complete without it.
 "use strict";
 (() => {
   const NONE = /^[–—-]?$/; // a dash, or nothing
@@ -76,11 +76,12 @@
   };
 
   const start = () => {
-    document.querySelectorAll(".sortable").forEach((box) => {
+    document.querySelectorAll(".tag_sortable .cell_output").forEach((box) => {
       const tables = Array.from(box.querySelectorAll("table")).filter(
         (table) => table.tHead && table.tBodies.length,
       );
       if (!tables.length) return;
+      box.classList.add("sortable");
       tables.forEach(addSort);
       addSearch(box, tables);
     });

@@ -3,5 +3,5 @@
 submission  the form of an entry
 check       whether an entry holds, by its own predictions
 submit      an entry from finished records
-page        the ranking
+ranking     order, ties, and who cannot be told apart
 """

@@ -116,7 +116,8 @@ def inputs(run: Path) -> str:
         path
         for folder in (*folders, ROOT / "helpers", run / "data" / "glue", run / "models")
         for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
-        if path.suffix in {".json", ".yaml", ".py"} and path.is_file()
+        if path.is_file()
+        and (path.suffix in {".json", ".yaml", ".py"} or folder.name == "leaderboard")
     ]
     return files.digest([files.sha256(path) for path in paths])[:16]
 

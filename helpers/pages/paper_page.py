@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pandas as pd
-
-from helpers.base.text import NONE, escape, markdown, score, span
-from helpers.score import audit, costs
+from helpers.base.text import NONE, escape, markdown, score
+from helpers.score import audit
 from helpers.score.paper import mean_of, model_name, some_but_not_all, task_name
 
 
@@ -143,39 +141,4 @@ def reference_points(published: dict[str, Any]) -> str:
     text += "\n**Speed of others' pre-training.**\n\n"
     text += markdown(["Model", "Tokens per second"], speed)
     text += "\n**What paid, in others' ablations.**\n\n" + markdown(["Change", "Effect"], paid)
-    return text + "\n" + source_list(published, used)
-
-
-def cost(published: dict[str, Any], gpus: dict[str, costs.Gpu], estimates: pd.DataFrame) -> str:
-    """What each model's pre-training costs on each GPU, with the rates others measured.
-
-    Args:
-        published: The published figures.
-        gpus: `costs.load`.
-        estimates: `costs.table`.
-
-    Returns:
-        Markdown: the table, then the GPUs with their sources.
-    """
-    lines, used = [], set()
-    for row in estimates.to_dict("records"):
-        rate = f"{row['tokens_per_second']:,.0f}"
-        share = f"{100 * row['utilisation']:.1f}"
-        if row["measured"]:
-            used.add(row["source"])
-            rate = cited({**row, "value": rate}, published)
-        names = [escape(model_name(published, row["model"])), escape(gpus[row["gpu"]].name)]
-        basis = "measured by others" if row["measured"] else "assumed"
-        spent = [f"{row['hours']:,.0f}", f"{row['kwh']:,.1f}"]
-        spent += [score(row["rent"]), score(row["electricity"])]
-        lines.append([*names, basis, share, rate, *spent])
-    hours = f"Hours for {span(estimates['tokens'])} tokens"
-    header = ["Model", "GPU", "Utilisation", "% of peak", "Tokens per second", hours, "kWh"]
-    text = markdown([*header, "Rent", "Electricity"], lines, left=3)
-    cards = [
-        [escape(gpu.name), escape(gpu.source), *(f"{n:g}" for n in (gpu.peak_tflops, gpu.watts, gpu.memory_gb))]
-        for gpu in gpus.values()
-    ]
-    header = ["GPU", "Stated in, read second-hand", "Peak, TFLOP/s", "Board power, W", "Memory, GB"]
-    text += "\n**The GPUs.**\n\n" + markdown(header, cards, left=2)
     return text + "\n" + source_list(published, used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,10 +19,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from helpers.base import files
 from helpers.score import statistics
 
-if TYPE_CHECKING:
-    from helpers.pages.speeds import Curves
-
-FIGURES = ("overview.svg", "scores.svg", "compute.svg", "curves.svg", "attention.svg", "noise.svg")
+FIGURES = ("overview.svg", "scores.svg", "compute.svg")
 MARKERS = "osD^vPX*<>hp"
 PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
 WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
@@ -474,8 +471,8 @@ def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
 
     Args:
         index: int64 [L, L], row of the table that each pair of tokens reads
-            (`explain.index_matrix`).
-        scores: Columns model, term, head, distance, score (`explain.position_scores`).
+            (`disentangled.relative_rows`, read by `disentangled.shift`).
+        scores: Columns model (empty: fresh weights), term, head, distance, score.
 
     Returns:
         The figure. Above: the index matrix, and the scores by relative position with the part of
@@ -528,8 +525,8 @@ def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
     """What chance does to a leaderboard.
 
     Args:
-        boards: float64 [boards, models], points from the true average (`explain.equal_models`).
-        flips: Shares by true difference, one column per protocol (`explain.flips`).
+        boards: float64 [boards, models], points from the true average (`audit.equal_models`).
+        flips: Shares by true difference, one column per protocol (`audit.flips`).
         shown: Leaderboards drawn.
 
     Returns:
@@ -561,8 +558,6 @@ def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
 def write(
     records: pd.DataFrame,
     published: dict[str, Any],
-    found: Curves,
-    drawn: Sequence[Figure],
     out: Path,
     models: Sequence[str],
     tasks: Sequence[str],
@@ -572,8 +567,6 @@ def write(
     Args:
         records: Records of one profile and data source (`tables.select`).
         published: The published figures (`paper.load`).
-        found: Losses of our steps and of stock classes (`speeds.load`).
-        drawn: The figures of the background pages: `attention`, `noise`.
         out: The folder.
         models: Models in order.
         tasks: Tasks in order.
@@ -582,6 +575,6 @@ def write(
         UserError: A file cannot be written.
     """
     asked = (records, published, models, tasks)
-    figures = (overview(*asked), scores(*asked), compute(*asked), curves(found), *drawn)
+    figures = (overview(*asked), scores(*asked), compute(*asked))
     for name, figure in zip(FIGURES, figures, strict=True):
         save(figure, Path(out) / name)

@@ -10,23 +10,21 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
-from transformers import AutoModel
 
 from helpers.base import config
 from helpers.base.errors import UserError
-from helpers.data import tokenizer
-from helpers.model import registry
+
+if TYPE_CHECKING:
+    from helpers.model import registry
 
 LEVEL = 0.95
 
 
-@torch.inference_mode()
 def effective_rank(run: Path, model: str, segments: int = 16) -> float:
     """How many directions the last hidden states of a pre-trained encoder spread over.
 
@@ -39,13 +37,20 @@ def effective_rank(run: Path, model: str, segments: int = 16) -> float:
         model: A model of it.
         segments: Segments of the packed corpus, the first ones.
     """
+    import torch
+    from transformers import AutoModel
+
+    from helpers.data import tokenizer
+    from helpers.model import registry
+
     source = run / "models" / model / "encoder"
     network = AutoModel.from_pretrained(
         source, local_files_only=True, use_safetensors=True, trust_remote_code=False
     ).eval()
     packed = tokenizer.rows(run / "tokenizer" / registry.get(model).tokenizer)
     tokens = torch.from_numpy(packed[:segments].astype(np.int64))
-    states = network(tokens).last_hidden_state.flatten(0, 1)
+    with torch.inference_mode():
+        states = network(tokens).last_hidden_state.flatten(0, 1)
     shares = torch.linalg.svdvals(states - states.mean(0)).double().square()
     shares = shares[shares > 0] / shares.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
@@ -64,6 +69,8 @@ def measure(
     Raises:
         UserError: No model is a variant, a base has no record, or a fine-tuning is missing.
     """
+    from helpers.model import registry
+
     variants = {
         name: registry.VARIANTS[name] for name in profile.models if name in registry.VARIANTS
     }
@@ -72,7 +79,8 @@ def measure(
         raise UserError(f"profile {profile.profile}: models has no variant of a recipe: {known}")
     names = [*dict.fromkeys(v.base for v in variants.values()), *variants]
     trained = [
-        _trained(records, name, profile) | {"rank": (ranks or {}).get(name)} for name in names
+        _trained(records, name, variants.get(name), profile) | {"rank": (ranks or {}).get(name)}
+        for name in names
     ]
     shown = records[records["model"].isin(names)]
     rows = {task: group["rows"].iloc[0]["train"] for task, group in shown.groupby("task")}
@@ -94,7 +102,9 @@ def measure(
     }
 
 
-def _trained(records: pd.DataFrame, name: str, profile: config.Profile) -> dict[str, Any]:
+def _trained(
+    records: pd.DataFrame, name: str, variant: registry.Variant | None, profile: config.Profile
+) -> dict[str, Any]:
     """One model of the study: what it cost, and its scores by task, one per seed."""
     mine = records[records["model"] == name]
     scores = {}
@@ -107,7 +117,6 @@ def _trained(records: pd.DataFrame, name: str, profile: config.Profile) -> dict[
                 "finish the run first (make book)"
             )
         scores[task] = by_seed.loc[sorted(profile.seeds)].tolist()
-    variant = registry.VARIANTS.get(name)
     first = mine.iloc[0]
     return {
         "name": name,

@@ -7,7 +7,7 @@ metric x 100; a table indexed by model or task uses the short names of the file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,71 +16,25 @@ import pandas as pd
 from scipy import stats
 
 from helpers.base.seeding import numpy_generator
-from helpers.base.text import NONE, escape, markdown
 from helpers.data import glue
-from helpers.score import audit
-from helpers.score.costs import AT_MASKED, generator_flops
 from helpers.score.statistics import impossible, reach
 
 EQUAL_MODELS = 5
-
 ONE_SEED, MEDIAN, BEST = "one seed each", "median of 5 each", "best of 10 against median of 10"
-
 GAPS = np.linspace(0, 1.5, 31)  # points of the average
-
 FINE_TUNINGS = 10  # behind a best, in the published band and in the recipe of the medians
 MOST_SEEDS = 20  # the longest row of the simulation
 MOST_RUNS = 10  # tried as an explanation of an accuracy no single run can have
-SECOND_HAND = ("S", "U")  # statuses of figures that were not read at their source
 EACH, ONE, SPREAD = "each task's best", "one run's best", "spread of each task's best"
 
 Published = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one finding amounts to; each field is one line, or a dash where there is nothing.
-
-    Attributes:
-        finding: What was looked at.
-        shown: What was recomputed here.
-        second_hand: What rests on figures that were not read at their source.
-        unknown: What the published figures cannot tell.
-    """
-
-    finding: str
-    shown: str = NONE
-    second_hand: str = NONE
-    unknown: str = NONE
-
-
-def verdicts(found: Iterable[Verdict]) -> str:
-    """The verdicts as a Markdown table."""
-    rows = [
-        [escape(v.finding), escape(v.shown), escape(v.second_hand), escape(v.unknown)]
-        for v in found
-    ]
-    return markdown(["Finding", "Shown", "Second-hand", "Cannot be known"], rows, left=4)
-
-
-def _second_hand(line: str, *figures: Mapping[str, Any]) -> str:
-    """The line where one of the figures behind it is second-hand, else a dash."""
-    return line if any(figure["status"] in SECOND_HAND for figure in figures) else NONE
-
-
-def _names(published: Published, keys: Iterable[str]) -> str:
-    return ", ".join(published["table1"]["models"][key]["name"] for key in keys) or "none"
 
 
 # --- averages, ranks, gaps ---------------------------------------------------------------------
 
 
 def scores(published: Published) -> pd.DataFrame:
-    """Table 1 as numbers.
-
-    Returns:
-        float64, one row per published model, one column per task, metric x 100.
-    """
+    """Table 1 as numbers: a row per published model, a column per task, metric x 100."""
     entries = published["table1"]["models"]
     return pd.DataFrame(
         {
@@ -97,59 +51,24 @@ def _figures(published: Published, field: str) -> pd.Series:
 
 
 def averages(published: Published) -> pd.DataFrame:
-    """Printed averages beside the plain means of the eight scores.
-
-    Returns:
-        Indexed by model: printed, recomputed (metric x 100), agrees (to the printed decimals).
-    """
+    """By model: the average as printed, the mean of the eight (recomputed), and agrees."""
     printed, mean = _figures(published, "average"), scores(published).mean(axis=1)
     agrees = (printed - mean).abs() <= 0.005 + 1e-9
     return pd.DataFrame({"printed": printed, "recomputed": mean, "agrees": agrees})
 
 
-def averages_verdict(published: Published) -> Verdict:
-    """What `averages` amounts to."""
-    found, reference = averages(published), published["reference"]
-    parts = [task for task, figure in reference["scores"].items() if figure["value"] is not None]
-    name = reference["name"]
-    return Verdict(
-        "Averages",
-        f"{found['agrees'].sum()} of {len(found)} are the plain mean of their eight scores.",
-        _second_hand(f"The average of {name}.", reference["average"]),
-        NONE if parts else f"The eight scores of {name}: no task's score is public.",
-    )
-
-
 def ranks(published: Published) -> pd.DataFrame:
-    """Printed ranks beside those the printed averages give.
-
-    Returns:
-        Indexed by model: average, printed, recomputed (1 is the highest average; equal averages
-        share the better rank), agrees.
-    """
+    """By model: average, rank as printed and recomputed (ties share the better), and agrees."""
     average, printed = _figures(published, "average"), _figures(published, "rank")
     rank = average.rank(ascending=False, method="min").astype(int)
     columns = {"average": average, "printed": printed, "recomputed": rank}
     return pd.DataFrame({**columns, "agrees": rank == printed})
 
 
-def ranks_verdict(published: Published) -> Verdict:
-    """What `ranks` amounts to."""
-    found = ranks(published)
-    wrong = found.index[~found["agrees"]]
-    return Verdict(
-        "Ranks",
-        f"Against the order of the averages: {_names(published, wrong)}.",
-        unknown="Whether a rank or an average was not updated." if len(wrong) else NONE,
-    )
-
-
 def gaps(published: Published) -> pd.DataFrame:
-    """How far each model is below the reference, and whether the announced range covers it.
+    """By model: average, points below the reference, and whether the announced range covers them.
 
-    Returns:
-        Indexed by model: average, below (points, two decimals), announced (bool: the gap, to one
-        decimal, lies in the range).
+    The range is compared with the gap to one decimal, as it was announced.
     """
     average = _figures(published, "average")
     low, high = (published["announcement"][key]["value"] for key in ("gap_smallest", "gap_largest"))
@@ -158,69 +77,20 @@ def gaps(published: Published) -> pd.DataFrame:
     return pd.DataFrame({"average": average, "below": below, "announced": inside})
 
 
-def gaps_verdict(published: Published) -> Verdict:
-    """What `gaps` amounts to."""
-    found, announced = gaps(published), published["announcement"]
-    outside = _names(published, found.index[~found["announced"]])
-    return Verdict(
-        "Announced gap",
-        f"The range leaves out {outside}.",
-        _second_hand(
-            f"The range itself, and the {published['reference']['name']} average it starts from.",
-            announced["gap_smallest"],
-            announced["gap_largest"],
-            published["reference"]["average"],
-        ),
-        "Which rows the announcement meant.",
-    )
-
-
 # --- the row of another project ----------------------------------------------------------------
 
 
 def identity(published: Published) -> pd.DataFrame:
-    """Which cells of Table 1 equal the row that ELECTRA's repository prints.
-
-    Returns:
-        bool, one row per model of Table 1, one column per task.
-    """
+    """Which cells of Table 1 equal the row that ELECTRA's repository prints, bool."""
     other = {task: f["value"] for task, f in published["electra_small_owt"]["scores"].items()}
     return scores(published).eq(pd.Series(other), axis="columns")
-
-
-def identity_verdict(published: Published) -> Verdict:
-    """What `identity` amounts to."""
-    same = identity(published)
-    count = same.sum(axis=1)
-    row, rest = count.idxmax(), count.drop(count.idxmax())
-    entries = published["table1"]["models"]
-    statistics = {m: e["statistic"] for m, e in entries.items() if m != row}
-    return Verdict(
-        f"The {entries[row]['name']} row",
-        f"{count[row]} of {same.shape[1]} cells equal {published['electra_small_owt']['name']}, "
-        f"which is a {entries[row]['statistic']['value']}; of any other row at most {rest.max()}.",
-        _second_hand(
-            f"That the other rows are a {next(iter(statistics.values()))['value']}.",
-            *statistics.values(),
-        ),
-        "Of how many fine-tunings those rows are the best.",
-    )
 
 
 # --- accuracies as counts ----------------------------------------------------------------------
 
 
 def fewest_runs(value: float, rows: int, most: int = MOST_RUNS) -> int:
-    """The smallest number of runs whose mean accuracy prints as this percentage.
-
-    Args:
-        value: A percentage with two decimals.
-        rows: Rows of the dev set.
-        most: Numbers of runs tried.
-
-    Returns:
-        1 where a single run can have it; 0 where no number up to `most` can.
-    """
+    """The fewest runs over `rows` rows whose mean accuracy prints as this percentage; 0: none."""
     fits = (runs for runs in range(1, most + 1) if not impossible(value, rows * runs))
     return next(fits, 0)
 
@@ -263,23 +133,6 @@ def reachability(published: Published) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def reachability_verdict(published: Published) -> Verdict:
-    """What `reachability` amounts to."""
-    found = reachability(published)
-    tested = found[found["step"] > 0.01]
-    odd, fine = tested[~tested["possible"]], tested[tested["possible"]]
-    by_model = fine.groupby("model", sort=False)
-    same = by_model[["rounded", "cut"]].all().any(axis=1)
-    mixed = _names(published, same.index[~same])
-    return Verdict(
-        "Reachable accuracies",
-        f"{len(odd)} of the {len(tested)} accuracies the test can decide are no single run's; "
-        f"a mean of up to {MOST_RUNS} runs would give {(odd['runs'] > 0).sum()} of them. Rows "
-        f"whose other cells are neither all rounded nor all cut: {mixed}.",
-        unknown="What those are: means over more runs, another metric, coarser rounding or slips.",
-    )
-
-
 # --- best of n against the median --------------------------------------------------------------
 
 
@@ -309,7 +162,7 @@ def best_of(spread: pd.Series, resamples: int, seed: int, most: int = MOST_SEEDS
         most: The largest n.
 
     Returns:
-        float64, indexed by n from 1 to `most`: one column per task, the expected best of n; then
+        Indexed by n from 1 to `most`: one column per task, the expected best of n; then
         the average's gain where each task's best is taken (`EACH`) and where the run with the best
         average is taken whole (`ONE`), and the standard deviation of the former (`SPREAD`).
     """
@@ -334,23 +187,6 @@ def published_gain(published: Published) -> float:
     return ten["best_of_10"]["value"] - ten["mean_of_10"]["value"]
 
 
-def best_verdict(published: Published, gains: pd.DataFrame) -> Verdict:
-    """What `best_of` amounts to at ten fine-tunings."""
-    ten = gains.loc[FINE_TUNINGS]
-    sources = [entry["noise_sd"] for entry in published["tasks"].values()]
-    return Verdict(
-        f"Best of {FINE_TUNINGS} against the median",
-        f"From the published deviations, taking each task's best is worth {ten[EACH]:.2f} points, "
-        f"picking one whole run {ten[ONE]:.2f}.",
-        _second_hand(
-            f"The deviations, and the reported difference of {published_gain(published):.2f}.",
-            *sources,
-            published["best_of_ten"]["best_of_10"],
-        ),
-        "How many fine-tunings stand behind the paper's own rows, and how their best was taken.",
-    )
-
-
 # --- the first row in the band -----------------------------------------------------------------
 
 
@@ -358,38 +194,17 @@ def best_verdict(published: Published, gains: pd.DataFrame) -> Verdict:
 class Band:
     """Where the best published average lies among other pre-trainings' best of ten.
 
-    Attributes:
-        value: The average, metric x 100.
-        mean: Of the band.
-        sd: Of the band, over pre-trainings.
-        pretrainings: How many stand behind it.
-        z: Deviations above the mean.
-        above: Share of normal pre-trainings above `value`, mean and deviation taken as exact.
-        above_estimated: The same with both estimated from `pretrainings` (Student's t).
+    `above` is the share of normal pre-trainings above `value`, mean and deviation taken as exact;
+    `above_estimated` has both estimated from `pretrainings` of them (Student's t).
     """
 
-    value: float
+    value: float  # the average, metric x 100
     mean: float
-    sd: float
+    sd: float  # over pre-trainings
     pretrainings: int
-    z: float
+    z: float  # deviations above the mean
     above: float
     above_estimated: float
-
-    @property
-    def low(self) -> float:
-        """One deviation below the mean."""
-        return self.mean - self.sd
-
-    @property
-    def high(self) -> float:
-        """One deviation above the mean."""
-        return self.mean + self.sd
-
-    @property
-    def inside(self) -> bool:
-        """Whether the average lies within one deviation of the mean."""
-        return self.low <= self.value <= self.high
 
 
 def band(published: Published) -> Band:
@@ -416,31 +231,13 @@ def pretraining_deviation(published: Published, gains: pd.DataFrame) -> float:
     return math.sqrt(left) if left >= 0 else math.nan
 
 
-def band_verdict(published: Published) -> Verdict:
-    """What `band` amounts to."""
-    found = band(published)
-    name = _names(published, [_figures(published, "average").idxmax()])
-    other = published["electra_small_owt"]["name"]
-    return Verdict(
-        f"{name} in the band",
-        f"{found.value:.2f} is {found.z:.2f} deviations above the mean; "
-        f"{100 * found.above:.0f} % of normal pre-trainings of {other} would be higher "
-        f"({100 * found.above_estimated:.0f} % with the band estimated from its "
-        f"{found.pretrainings}).",
-        _second_hand("The band.", *published["best_of_ten"].values()),
-        f"Whether {name} is better than plain ELECTRA: one row does not show other pre-trainings.",
-    )
-
-
 # --- neighbours --------------------------------------------------------------------------------
 
 
 def neighbours(published: Published, gains: pd.DataFrame) -> pd.DataFrame:
     """Each pair of neighbours of Table 1 by average, and what the kind of figure may explain.
 
-    Args:
-        published: The published figures.
-        gains: `best_of` of the published deviations.
+    `gains` is `best_of` of the published deviations.
 
     Returns:
         One row per pair, best first: upper, lower (models), gap (points), upper_best, lower_best
@@ -472,65 +269,6 @@ def neighbours(published: Published, gains: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def neighbours_verdict(published: Published, gains: pd.DataFrame) -> Verdict:
-    """What `neighbours` amounts to."""
-    found = neighbours(published, gains)
-    first = found.iloc[0]
-    within = found[found["explained_each"] >= 1]
-    name = {key: entry["name"] for key, entry in published["table1"]["models"].items()}
-    pairs = "; ".join(f"{name[pair.upper]} over {name[pair.lower]}" for pair in within.itertuples())
-    statistics = [entry["statistic"] for entry in published["table1"]["models"].values()]
-    return Verdict(
-        "Neighbours",
-        f"A best of {FINE_TUNINGS} against a median gives {100 * first['explained_one']:.0f} to "
-        f"{100 * first['explained_each']:.0f} % of the gap of "
-        f"{name[first['upper']]} over {name[first['lower']]}; were the lower row a median, it "
-        f"would give the whole gap of: {pairs or 'none'}.",
-        _second_hand("Which rows are a best score.", *statistics),
-        "The order over other pre-trainings and seeds: each model has one row, without a spread.",
-    )
-
-
-# --- the generator's FLOP ----------------------------------------------------------------------
-
-
-def generator_verdict(published: Published) -> Verdict:
-    """What `generator_flops` amounts to."""
-    found = generator_flops(published)
-    full, quarter = found.loc["electra-deberta"], found.loc["electra-deberta-quarter"]
-    small = found.loc["electra"]
-    wider = next(entry for entry in published["what_paid"] if "generator" in entry["change"])
-    return Verdict(
-        "The generator's FLOP",
-        f"{full['published']:.0f} MFLOP a token has the {full['matches']}, "
-        f"{small['published']:.0f} has the {small['matches']}; with the {AT_MASKED} in both, "
-        f"ELECTRA-DeBERTa takes {full[AT_MASKED]:.0f}, with a quarter-size generator "
-        f"{quarter[AT_MASKED]:.0f}.",
-        _second_hand("That a quarter to a half is the best width.", wider),
-        "Hours and energy of the paper's own runs.",
-    )
-
-
-def all_verdicts(published: Published, gains: pd.DataFrame) -> list[Verdict]:
-    """Every verdict, in the order of the sections of the audit.
-
-    Args:
-        published: The published figures.
-        gains: `best_of` of the published deviations.
-    """
-    return [
-        averages_verdict(published),
-        ranks_verdict(published),
-        identity_verdict(published),
-        reachability_verdict(published),
-        gaps_verdict(published),
-        best_verdict(published, gains),
-        band_verdict(published),
-        neighbours_verdict(published, gains),
-        generator_verdict(published),
-    ]
-
-
 def dev_errors(published: Published) -> pd.DataFrame:
     """How finely a dev set can measure, at the scores of Table 1's first row.
 
@@ -539,7 +277,7 @@ def dev_errors(published: Published) -> pd.DataFrame:
         of an accuracy over that many rows, points), seed (published deviation over seeds, points).
     """
     first = min(published["table1"]["models"].values(), key=lambda entry: entry["rank"]["value"])
-    spread, lines = audit.deviations(published), {}
+    spread, lines = deviations(published), {}
     for name, task in glue.TASKS.items():
         rows = task.official_rows[task.validation]
         right = first["scores"][name]["value"] / 100
@@ -562,9 +300,9 @@ def rank_shares(published: Published, resamples: int = 20000, seed: int = 0) -> 
     Returns:
         Models by their printed average, best first; columns are ranks from 1, values shares 0 to 1.
     """
-    average = audit.averages(published)["printed"].sort_values(ascending=False)
+    average = averages(published)["printed"].sort_values(ascending=False)
     noise = numpy_generator(seed, "ranks").normal(
-        0.0, audit.average_deviation(published), (resamples, len(average))
+        0.0, average_deviation(published), (resamples, len(average))
     )
     order = np.argsort(-(average.to_numpy() + noise), axis=1)
     place = np.argsort(order, axis=1)
@@ -582,26 +320,25 @@ def _simulated(spread: pd.Series, way: str, shape: tuple[int, ...], seed: int) -
 
 
 def equal_models(published: Published, boards: int = 20000, seed: int = 0) -> np.ndarray:
-    """Averages of equally good models on simulated leaderboards of one seed each.
+    """Equally good models on simulated leaderboards of one seed each.
 
-    Returns:
-        float64 [boards, `EQUAL_MODELS`], points from the true average.
+    float64 [boards, `EQUAL_MODELS`], points from the true average.
     """
-    return _simulated(audit.deviations(published), ONE_SEED, (boards, EQUAL_MODELS), seed)
+    return _simulated(deviations(published), ONE_SEED, (boards, EQUAL_MODELS), seed)
 
 
 def flips(published: Published, resamples: int = 10000, seed: int = 0) -> pd.DataFrame:
     """How often the worse of two models is ranked above the better one.
 
     Scores of a task over seeds are normal with the published deviations and independent between
-    tasks, as in `audit.best_of`.
+    tasks, as in `best_of`.
 
     Returns:
         Indexed by the true difference of the averages (`GAPS`, points); columns `ONE_SEED`,
         `MEDIAN` (both entries the median of five seeds) and `BEST` (the worse enters each task's
         best of ten, the better the median of ten); values are shares, 0 to 1.
     """
-    spread, found = audit.deviations(published), {}
+    spread, found = deviations(published), {}
     for way in (ONE_SEED, MEDIAN):
         pair = _simulated(spread, way, (resamples, 2), seed)
         found[way] = pair[:, 0] - pair[:, 1]

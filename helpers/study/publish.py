@@ -132,8 +132,8 @@ def measure_recipes(profile: Profile) -> int:
     ranks = {name: recipes.effective_rank(profile.folder, name) for name in profile.models}
     found = recipes.measure(tables_of.load_records(profile.folder / "records"), profile, ranks)
     place = ROOT / "results" / "beyond.json"
-    files.write_json(place, found.model_dump())
-    print(recipes.table(found))
+    files.write_json(place, found)
+    print(recipes.effects(found).round(2).to_string(index=False))
     print(f"written to {os.path.relpath(place)}")
     return 0
 

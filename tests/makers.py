@@ -1,14 +1,18 @@
 """What the tests share: small profiles, runs of made-up records, entries, tables read back."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
@@ -19,6 +23,7 @@ from myst_parser.parsers.docutils_ import Parser
 from helpers.base import config, files
 from helpers.data import glue
 from helpers.leaderboard import check
+from helpers.pages import view
 from helpers.score import paper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,3 +309,30 @@ def render(text):
             },
         )
     return BeautifulSoup(parts["html_body"], "html.parser")
+
+
+def page_cells(path):
+    """The code of the cells of a page, without their options."""
+    options = r"(?:---\n.*?---\n|(?::[^\n]*\n)*)"
+    cell = re.compile(r"```\{code-cell\} python\n" + options + r"(.*?)```", re.S)
+    return cell.findall(path.read_text(encoding="utf-8"))
+
+
+def run_page(name, run=None):
+    """A page's cells, run here: their names, the values shown, the numbers of the prose."""
+    path = ROOT / "book" / f"{name}.md"
+    names, shown, numbers = {}, [], {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(view, "inline", numbers.update)
+        if run:
+            patch.setenv(view.VARIABLE, str(run))
+        for cell in page_cells(path):
+            *body, last = ast.parse(cell).body
+            if isinstance(last, ast.Expr):
+                last = ast.Assign([ast.Name("_", ast.Store())], last.value)
+            tree = ast.fix_missing_locations(ast.Module([*body, last], []))
+            exec(compile(tree, name, "exec"), names)
+            shown.append(names.pop("_", None))
+    wanted = re.findall(r"\{glue:text\}`(\w+)", path.read_text(encoding="utf-8"))
+    assert set(wanted) == set(numbers), name
+    return SimpleNamespace(names=names, shown=shown, numbers=numbers)

@@ -129,17 +129,7 @@ def make_study(scores):
                 "scores": {"cola": values},
             }
         )
-    about = {
-        "profile": "beyond",
-        "source": "folder",
-        "corpus": "prose",
-        "size": "mini",
-        "hidden": 128,
-    }
-    about |= {"train_rows": {"cola": 100}, "seeds": [0, 1], "hardware": ["AMD EPYC"]}
-    about |= {"versions": {"torch": "2.13.0"}, "commits": ["a" * 40], "models": found}
-    rates = {"pretrain_batch_size": 16, "pretrain_learning_rate": 0.002, "pretrain_dropout": 0.1}
-    return config.validate(recipes.Study, about | {"parameters": rates}, "beyond.json")
+    return {"models": found}
 
 
 def test_a_difference_has_the_error_of_a_regression_on_the_change():
@@ -157,17 +147,16 @@ def test_a_difference_has_the_error_of_a_regression_on_the_change():
     assert found.loc["electra-deberta", "runs"] == 3
 
 
-def test_the_table_says_what_is_known_of_the_noise():
-    scores = {"electra-deberta": [40.0], "another-seed": [41.0], "no-dropout": [60.0]}
-    scores |= {"roberta": [41.0], "pre-ln": [41.2]}
-    text = recipes.table(make_study(scores))
-    assert "Pre-trained several times: electra-deberta (2)" in text
-    assert "Intervals that leave zero out: 1 of 2" in text
-    assert "nothing but" not in text
-    assert "no dropout in pre-training | electra-deberta | 1.00 | 60.00 | +19.50" in text
-    without = recipes.table(make_study({"electra-deberta": [40.0], "no-dropout": [42.0]}))
-    assert "| +2.00 | – |" in without
-    assert "the noise is not known" in without
+def test_without_repetition_a_difference_has_no_error():
+    row = recipes.effects(make_study({"electra-deberta": [40.0], "no-dropout": [42.0]})).iloc[1]
+    assert row["difference"] == pytest.approx(2)
+    assert row[["error", "low", "high"]].isna().all()
+    scores = {"electra-deberta": [40.0], "another-seed": [41.0], "roberta": [41.0]}
+    found = recipes.effects(make_study(scores | {"pre-ln": [41.2]})).set_index("name")
+    assert found.loc["electra-deberta", "runs"] == 2
+    assert found.loc["roberta", "runs"] == 1
+    # A base without replicates has the noise of the others.
+    assert found.loc["pre-ln", "error"] == pytest.approx(np.std([40, 41], ddof=1) * np.sqrt(2))
 
 
 def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
@@ -178,16 +167,14 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
         "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
     )
     found = recipes.measure(frame, profile, {"no-dropout": 3.5})
-    assert [one.name for one in found.models] == names
+    assert [one["name"] for one in found["models"]] == names
     mine = frame[(frame["model"] == "no-dropout") & (frame["task"] == "rte")]
-    assert found.models[2].scores["rte"] == list(mine.sort_values("seed")["score"])
-    assert found.models[2].base == "electra-deberta"
-    assert [one.rank for one in found.models] == [None, None, 3.5]
-    assert found.train_rows["rte"] == mine["rows"].iloc[0]["train"]
-    files.write_json(tmp_path / "beyond.json", found.model_dump())
-    again = recipes.load(tmp_path / "beyond.json")
-    assert again == found
-    assert recipes.by_task(again).count("\n") == 2 + len(names)
+    assert found["models"][2]["scores"]["rte"] == list(mine.sort_values("seed")["score"])
+    assert found["models"][2]["base"] == "electra-deberta"
+    assert [one["rank"] for one in found["models"]] == [None, None, 3.5]
+    assert found["train_rows"]["rte"] == mine["rows"].iloc[0]["train"]
+    files.write_json(tmp_path / "beyond.json", found)
+    assert files.read_json(tmp_path / "beyond.json") == found
 
     wider = profile.model_copy(update={"seeds": [0, 1, 2]})
     with pytest.raises(UserError, match="electra-deberta has no record of cola, seed 2"):

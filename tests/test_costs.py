@@ -3,12 +3,11 @@ import math
 import re
 
 import pytest
-from makers import PUBLISHED, ROOT, table_rows
+from makers import PUBLISHED, ROOT, command
 
 from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.model import registry
-from helpers.pages import paper_page
 from helpers.score import costs, paper
 
 GPUS = ROOT / "results" / "gpus.json"
@@ -141,17 +140,21 @@ def test_a_broken_file_of_gpus_is_one_line(tmp_path):
         costs.load(path)
 
 
-def test_the_fragment_shows_every_estimate_and_gpu(published, gpus, estimates):
-    text = paper_page.cost(published, gpus, estimates)
-    rows = table_rows(text)
-    assert len(rows) == 1 + len(estimates)
-    assert {row[1] for row in rows[1:]} == {gpu.name for gpu in gpus.values()}
-    assert all(row[-2:] == ["–", "–"] for row in rows[1:])
-    others = [row for row in rows if row[2] == "measured by others"]
-    assert [row[4] for row in others] == ["47,000", "91,000", "95,000"]
-    number = list(published["sources"]).index("peers") + 1
-    assert text.count(f"<sup>D{number}</sup>") == 3
-    assert [row[0] for row in table_rows(text, 1)[1:]] == [gpu.name for gpu in gpus.values()]
+def test_a_generator_of_the_registry_costs_what_the_registry_says():
+    sizes = costs.generator_sizes("electra-deberta")
+    paper_profile = config.load_profile("paper")
+    assert list(sizes.index) == list(costs.FRACTIONS)
+    for fraction, name in ((0.25, "electra-deberta-quarter"), (1.0, "electra-deberta")):
+        flops = costs.flops(name, paper_profile)
+        assert sizes.loc[fraction, "mflop"] * 1e6 == pytest.approx(flops)
+    assert sizes["mflop"].is_monotonic_increasing
+    assert sizes["parameters"].is_monotonic_increasing
+
+
+def test_scores_and_prices_are_read_without_torch():
+    modules = ("audit", "costs", "paper", "predictions", "statistics")
+    line = "; ".join(f"import helpers.score.{name}" for name in modules)
+    command("-c", f"import sys; {line}; assert 'torch' not in sys.modules", check=True)
 
 
 def test_a_model_of_ones_own_is_priced(published, gpus, monkeypatch):

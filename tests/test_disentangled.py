@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, DebertaConfig, DebertaModel
@@ -120,3 +121,20 @@ def test_half_precision_and_inference_stay_close(dtype):
         again = fast.eval()(tokens, attention_mask=mask, output_attentions=True)
     assert distance(whole, again.last_hidden_state) < 1e-5
     assert torch.allclose(again.attentions[0].sum(-1), torch.ones(2, 2, 10))
+
+
+@torch.inference_mode()
+def test_the_three_terms_are_the_scores_of_the_layer():
+    network = disentangled.speed_up(model(0, 4, 12, "c2p|p2c")).eval()
+    tokens = torch.randint(50, (3, 9))
+    wanted = network(tokens, output_attentions=True).attentions[0]
+    terms = disentangled.score_terms(network, tokens)
+    torch.testing.assert_close(sum(terms.values()).softmax(-1).transpose(0, 1), wanted)
+
+
+@pytest.mark.parametrize(("length", "span"), [(8, 3), (5, 5), (12, 1), (3, 7)])
+def test_the_shift_reads_the_row_of_the_clipped_distance(length, span):
+    rows = disentangled.relative_rows(length, span, torch.device("cpu"))
+    found = disentangled.shift(rows.expand(length, -1).contiguous())
+    i, j = np.indices((length, length))
+    assert np.array_equal(found.numpy(), np.clip(i - j + span, 0, 2 * span - 1))

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from makers import (
     FIGURES,
     ROOT,
@@ -23,9 +23,8 @@ from makers import (
     TOKENS,
     claimed,
     make_record,
-    parse,
+    run_page,
     statement,
-    table_rows,
 )
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
@@ -34,8 +33,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.leaderboard import check, submit
-from helpers.leaderboard import page as leaderboard_page
+from helpers.leaderboard import check, ranking, submit
 from helpers.score import predictions, statistics
 from helpers.score.predictions import Labels
 
@@ -597,7 +595,8 @@ def test_the_best_of_several_is_ranked_by_its_median(tmp_path, labels, made):
     assert (found.error, found.level) == ("", "recomputed")
     assert found.stated.average > found.average
     assert found.average == check.check_entry(made, FIGURES, labels).average
-    assert "median of 3 (best claimed)" in leaderboard_page.page([found], FIGURES, labels)
+    shown = ranking.table([found], FIGURES, labels)
+    assert list(shown["made_of"]) == ["median of 3 (best claimed)"]
 
 
 def test_labels_that_are_not_glues_are_not_used(tmp_path, data):
@@ -727,7 +726,7 @@ def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
         submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
 
 
-# --- the page
+# --- the ranking and its page
 
 
 def test_ranks_are_within_a_level_and_ties_are_shown(labels):
@@ -735,99 +734,57 @@ def test_ranks_are_within_a_level_and_ties_are_shown(labels):
         "r", "", claimed("r", 60.0).stated, "recomputed", medians=dict.fromkeys(TASKS, 60.0)
     )
     entries = [claimed("a", 80.0), claimed("b", 85.0), claimed("c", 80.0), recomputed]
-    order = leaderboard_page.ranked(entries)
+    order = ranking.ranked(entries)
     assert [entry.name for entry in order] == ["r", "b", "a", "c"]
-    assert leaderboard_page.ranks(order) == ["1", "1", "=2", "=2"]
+    assert ranking.ranks(order) == ["1", "1", "=2", "=2"]
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper_is", "why"),
-    [
-        (79.0, "median", ""),
-        (79.2, "median", "less than 0.89 = 1.96 × √2 × 0.32, from the noise of one seed's average"),
-        (79.0, "best", "a best ahead of a median is not the same measure"),
-    ],
+    ("lower", "upper_is", "ground"),
+    [(79.0, "median", ""), (79.2, "median", ranking.NOISE), (79.0, "best", ranking.KIND)],
 )
-def test_neighbours_without_predictions_are_compared_by_published_noise(lower, upper_is, why):
+def test_neighbours_without_predictions_are_compared_by_published_noise(lower, upper_is, ground):
     pair = claimed("a", 80.0, upper_is), claimed("b", lower)
-    found = leaderboard_page.gap(*pair, FIGURES, Labels())
+    found = ranking.gap(*pair, FIGURES, Labels())
     assert found.difference == pytest.approx(80 - lower)
-    assert found.why.startswith(why)
-    assert bool(found.why) == bool(why)
-    swapped = leaderboard_page.gap(
-        claimed("a", 80.0), claimed("b", 79.0, "best"), FIGURES, Labels()
-    )
-    assert swapped.why == ""
+    assert found.ground == ground
+    if ground == ranking.NOISE:
+        assert found.low == pytest.approx(1.96 * np.sqrt(2) * 0.32)
+    swapped = ranking.gap(claimed("a", 80.0), claimed("b", 79.0, "best"), FIGURES, Labels())
+    assert swapped.ground == ""
 
 
-@pytest.mark.parametrize(("low", "apart"), [(0.1, True), (-0.1, False)])
-def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
-    monkeypatch, tmp_path, labels, low, apart
-):
-    calls = []
-
-    def bootstrap(first, second, truth, resamples, seed):
-        calls.append((first, second, truth, resamples, seed))
-        return SimpleNamespace(difference=0.4, low=low, high=0.9)
-
-    monkeypatch.setattr(statistics, "paired_bootstrap", bootstrap, raising=False)
-    for name, quality in (("a", 0.8), ("b", 0.79)):
+def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(tmp_path, labels):
+    for name, quality in (("a", 0.8), ("b", 0.79), ("c", 0.5)):
         make_entry(tmp_path / name, labels, with_records=False, quality=quality)
-    page = leaderboard_page.page(check.check(tmp_path, FIGURES, labels), FIGURES, labels)
-    ((first, second, truth, resamples, seed),) = calls
-    assert (resamples, seed) == (1000, 0)
-    for task in TASKS:
-        dev = labels.dev[task]
-        assert (truth[task] == dev.label).all()
-        assert (first[task][1] == predict(task, dev, 1, 0.8)).all()
-        assert (second[task][1] == predict(task, dev, 1, 0.79)).all()
-    assert ("95 % interval -0.10 to +0.90" in page) is not apart
-    assert ("not told apart" in page) is not apart
+    first, second, last = ranking.ranked(check.check(tmp_path, FIGURES, labels))
+    truth = {task: dev.label for task, dev in labels.dev.items()}
+    near, far = (ranking.gap(*pair, FIGURES, labels) for pair in ((first, second), (second, last)))
+    wanted = statistics.paired_bootstrap(
+        first.predictions, second.predictions, truth, resamples=1000, seed=0
+    )
+    assert (near.low, near.high) == (wanted.low, wanted.high)
+    assert (near.ground == "") == (wanted.low > 0 or wanted.high < 0)
+    assert far.ground == ""
+    assert near.difference == pytest.approx(first.average - second.average)
 
 
-def test_the_page_of_the_repository_shows_every_row_and_dash(labels):
-    page = leaderboard_page.page(checked_repository(), FIGURES, Labels())
-    rows = table_rows(page)
-    assert [row[1] for row in rows[1:]] == [
-        "ELECTRA-DeBERTa",
-        "ELECTRA",
-        "DeBERTa",
-        "BERT",
-        "RoBERTa",
-    ]
-    assert [row[0] for row in rows[1:]] == ["1", "2", "3", "4", "5"]
-    assert {row[2] for row in rows[1:]} == {"claimed"}
-    assert [row[4] for row in rows[1:]] == [
-        "1.17, not told apart",
-        "1.33",
-        "0.66, not told apart",
-        "0.04, not told apart",
-        "–",
-    ]
-    assert rows[2][-1] == "median of ≥ 10"
-    facts = {
-        row[0]: dict(zip(table_rows(page, 1)[0], row, strict=True)) for row in table_rows(page, 1)
-    }
-    assert facts["DeBERTa"]["Both, M"] == "–"
+def test_the_page_of_the_repository_shows_every_row_and_dash():
+    page = run_page("leaderboard")
+    shown = BeautifulSoup(page.shown[1].to_html(), "html.parser")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in shown.select("tbody tr")]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
+    names = ["ELECTRA-DeBERTa", "ELECTRA", "DeBERTa", "BERT", "RoBERTa"]
+    assert [row[1] for row in rows] == names
+    assert {row[2] for row in rows} == {"claimed"}
+    close = "{}, not told apart".format
+    assert [row[4] for row in rows] == [close(1.17), "1.33", close(0.66), close(0.04), "–"]
+    assert rows[1][-1] == "median of ≥ 10"
+    facts = {row["Model"]: row for row in page.names["about"]}
+    assert facts["DeBERTa"]["Both, M"] is None
     assert facts["RoBERTa"]["Both, M"] == "22.38"
     assert facts["ELECTRA"]["Tokens, G"] == "16.4"
-    assert facts["BERT"]["Hours"] == facts["BERT"]["Seeds"] == "–"
-    boxes = parse(page).select("div.sortable")
-    assert len(boxes) == 2
-
-
-def test_text_of_an_entry_is_inert_and_a_refused_one_is_named():
-    nasty = "a](x) `b` *c* | d & &lt;e&gt; ${x}"
-    entries = [
-        claimed("a", 80.0, title=nasty, corpus=nasty, authors=[nasty]),
-        check.Entry("<script>alert(1)</script>", "line"),
-    ]
-    page = leaderboard_page.page(entries, FIGURES, Labels())
-    shown = parse(page)
-    assert not shown.select("script, code, em")
-    assert len({len(row.find_all(["th", "td"])) for row in shown.table.find_all("tr")}) == 1
-    assert nasty in shown.table.get_text()
-    assert "Left out, because the check refuses them" in shown.get_text()
+    assert facts["BERT"]["Hours"] is facts["BERT"]["Seeds"] is None
 
 
 # --- command line, browser
@@ -865,6 +822,7 @@ class Element {
   all(tag) { return this.kids.flatMap((k) => (k.tag === tag ? [k] : []).concat(k.all(tag))); }
   querySelectorAll(tag) { return this.all(tag); }
   querySelector(tag) { return this.all(tag)[0] || null; }
+  get classList() { return { add: (name) => { this.className = name; } }; }
   get cells() { return this.kids; }
   get rows() { return this.kids; }
   get tHead() { return this.kids[0]; }

@@ -1,0 +1,201 @@
+"""What the pages compute, against other code and closed forms, and what every page has."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from makers import PUBLISHED, ROOT, TASKS, make_run, run_page
+from scipy import stats
+from sklearn.metrics import f1_score, matthews_corrcoef
+from transformers import BertConfig, BertModel
+
+from helpers.base import config, files
+from helpers.data import glue
+from helpers.model import registry
+from helpers.score import costs, paper
+
+PAGES = sorted((ROOT / "book").glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return paper.load(PUBLISHED)
+
+
+# --- objectives
+
+
+def test_an_example_hides_and_replaces_what_it_says():
+    page = run_page("objectives")
+    names, numbers = page.names, page.numbers
+    tokens, masked, corrupted = names["tokens"], names["masked"], names["corrupted"]
+    differ, hidden = corrupted != tokens, masked.inputs != tokens
+    assert torch.equal(names["labels"].bool(), differ)
+    assert not (differ & ~hidden).any()
+    assert (masked.inputs[hidden] == names["MASK"]).all()
+    assert not (corrupted == names["MASK"]).any()
+    assert (hidden.sum(1) == 3).all()  # 15 % of 20
+    unigram = torch.bincount(tokens.flatten()).float()
+    assert numbers["loss"] < stats.entropy(unigram.numpy()) < numbers["blind"]
+    assert numbers["least"] == pytest.approx(stats.bernoulli(0.15).entropy())
+    row = names["row"]
+    assert 0 < differ[row].sum() < hidden[row].sum()
+
+
+# --- attention
+
+
+def test_positions_of_a_run_and_of_fresh_weights(small_run):
+    names = run_page("disentangled").names
+    i, j = np.indices((8, 8))
+    assert np.array_equal(names["index"], np.clip(i - j + 3, 0, 5))
+    assert set(names["scores"]["model"]) == {""}
+    mean = names["terms"]["p2c"].mean(1)[1]  # of the second head
+    wanted = [mean[a, b] for a in range(len(mean)) for b in range(len(mean)) if a - b == 5]
+    line = names["scores"].set_index(["term", "head", "distance"])["score"]
+    assert line["p2c", 1, 5] == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-4)
+
+
+# --- small models, the cluster
+
+
+def test_bert_base_has_the_size_of_transformers_own():
+    page = run_page("small")
+    base = page.names["table"].loc["BERT-Base's"]
+    with torch.device("meta"):
+        stock = BertModel(BertConfig(), add_pooling_layer=False)
+    assert base["Parameters, M"] * 1e6 == registry.count(stock)
+    assert base["of them token embeddings"] * 1e6 == stock.get_input_embeddings().weight.numel()
+    small = page.names["table"].iloc[0]
+    tokens = 1_000_000 * 128 * 128
+    rate = costs.UTILISATION * 125e12
+    assert small.iloc[3] == pytest.approx(tokens * small["MFLOP per token"] * 1e6 / rate / 86400)
+
+
+def test_a_day_at_a_measured_rate_and_reported_scores():
+    found = pd.DataFrame(run_page("small").names["rows"])
+    theirs = found[(found["GPU"] == "V100 SXM2 16 GB") & (found["Rate"] != "assumed")].iloc[0]
+    assert theirs["Tokens in a day, G"] == f"{47000 * 86400 / 1e9:.1f} to {91000 * 86400 / 1e9:.1f}"
+    reported = run_page("small").names["reported"]
+    assert [reported(x) for x in (4.1, 8.2, 17)] == ["77.7", "79.0", "beyond"]
+    assert float(reported(4.1 * math.sqrt(2))) == pytest.approx((77.7 + 79.0) / 2, abs=0.051)
+
+
+def test_no_number_of_gpus_beats_the_work_or_the_longest_chain():
+    names = run_page("cluster").names
+    table, before, after = names["table"], names["pretraining"], names["finetuning"]
+    study = config.load_profile("paper")
+    rate = costs.UTILISATION * 125e12 * 3600 / costs.flops("electra", study)
+    assert before["electra"] == pytest.approx(1_000_000 * 128 * 128 / rate)
+    # BERT and ELECTRA have the same encoder: fine-tuning takes them as long.
+    assert after.loc["bert"].to_numpy() == pytest.approx(after.loc["electra"].to_numpy())
+    total = before.sum() + after.to_numpy().sum()
+    grouped, single = table.iloc[:, 0], table.iloc[:, 1]
+    assert grouped[1] == single[1] == pytest.approx(total)
+    assert single[2] == pytest.approx(total / 2)
+    assert single[40] == pytest.approx(
+        before["electra-deberta"] + after.loc["electra-deberta", "mnli"]
+    )
+    assert grouped[40] == pytest.approx(
+        before["electra-deberta"] + after.loc["electra-deberta"].sum()
+    )
+
+
+# --- scores
+
+
+def test_one_answer_for_every_row_and_the_metrics_that_count(tmp_path):
+    make_run(tmp_path / "records", models=["bert", "scratch"], seeds=(0, 1))
+    asked = {"models": ["bert", "scratch"], "tasks": TASKS}
+    files.write_json(tmp_path / "run.json", {"parameters": asked})
+    names = run_page("glue", tmp_path).names
+    found = names["constant"]
+    for task in TASKS:
+        kind = glue.TASKS[task]
+        truth = glue.load(tmp_path, task, kind.validation)["label"]
+        shown = found.loc[kind.name]
+        if not kind.labels:
+            assert shown["Score × 100"] == 0
+            continue
+        same = np.full(len(truth), truth.mode()[0])
+        wanted = matthews_corrcoef(truth, same) if task == "cola" else (truth == same).mean()
+        assert shown["Score × 100"] == pytest.approx(100 * wanted)
+        if task in ("mrpc", "qqp"):
+            assert shown["F1 × 100"] == pytest.approx(100 * f1_score(truth, same))
+    as_glue = names["as_glue"]
+    assert as_glue({"accuracy": 0.8, "f1": 0.9}, 80.0) == pytest.approx(85)
+    assert as_glue({"spearman": 0.7, "pearson": 0.6}, 70.0) == pytest.approx(65)
+    assert as_glue({"matthews_correlation": 0.3}, 30.0) == 30.0
+    records = names["records"]
+    wanted = records[records["model"] == "bert"].groupby("task")["score"].median().mean()
+    assert names["counted"].loc["bert", "score"] == pytest.approx(wanted)
+
+
+# --- what was measured
+
+
+def test_the_pages_show_every_row_of_what_was_measured():
+    names = run_page("speed").names
+    assert len(names["rows"]) == len(names["bench"]["rows"]) == 24
+    assert names["goal"](pd.Series({"goal": None, "rate_goal": 1e6, "unit": "tokens/s"})) == (
+        "1,000,000 tokens/s"
+    )
+    first = names["runs"].query("model == 'bert' and side == 'stock'")["final"]
+    assert names["cells"]["bert", "stock"] == f"{first.mean():.3f} ± {first.std(ddof=1):.3f}"
+
+
+def test_the_page_of_costs_shows_every_estimate_and_gpu(published):
+    page = run_page("cost")
+    table, gpus = page.names["table"], page.names["gpus"]
+    assert set(table["GPU"]) == {gpu.name for gpu in gpus.values()}
+    assert table[["Rent", "Electricity"]].isna().all(axis=None)
+    others = table[table["Utilisation"] == "measured by others"]["Tokens per second"]
+    number = list(published["sources"]).index("peers") + 1
+    rates = ("47,000", "91,000", "95,000")
+    assert [str(rate) for rate in others] == [f"{r}&nbsp;<sup>D{number}</sup>" for r in rates]
+    assert list(page.names["cards"]["GPU"]) == [gpu.name for gpu in gpus.values()]
+
+
+def test_what_was_stated_names_pages_and_numbers_that_are_there(published):
+    names = {path.stem for path in PAGES}
+    assert {entry["page"] for entry in published["stated"]} <= names
+    here = [row["Here"] for row in run_page("stated").names["rows"]]
+    assert any("10 a cell in profile paper" in text for text in here)
+    assert not any("{" in text for text in here)
+
+
+# --- the pages
+
+
+def test_every_page_says_how_to_run_it():
+    for path in PAGES:
+        if path.stem not in ("index", "run"):  # the landing page, and the page that is all of it
+            assert "\n## Run this yourself\n" in path.read_text(encoding="utf-8"), path.name
+
+
+def python_blocks():
+    """The Python code of the pages that needs no run."""
+    for path in PAGES:
+        after = path.read_text(encoding="utf-8").partition("## Run this yourself")[2]
+        for place, block in enumerate(re.findall(r"```python\n(.*?)```", after, re.DOTALL)):
+            if "runs/" not in block:
+                yield pytest.param(block, id=f"{path.stem}-{place}")
+
+
+@pytest.mark.parametrize("block", list(python_blocks()))
+def test_what_a_page_tells_to_run_runs(block, capsys):
+    exec(compile(block, "page", "exec"), {})
+    if "print" in block:
+        assert capsys.readouterr().out
+
+
+def test_terms_that_pages_link_are_in_the_glossary():
+    text = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(\w[^\n]*)\n  \S", text, re.MULTILINE)
+    assert terms == sorted(terms, key=str.lower)
+    for path in PAGES:
+        used = re.findall(r"\{term\}`([^`<]+)`", path.read_text(encoding="utf-8"))
+        assert set(used) <= set(terms), path.name

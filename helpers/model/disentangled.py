@@ -41,14 +41,9 @@ def shift(scores: torch.Tensor) -> torch.Tensor:
 def relative_rows(length: int, span: int, device: torch.device) -> torch.Tensor:
     """Rows of the table of relative positions, in the order that :func:`shift` reads.
 
-    Args:
-        length: Tokens L of a sequence.
-        span: ``max_relative_positions``. The table has 2 span rows, row *d* + span for a distance
-            *d* = *i* - *j*; farther ones share the first and the last row in use.
-        device: Of the result.
-
-    Returns:
-        int64 [2L]; entry *t* is the row of the distance L - 1 - *t*.
+    The table has 2 span rows, row *d* + span for a distance *d* = *i* - *j* between two of L =
+    `length` tokens; farther ones share the first and the last row in use. Entry *t* of the result,
+    int64 [2L], is the row of the distance L - 1 - *t*.
     """
     reach = min(length, span)
     distance = length - 1 - torch.arange(2 * length, device=device)
@@ -56,10 +51,7 @@ def relative_rows(length: int, span: int, device: torch.device) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Disentangled self-attention over the parameters of a stock one.
-
-    Args:
-        stock: transformers' module; its parameters are shared, not copied.
+    """Disentangled self-attention over the parameters of a stock one, shared and not copied.
 
     Raises:
         ValueError: For talking heads, which DeBERTa-v1's released models do not have.
@@ -91,21 +83,16 @@ class Attention(nn.Module):
         relative_pos: torch.Tensor | None = None,
         rel_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Called by transformers' layer as it calls its own.
+        """Called by transformers' layer as it calls its own, with an encoder's hidden states.
 
-        Args:
-            hidden_states: float [batch, L, hidden].
-            attention_mask: [batch, 1, L, L], nonzero where a query may read a key.
-            output_attentions: Also return the weights.
-            query_states: Must be None: transformers passes it only for ``z_steps`` > 1.
-            relative_pos: Not read: positions follow from L.
-            rel_embeddings: float [2 span, hidden].
+        `attention_mask` [batch, 1, L, L] is nonzero where a query may read a key, `rel_embeddings`
+        float [2 span, hidden]. `relative_pos` is not read: positions follow from L.
 
         Returns:
             float [batch, L, hidden] and None, or the weights [batch, heads, L, L].
 
         Raises:
-            ValueError: When `query_states` is given.
+            ValueError: When `query_states` is given, which happens for ``z_steps`` > 1 alone.
         """
         if query_states is not None:
             raise ValueError("query_states: not supported; it must be None (z_steps up to 1)")
@@ -120,18 +107,17 @@ class Attention(nn.Module):
     def attend(
         self, hidden: torch.Tensor, table: torch.Tensor | None, hide: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Context of every token.
+        """Context of every token, float [batch, L, hidden], and weights [batch, heads, L, L].
 
         Args:
             hidden: float [batch, L, hidden].
             table: float [2L, hidden] from :meth:`table`; None without relative attention.
             hide: bool [batch, 1, L, L], where a query may not read a key; None for nowhere.
-
-        Returns:
-            The context, float [batch, L, hidden], and the weights, float [batch, heads, L, L].
         """
         query, key, value = self.project(hidden)
         batch, length = hidden.shape[:2]
+        # The three scores of equation 4: content to position, position to content, and content to
+        # content, which is added by the same matrix product that scales them all.
         scores = query.new_zeros(())
         if table is not None:
             table = self.pos_dropout(table)
@@ -142,10 +128,12 @@ class Attention(nn.Module):
         scores = torch.baddbmm(
             scores, query, key.transpose(-1, -2), beta=self.scale, alpha=self.scale
         )
+        # Padding gets the least number there is, which is no weight after the softmax.
         if hide is not None:
             scores = scores.unflatten(0, (self.heads, batch))
             scores = scores.masked_fill(hide.transpose(0, 1), torch.finfo(scores.dtype).min)
             scores = scores.flatten(0, 1)
+        # Each token takes the weighted mean of the values; then heads stand side by side again.
         weights = self.dropout(scores.softmax(-1))
         context = (weights @ value).unflatten(0, (self.heads, batch))
         weights = weights.unflatten(0, (self.heads, batch)).transpose(0, 1)
@@ -174,14 +162,10 @@ class Attention(nn.Module):
         return shift(self._against(key, turned)).transpose(-1, -2)
 
     def _against(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Products of tokens, [heads x batch, L, width], and rows of positions, [2L, hidden].
-
-        Returns:
-            float [heads x batch, L, 2L].
-        """
+        """Products, [heads x batch, L, 2L], of query or key and rows of positions, [2L, hidden]."""
         by_head = rows.unflatten(-1, (self.heads, self.width)).permute(1, 2, 0)
-        found = tokens.view(self.heads, -1, self.width) @ by_head
-        return found.view(len(tokens), -1, len(rows))
+        products = tokens.view(self.heads, -1, self.width) @ by_head
+        return products.view(len(tokens), -1, len(rows))
 
 
 def _norm(stock: DebertaLayerNorm) -> nn.LayerNorm:
@@ -192,9 +176,6 @@ def _norm(stock: DebertaLayerNorm) -> nn.LayerNorm:
 
 def speed_up(model: nn.Module) -> nn.Module:
     """Exchanges the attention and the norms of every DeBERTa-v1 inside `model`, in place.
-
-    Args:
-        model: Any module; one without a DeBERTa-v1 is left as it is.
 
     Returns:
         `model`; parameters, their names and ``save_pretrained`` are unchanged.
@@ -216,14 +197,10 @@ def is_fast(model: nn.Module) -> bool:
 
 
 def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Hidden states of sequences without padding: no mask, and only the last layer's kept.
+    """What ``model(tokens).last_hidden_state`` is for sequences without padding, made faster.
 
-    Args:
-        model: A DeBERTa-v1 that :func:`speed_up` has been through.
-        tokens: int64 [batch, L].
-
-    Returns:
-        float [batch, L, hidden], what ``model(tokens).last_hidden_state`` is.
+    There is no mask, the rows of positions are looked up once for all layers, and only the last
+    layer's states are kept. :func:`speed_up` has been through `model`; tokens are int64 [batch, L].
     """
     hidden, encoder = model.embeddings(tokens), model.encoder
     first = encoder.layer[0].attention.self

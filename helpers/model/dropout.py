@@ -22,23 +22,20 @@ ATTENTION = "sdpa_cheap_dropout"  # transformers' name for attend()
 def drop(values: torch.Tensor, rate: float) -> torch.Tensor:
     """Zeroes elements with probability `rate` and scales the others, so that means stay.
 
-    Args:
-        values: float tensor on the CPU.
-        rate: Between 0 and 1, rounded to a multiple of 2**-16.
-
-    Returns:
-        Tensor of the same shape and dtype. Bits come from torch's global generator, one thread's
-        worth: the result does not depend on the number of threads.
+    `values` is a float tensor on the CPU. Bits come from torch's global generator, one thread's
+    worth: the result does not depend on the number of threads.
     """
     level = round(rate * LEVELS)
     if level == 0:
         return values
     if level == LEVELS:
         return values * 0
+    # One draw of 64 bits is four of 16, each uniform from -LEVELS / 2 to LEVELS / 2 - 1.
     count = values.numel()
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[:count].view(values.shape)
-    torch.ge(bits, level - LEVELS // 2, out=bits)  # 0 or 1; into bool it takes ten times as long
+    # An element stays where its draw reaches the level. As 0 or 1: bool takes ten times as long.
+    torch.ge(bits, level - LEVELS // 2, out=bits)
     return values * bits.to(values.dtype).mul_(LEVELS / (LEVELS - level))
 
 
@@ -47,8 +44,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """As ``nn.Dropout``."""
-        ours = values.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not ours:
+        if values.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(values)
         return drop(values, self.p) if self.training else values
 
@@ -65,15 +61,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Transformers' ``sdpa`` attention; with dropout on a CPU, by :func:`drop`.
 
-    Args:
-        module: The layer's attention.
-        query: float [batch, heads, L, width].
-        key: As `query`; fewer heads, a causal order or a bias are left to ``sdpa``.
-        value: As `key`.
-        attention_mask: bool [batch, 1, L, L], true where a query may read a key, or None.
-        dropout: Rate for the weights.
-        scaling: Factor on the scores; None is 1 / sqrt(width).
-        others: Passed on to ``sdpa``.
+    Query, key and value are float [batch, heads, L, width], the mask bool [batch, 1, L, L], true
+    where a query may read a key. Fewer heads, a causal order or a bias are left to ``sdpa``.
 
     Returns:
         float [batch, L, heads, width], and None in place of the weights.

@@ -1,8 +1,6 @@
 """Matrix-product FLOP of an encoder and of its heads."""
 
-from transformers import (
-    PretrainedConfig,
-)
+from transformers import PretrainedConfig
 
 
 def token_flops(config: PretrainedConfig, length: int) -> float:
@@ -16,9 +14,8 @@ def token_flops(config: PretrainedConfig, length: int) -> float:
     layer = 2 * (4 * h * h + 2 * h * f) + 4 * length * h
     if config.model_type == "deberta":
         layer += 2 * 4 * length * h
-    projection = 0
-    if getattr(config, "embedding_size", h) != h:
-        projection = 2 * config.embedding_size * h
+    e = getattr(config, "embedding_size", h)
+    projection = 0 if e == h else 2 * e * h
     return 3.0 * (config.num_hidden_layers * layer + projection)
 
 

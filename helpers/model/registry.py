@@ -37,22 +37,13 @@ from helpers.base.files import root
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model changes in a profile's pre-training; nothing, unless it says so.
+    """What a model changes in a profile's pre-training; nothing, unless it says so."""
 
-    Attributes:
-        dropout: In place of the profile's, hidden and attention.
-        batch: Factor on the segments per step. The steps are divided by it: equal tokens.
-        rate: Factor on the peak learning rate.
-        end_rate: Part of the peak that is left at the last step; 0 is a decay to the budget, 1
-            none at all.
-        seed: Added to the seed of weights, order and masks.
-    """
-
-    dropout: float | None = None
-    batch: int = 1
-    rate: float = 1.0
-    end_rate: float = 0.0
-    seed: int = 0
+    dropout: float | None = None  # in place of the profile's, hidden and attention
+    batch: int = 1  # factor on the segments per step; steps are divided by it: equal tokens
+    rate: float = 1.0  # factor on the peak learning rate
+    end_rate: float = 0.0  # part of the peak left at the last step; 1 is no decay at all
+    seed: int = 0  # added to the seed of weights, order and masks
 
 
 @dataclass(frozen=True)
@@ -140,55 +131,37 @@ class Variant:
     replicate: bool = False
 
 
-def _variant(base: str, change: str, **changes: Any) -> Variant:  # noqa: ANN401
+def _variant(change: str, base: str = "electra-deberta", **changes: Any) -> Variant:  # noqa: ANN401
     recipe = changes.get("recipe", Recipe())
     return Variant(base, change, replace(REGISTRY[base], **changes), recipe.seed > 0)
 
 
+_QUARTER = {"generator_fraction": 0.25}
+_TIED = {"tie_softmax": True}
+_PLAIN = {"recipe": Recipe(dropout=0.0)}
+
 VARIANTS: dict[str, Variant] = {
-    "another-seed": _variant(
-        "electra-deberta", "nothing but the pre-training seed", recipe=Recipe(seed=1)
-    ),
-    "third-seed": _variant(
-        "electra-deberta", "nothing but the pre-training seed", recipe=Recipe(seed=2)
-    ),
-    "quarter-generator": _variant(
-        "electra-deberta", "generator a quarter as wide", generator_fraction=0.25
-    ),
-    "tied-softmax": _variant(
-        "electra-deberta", "generator's softmax tied to the embeddings", tie_softmax=True
-    ),
-    "no-dropout": _variant(
-        "electra-deberta", "no dropout in pre-training", recipe=Recipe(dropout=0.0)
-    ),
-    "large-batch": _variant(
-        "electra-deberta", "batch × 4, peak rate × 2", recipe=Recipe(batch=4, rate=2.0)
-    ),
-    "high-rate": _variant("electra-deberta", "peak rate × 4", recipe=Recipe(rate=4.0)),
-    "constant-rate": _variant(
-        "electra-deberta", "no decay of the rate after warm-up", recipe=Recipe(end_rate=1.0)
-    ),
+    "another-seed": _variant("nothing but the pre-training seed", recipe=Recipe(seed=1)),
+    "third-seed": _variant("nothing but the pre-training seed", recipe=Recipe(seed=2)),
+    "quarter-generator": _variant("generator a quarter as wide", **_QUARTER),
+    "tied-softmax": _variant("generator's softmax tied to the embeddings", **_TIED),
+    "no-dropout": _variant("no dropout in pre-training", **_PLAIN),
+    "large-batch": _variant("batch × 4, peak rate × 2", recipe=Recipe(batch=4, rate=2.0)),
+    "high-rate": _variant("peak rate × 4", recipe=Recipe(rate=4.0)),
+    "constant-rate": _variant("no decay of the rate after warm-up", recipe=Recipe(end_rate=1.0)),
     "masked-only": _variant(
-        "electra-deberta",
-        "MLM in place of replaced-token detection",
-        objective="mlm",
-        generator_fraction=0.0,
-        tie_softmax=True,
+        "MLM in place of replaced-token detection", objective="mlm", generator_fraction=0.0, **_TIED
     ),
     # transformers has a pre-LN encoder of RoBERTa alone, so this one is compared with RoBERTa.
     "pre-ln": _variant(
-        "roberta",
         "layer norm before each block, not after",
+        "roberta",
         architecture="transformers",
         model_type="roberta-prelayernorm",
         config={"type_vocab_size": 1, "layer_norm_eps": 1e-5},
     ),
     "all-together": _variant(
-        "electra-deberta",
-        "quarter generator, tied softmax, no dropout",
-        generator_fraction=0.25,
-        tie_softmax=True,
-        recipe=Recipe(dropout=0.0),
+        "quarter generator, tied softmax, no dropout", **_QUARTER, **_TIED, **_PLAIN
     ),
 }
 """Of the recipe study: each changes one thing of the paper's recipe, or all that is said to pay."""
@@ -229,8 +202,8 @@ def get(name: str) -> Spec:
     values = files.read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object, a configuration of transformers")
-    own = {key: value for key, value in values.items() if key not in SET_BY_THE_STUDY}
-    spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=own)
+    config = {key: value for key, value in values.items() if key not in SET_BY_THE_STUDY}
+    spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=config)
     _config_class(spec, str(path))
     return spec
 
@@ -276,20 +249,13 @@ def build_config(
 ) -> PretrainedConfig:
     """The transformers configuration of an encoder.
 
-    Args:
-        spec: Registry entry.
-        size: Shape.
-        vocabulary: Rows of the embedding table.
-        max_length: Positions.
-        dropout: Of hidden states and attention.
-        width: Factor on hidden, heads and feed-forward: a generator's fraction. The token
-            embeddings keep their width, because generator and discriminator share them.
+    `width` is a factor on hidden, heads and feed-forward: a generator's fraction. The token
+    embeddings keep their width, because generator and discriminator share them.
 
     Raises:
         UserError: When the width leaves no whole number of heads.
     """
-    heads = max(1, round(size.heads * width))
-    hidden = round(size.hidden * width)
+    heads, hidden = max(1, round(size.heads * width)), round(size.hidden * width)
     if hidden < 8 or hidden % heads:
         raise UserError(
             f"generator_fraction = {width}: hidden {size.hidden} and {size.heads} heads become "
@@ -305,25 +271,25 @@ def build_config(
         "attention_probs_dropout_prob": dropout,
         "pad_token_id": 0,
         "initializer_range": size.initial,
+        "max_position_embeddings": max_length,
     }
     if spec.tokenizer == "bpe":
         common |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    if spec.architecture == "transformers":
-        # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
-        return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
     if spec.architecture == "bert":
-        positions = size.bert_positions or max_length
-        return ElectraConfig(
-            **common, embedding_size=size.embedding, max_position_embeddings=positions
-        )
+        common |= {"max_position_embeddings": size.bert_positions or max_length}
+        return ElectraConfig(**common, embedding_size=size.embedding)
     if spec.architecture == "roberta":
-        return RobertaConfig(
-            **common, max_position_embeddings=max_length, type_vocab_size=1, layer_norm_eps=1e-5
-        )
+        return RobertaConfig(**common, type_vocab_size=1, layer_norm_eps=1e-5)
+    if spec.architecture == "deberta":
+        return _deberta(size, common)
+    # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
+    return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
+
+
+def _deberta(size: Size, common: dict[str, Any]) -> DebertaConfig:
     return DebertaConfig(
         **common,
         embedding_size=size.embedding,
-        max_position_embeddings=max_length,
         relative_attention=True,
         max_relative_positions=-1,
         position_biased_input=False,
@@ -335,18 +301,18 @@ def build_config(
 
 
 def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedConfig:
-    made = _config_class(spec, "registry")
-    usual = made()
-    missing = [name for name in common if not hasattr(usual, name)]
+    make = _config_class(spec, "registry")
+    defaults = make()
+    missing = [name for name in common if not hasattr(defaults, name)]
     if missing:
         raise UserError(
             f"model_type = {spec.model_type!r}: its configuration has no {missing[0]}, which the "
             "study sets; only architectures with BERT's fields can be taken"
         )
-    if hasattr(usual, "embedding_size"):
+    if hasattr(defaults, "embedding_size"):
         common |= {"embedding_size": size.embedding}
     with _building(spec):
-        return made(**common | spec.config)
+        return make(**common | spec.config)
 
 
 @contextmanager
@@ -359,8 +325,7 @@ def _building(spec: Spec) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = f"{type(error).__name__}: {error}"
-        line = " ".join(line.split())[:200]
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
 
 

@@ -316,7 +316,7 @@ def finished(parameters: config.Pretrain) -> dict[str, Any] | None:
     return files.find_manifest(folder, files.digest(specification(parameters, packed)))
 
 
-def build_task(
+def _build(
     parameters: config.Pretrain, vocabulary: int
 ) -> MaskedLanguageModel | ReplacedTokenDetection:
     """The model under its objective, with the fresh weights that the parameters' seed gives."""
@@ -345,7 +345,7 @@ def _run(
             f"{source}: has {len(tok)} tokens, its manifest says {packed['vocabulary']}; delete it "
             "and run notebooks/02_tokenizer.ipynb again"
         )
-    task = build_task(parameters, len(tok))
+    task = _build(parameters, len(tok))
     files.remove_manifest(folder)
     state = {"log": [], "seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     state, steps = state | {"place": "no training"}, 0

@@ -24,9 +24,6 @@ SCHEMA = pa.schema([("text", pa.string())])
 def run(parameters: config.Data) -> dict[str, Any]:
     """Brings the corpus into the run's folder, ``data/corpus/``; does nothing twice.
 
-    Args:
-        parameters: Of the data stage.
-
     Returns:
         The manifest: source, name, documents, words, bytes (UTF-8), skipped (empty documents) and
         ``content``, the SHA-256 of all texts.
@@ -36,18 +33,16 @@ def run(parameters: config.Data) -> dict[str, Any]:
     """
     wanted, name = _origin(parameters)
     folder = parameters.folder / "data" / "corpus"
-    spec = files.digest(wanted)
-    done = files.intact_manifest(folder, spec)
-    if done:
+    if done := files.intact_manifest(folder, files.digest(wanted)):
         return done
-    with files.building(folder) as made:
-        return _write(parameters, wanted, name, made)
+    with files.building(folder) as empty:
+        return _write(parameters, wanted, name, empty)
 
 
 def finished(parameters: config.Data) -> dict[str, Any] | None:
     """What :func:`run` gives where that is done, else None; the source itself is not read."""
-    made = files.find_manifest(parameters.folder / "data" / "corpus")
-    return made if made and follows(made["specification"], parameters) else None
+    manifest = files.find_manifest(parameters.folder / "data" / "corpus")
+    return manifest if manifest and follows(manifest["specification"], parameters) else None
 
 
 def follows(specification: dict[str, Any], parameters: config.Data) -> bool:
@@ -59,48 +54,35 @@ def _write(
     parameters: config.Data, wanted: dict[str, Any], name: str, folder: Path
 ) -> dict[str, Any]:
     """Reads the source and writes what :func:`run` says into an empty folder."""
-    content = hashlib.sha256()
-    count = words = size = skipped = 0
-    written: list[str] = []
-    texts = _source(parameters, wanted)
-    if parameters.documents:
-        texts = islice(texts, parameters.documents)
-    bar = progress.bar(parameters.documents or wanted.get("documents", 0), "corpus", "documents")
+    content, written = hashlib.sha256(), []
+    counts = {"documents": 0, "words": 0, "bytes": 0, "skipped": 0}
+    texts = islice(_source(parameters, wanted), parameters.documents or None)
+    bar = progress.bar(parameters.documents, "corpus", "documents")
     for shard in portions(texts, *SHARD):
-        kept = [text for text in shard if text and text.strip()]
-        for text in kept:
+        documents = [text for text in shard if text and text.strip()]
+        for text in documents:
             data = text.encode("utf-8", "replace")
             content.update(len(data).to_bytes(8, "big") + data)
-            size, words = size + len(data), words + len(text.split())
-        skipped, count = skipped + len(shard) - len(kept), count + len(kept)
+            counts["bytes"] += len(data)
+            counts["words"] += len(text.split())
+        counts["documents"] += len(documents)
+        counts["skipped"] += len(shard) - len(documents)
         written.append(f"part-{len(written):05d}.parquet")
         with files.replacing(folder / written[-1]) as temporary:
-            pq.write_table(pa.table({"text": kept}, SCHEMA), temporary, compression="zstd")
+            pq.write_table(pa.table({"text": documents}, SCHEMA), temporary, compression="zstd")
         bar.update(len(shard))
     bar.close()
-    if not count:
+    if not counts["documents"]:
         raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
-    manifest = {
-        "spec": files.digest(wanted),
-        "specification": wanted,
-        "source": parameters.source,
-        "name": name,
-        "documents": count,
-        "words": words,
-        "bytes": size,
-        "skipped": skipped,
-        "content": content.hexdigest(),
-    }
+    manifest = {"spec": files.digest(wanted), "specification": wanted, "name": name}
+    manifest |= counts | {"source": parameters.source, "content": content.hexdigest()}
     return files.write_manifest(folder, manifest, written)
 
 
 def portions(texts: Iterable[str], documents: int, characters: int) -> Iterator[list[str]]:
-    """Cuts a stream of texts into lists that memory can hold.
+    """Cuts a stream of texts into lists that memory can hold; a null counts as empty.
 
-    Args:
-        texts: Documents; a null counts as empty.
-        documents: In one list, at most.
-        characters: A list ends with the document that reaches this many.
+    A list ends with the document that makes up `documents`, or that reaches so many `characters`.
     """
     portion, size = [], 0
     for text in texts:
@@ -119,38 +101,42 @@ def read(folder: Path) -> Iterator[str]:
         yield from read_file(path)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what goes wrong in reading a Parquet file into a line that names it.
+
+    Raises:
+        UserError: In place of pyarrow's errors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not readable as Parquet ({line})") from None
+
+
 def read_file(path: Path) -> Iterator[str]:
     """The documents of one Parquet file; a null becomes an empty text.
 
     Raises:
         UserError: When the file is damaged or has no column ``text`` of strings.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path}: has no column text (it has {names})")
-            kind = file.schema_arrow.field("text").type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UserError(f"{path}: column text is {kind}; it must be a string")
-            row = 0
-            for batch in file.iter_batches(1024, columns=["text"]):
-                yield from (text or "" for text in decode(batch.column(0), path, "text", row))
-                row += len(batch)
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path}: not readable as Parquet ({_line(error)})") from None
+    with reading(path), pq.ParquetFile(path) as file:
+        schema, row = file.schema_arrow, 0
+        if "text" not in schema.names:
+            raise UserError(f"{path}: has no column text (it has {', '.join(schema.names)})")
+        kind = schema.field("text").type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{path}: column text is {kind}; it must be a string")
+        for batch in file.iter_batches(1024, columns=["text"]):
+            yield from (text or "" for text in decode(batch.column(0), path, "text", row))
+            row += len(batch)
 
 
 def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | None]:
-    """The texts of a column.
-
-    Args:
-        column: Strings.
-        path: Its file, for the error line.
-        name: Its name.
-        row: Rows of the file before it.
+    """The texts of a column of a file, after `row` rows of it.
 
     Raises:
         UserError: Naming the first row whose bytes are not UTF-8: another encoding, or a lone
@@ -169,10 +155,6 @@ def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | 
                 f"{path}: row {number}: {name} is not UTF-8 ({byte}); convert the texts to UTF-8"
             ) from None
     raise AssertionError("a column that cannot be decoded has a text that cannot")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -195,9 +177,9 @@ def _origin(parameters: config.Data) -> tuple[dict[str, Any], str]:
     """What the corpus follows from, and its name for a reader."""
     wanted: dict[str, Any] = {"source": parameters.source, "documents": parameters.documents}
     if parameters.source == "embedded":
-        words, seed = parameters.world_words, parameters.world_seed
-        wanted |= {"world_words": words, "world_seed": seed}
-        return wanted, f"embedded world, {words} words, seed {seed}"
+        world = {"world_words": parameters.world_words, "world_seed": parameters.world_seed}
+        name = "embedded world, {world_words} words, seed {world_seed}".format(**world)
+        return wanted | world, name
     if parameters.source == "folder":
         folder = files.resolve(parameters.data)
         paths = parquet_files(folder / "corpus")
@@ -214,8 +196,7 @@ def _source(parameters: config.Data, wanted: dict[str, Any]) -> Iterator[str]:
             parameters.documents, parameters.world_words, parameters.world_seed
         )
     if parameters.source == "folder":
-        paths = parquet_files(files.resolve(parameters.data) / "corpus")
-        return (text for path in paths for text in read_file(path))
+        return read(files.resolve(parameters.data) / "corpus")
     return _hub(wanted["revision"])
 
 
@@ -253,13 +234,12 @@ def reaching_hub(name: str) -> Iterator[None]:
 def _hub(revision: str) -> Iterator[str]:
     from datasets import load_dataset
 
+    options = {"split": "train", "streaming": True}
     with reaching_hub(HUB_NAME):
         try:
-            stream = load_dataset(HUB_NAME, split="train", streaming=True, revision=revision)
+            stream = load_dataset(HUB_NAME, **options, revision=revision)
         except RuntimeError:  # the main branch holds a script; the Hub keeps a Parquet copy
-            stream = load_dataset(
-                HUB_NAME, split="train", streaming=True, revision="refs/convert/parquet"
-            )
+            stream = load_dataset(HUB_NAME, **options, revision="refs/convert/parquet")
         texts = (row["text"] or "" for row in stream)
     while True:
         with reaching_hub(HUB_NAME):

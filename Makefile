@@ -55,8 +55,6 @@ test-long: .venv/ready ## run the tests that take minutes each: Colab, a study u
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book
 	$(BIN)/python scripts/bench.py --data="$$DATA"
-	$(BIN)/python scripts/bench_profile.py
-	$(BIN)/python scripts/bench_curves.py --data="$$DATA"
 
 clean: ## delete the run of PROFILE
 	@case "$$PROFILE" in ''|.*|*/*) \

@@ -52,7 +52,7 @@ SMALL = ("--size", "tiny", "--pairs", "1", "--batch", "2", "--rows", "8", "--thr
 def measured(tmp_path_factory):
     """What one run of the script prints, and the three files it writes, at the smallest size."""
     out = tmp_path_factory.mktemp("bench")
-    curves = ("--parts", "curves", "--size", "tiny", "--steps", "60", "--seeds", "1")
+    curves = ("--parts", "curves", "--size", "tiny", "--steps", "24", "--seeds", "1")
     said = ""
     for more in ((*SMALL, "--parts", "pretrain,switches,finetune,pack,profile"), curves):
         done = command("scripts/bench.py", *more, "--out", out, env=os.environ | ENVIRONMENT)

@@ -68,6 +68,21 @@ class Stage(Strict):
         return self
 
 
+class Training(Stage):
+    """What both training stages have."""
+
+    model: Name = Field(description="name in the registry")
+    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+    clip: float = Field(gt=0, description="largest gradient norm")
+    checkpoint_steps: Count = Field(description="steps between checkpoints")
+    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
+    checkpoints: str = Field(description="folder for them; empty: beside the model")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="auto: by the device"
+    )
+    threads: Count = Field(description="CPU threads of this job")
+
+
 class Data(Stage):
     """Parameters of ``01_data``: where the corpus and the tasks come from, and how much of them."""
 
@@ -106,12 +121,10 @@ class Tokenizer(Stage):
         return getattr(self, f"{self.tokenizer_kind}_vocabulary")
 
 
-class Pretrain(Stage):
+class Pretrain(Training):
     """Parameters of ``03_pretrain``: one model, pre-trained on the packed corpus."""
 
-    model: Name = Field(description="name in the registry")
     size: Name = Field(description="row of registry.SIZES")
-    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
     generator_fraction: Fraction = Field(description="generator's width; 0: the registry's own")
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="segments per step")
@@ -129,16 +142,8 @@ class Pretrain(Stage):
         ge=0, description="tokens in one forward pass at most; 0: no limit"
     )
     torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
-        description="none, default or reduce-overhead"
+        description="mode of torch.compile"
     )
-    clip: float = Field(gt=0, description="largest gradient norm")
-    checkpoint_steps: Count = Field(description="steps between checkpoints")
-    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
-    checkpoints: str = Field(description="folder for them; empty: beside the model")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        description="auto: by the device"
-    )
-    threads: Count = Field(description="CPU threads of this job")
 
     @model_validator(mode="after")
     def _check_pass(self) -> "Pretrain":
@@ -147,10 +152,6 @@ class Pretrain(Stage):
                 f"pretrain_tokens_per_pass = {self.pretrain_tokens_per_pass}: 0 or at least "
                 f"max_length = {self.max_length}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_graphs(self) -> "Pretrain":
         if self.torch_compile == "reduce-overhead" and self.pretrain_tokens_per_pass:
             raise ValueError(
                 "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate passes; use "
@@ -159,13 +160,11 @@ class Pretrain(Stage):
         return self
 
 
-class Finetune(Stage):
+class Finetune(Training):
     """Parameters of ``04_finetune``: one model, some tasks, some seeds."""
 
-    model: Name = Field(description="name in the registry")
     tasks: Names = Field(description="tasks of GLUE")
     seeds: Seeds = Field(min_length=1, description="one fine-tuning per task and seed")
-    max_length: int = Field(ge=16, le=512, description="tokens per example, specials included")
     finetune_learning_rate: Rate = Field(description="peak of the schedule")
     finetune_batch_size: Count = Field(description="examples per step")
     finetune_epochs: Count = Field(description="passes over the train split")
@@ -174,14 +173,6 @@ class Finetune(Stage):
     finetune_layer_decay: float = Field(gt=0, le=1, description="learning rate factor per layer")
     finetune_dropout: Fraction = Field(description="dropout, hidden, attention and head")
     finetune_swap_pairs: bool = Field(description="double MRPC and STS-B by swapped pairs")
-    checkpoint_steps: Count = Field(description="steps between checkpoints")
-    checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
-    checkpoints: str = Field(description="folder for them; empty: beside the model")
-    clip: float = Field(gt=0, description="largest gradient norm")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        description="auto: by the device"
-    )
-    threads: Count = Field(description="CPU threads of this job")
 
 
 class Analysis(Stage):
@@ -232,15 +223,11 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
-    """Builds a parameter object; any fault is one line that names field, value and remedy.
-
-    Args:
-        cls: A stage's class, :class:`Profile`, or any strict pydantic model.
-        values: Field name to value.
-        where: What the line begins with: a file name or ``parameter``.
+    """Builds an object of a strict pydantic model from field names and values.
 
     Raises:
-        UserError: For a missing, unknown, mistyped or impossible field.
+        UserError: For a missing, unknown, mistyped or impossible field, in one line that begins
+            with `where`, a file's name or ``parameter``, and names field, value and remedy.
     """
     try:
         return cls.model_validate(dict(values))
@@ -275,12 +262,9 @@ def _owner(cls: type[BaseModel], place: tuple[str | int, ...]) -> type[BaseModel
     for part in place[:-1]:
         field = cls.model_fields.get(str(part))
         inner = (field.annotation, *get_args(field.annotation)) if field else ()
-        cls = next((kind for kind in inner if _is_model(kind)), cls)
+        models = (kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
+        cls = next(models, cls)
     return cls
-
-
-def _is_model(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def read(cls: type[S], namespace: Mapping[str, object]) -> S:
@@ -288,13 +272,6 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
 
     Parameters of other stages are passed over, so one profile serves every notebook; a name no
     stage knows is an error, because papermill injects misspelt parameters without a word.
-
-    Args:
-        cls: The class of the stage, or of the audit.
-        namespace: The notebook's ``globals()``.
-
-    Returns:
-        The validated parameters.
 
     Raises:
         UserError: For an unknown name, or a value of the wrong type or range.

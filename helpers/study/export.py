@@ -8,28 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from helpers.base import files
 from helpers.base.errors import UserError
-from helpers.base.text import escape, markdown, quantity, score
+from helpers.base.text import escape, quantity
 from helpers.data import glue
 from helpers.model import registry
 from helpers.pages import tables
 from helpers.score import statistics
 from helpers.train import records as records_of
 
-CITATION = """```bibtex
-@misc{kanakarajan2021smallbench,
-  title = {Small-Bench {NLP}: Benchmark for small single {GPU} trained models in Natural Language
-           Processing},
-  author = {Kanakarajan, Kamal Raj and Kundumani, Bhuvana and Sankarasubbu, Malaikannan},
-  year = {2021},
-  eprint = {2109.10847},
-  archivePrefix = {arXiv}
-}
-```
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
+OBJECTIVES = {"mlm": "MLM", "rtd": "replaced-token detection", "none": "none"}
 
 
 def export_run(run: str, model: str, out: str) -> None:
@@ -68,14 +59,11 @@ def export(run: Path, model: str, out: Path) -> Path:
     mine = records[records["model"] == model]
     if mine.empty:
         raise UserError(f"{run}: no record of {model}; run notebooks/04_finetune.ipynb first")
-    own = all((out / name).exists() for name in ("README.md", "config.json", "records"))
-    if out.exists() and not own:
+    earlier = all((out / name).exists() for name in ("README.md", "config.json", "records"))
+    if out.exists() and not earlier:
         raise UserError(f"{out}: exists and is no export; name another folder")
     card = model_card(model, manifest, mine)
-    made = out.with_name(f".{out.name}")
-    shutil.rmtree(made, ignore_errors=True)
-    try:
-        made.mkdir(parents=True)
+    with files.building(out) as made:
         for name in manifest["files"]:
             if name.startswith("encoder/"):
                 shutil.copyfile(source / name, made / Path(name).name)
@@ -84,15 +72,11 @@ def export(run: Path, model: str, out: Path) -> Path:
                 (made / "records" / cell.name).mkdir(parents=True)
                 for name in names:
                     shutil.copyfile(cell / name, made / "records" / cell.name / name)
-        files.write_text(made / "README.md", card)
-        shutil.rmtree(out, ignore_errors=True)
-        made.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write: {error.strerror or error}") from error
+        files.write_text(made / "README.md", str(card))
     return out
 
 
-def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> str:
+def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> ModelCard:
     """The card: metadata with every score, then what was trained, on what, and its limits.
 
     Args:
@@ -100,77 +84,55 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> s
         manifest: Of the pre-training.
         records: Its records; scores of the embedded world are named as such.
     """
-    embedded = tables.is_embedded(records)
+    embedded, size = tables.is_embedded(records), manifest["size"]
     tasks = [task for task in glue.TASKS if task in set(records["task"])]
+    cells = {task: statistics.cell(records, model, task) for task in tasks}
     data = ModelCardData(
         model_name=f"small-bench-nlp-{model}",
         language="en",
         library_name="transformers",
         pipeline_tag="fill-mask" if registry.get(model).objective == "mlm" else None,
-        tags=["small-bench-nlp", manifest["size"]],
-        eval_results=[_result(records, task, embedded) for task in tasks],
+        tags=["small-bench-nlp", size],
+        eval_results=[_result(task, found, embedded) for task, found in cells.items()],
     )
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {escape(model)}, {escape(manifest['size'])} size\n\n"
-        + _what(model, manifest)
-        + _scores(records, tasks, embedded)
-        + _limits(embedded, records)
-        + f"\n## Citation\n\nThe study this model reproduces:\n\n{CITATION}"
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        model=escape(model),
+        size=escape(size),
+        facts=_facts(model, manifest),
+        cells={glue.get(task).name: found for task, found in cells.items()},
+        embedded=embedded,
+        reduced=not records["complete"].all(),
     )
 
 
-def _result(records: pd.DataFrame, task: str, embedded: bool) -> EvalResult:
-    name = f"{glue.get(task).name} of the embedded world (not GLUE)" if embedded else None
-    found = statistics.cell(records, records["model"].iloc[0], task)
+def _result(task: str, found: statistics.Summary, embedded: bool) -> EvalResult:
+    kind = glue.get(task)
     return EvalResult(
         task_type="text-classification",
         dataset_type="embedded-world" if embedded else "nyu-mll/glue",
-        dataset_name=name or f"GLUE {glue.get(task).name}",
+        dataset_name=f"{kind.name} of the embedded world (not GLUE)"
+        if embedded
+        else f"GLUE {kind.name}",
         dataset_config=task,
-        dataset_split=glue.get(task).validation,
-        metric_type=glue.get(task).metric,
+        dataset_split=kind.validation,
+        metric_type=kind.metric,
         metric_value=round(found.median / 100, 4),
-        metric_name=f"{glue.get(task).metric}, median of {found.n} seeds",
+        metric_name=f"{kind.metric}, median of {found.n} seeds",
     )
 
 
-def _what(model: str, manifest: dict[str, Any]) -> str:
-    spec, spent = registry.get(model), manifest["pretrain"]
-    objectives = {"mlm": "MLM", "rtd": "replaced-token detection", "none": "none"}
-    parameters = manifest["specification"]["parameters"]
-    rows = [
-        ["Objective", objectives[spec.objective]],
-        ["Encoder", f"{quantity(spent['parameters'])} parameters"],
-        ["Corpus", escape(manifest["corpus"])],
-        ["Tokens seen", f"{quantity(spent['tokens'])} ({spent['epochs']:g} epochs)"],
-        ["FLOPs", quantity(spent["flops"])],
-        ["Time", f"{spent['seconds'] / 3600:.2f} h on {escape(manifest['hardware']['name'])}"],
-        ["Number format", escape(manifest["precision"])],
-        ["Code", f"`{manifest['code']['commit'] or 'not from a git checkout'}`"],
-        *([escape(key), escape(value)] for key, value in sorted(parameters.items())),
-    ]
-    return "## Pre-training\n\n" + markdown(["What", "Value"], rows, left=2) + "\n"
-
-
-def _scores(records: pd.DataFrame, tasks: list[str], embedded: bool) -> str:
-    name = records["model"].iloc[0]
-    cells = {task: statistics.cell(records, name, task) for task in tasks}
-    rows = [
-        [glue.get(task).name, score(found.median), score(found.best), str(found.n)]
-        for task, found in cells.items()
-    ]
-    what = "the embedded world, a generated language: **not GLUE**" if embedded else "GLUE dev sets"
-    return (
-        f"## Scores on {what}\n\nMetric × 100. The records behind each are in `records/`.\n\n"
-        + markdown(["Task", "Median", "Best", "Seeds"], rows)
-    )
-
-
-def _limits(embedded: bool, records: pd.DataFrame) -> str:
-    lines = ["English only; sequences up to the pre-training length."]
-    if embedded:
-        lines.append("Trained on generated sentences: of no use on real text.")
-    elif not records["complete"].all():
-        lines.append("Some tasks were cut to fewer rows than GLUE's own; see the records.")
-    lines.append("What the corpus holds of prejudice, the model may have learned.")
-    return "\n## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
+def _facts(model: str, manifest: dict[str, Any]) -> dict[str, str]:
+    spent, parameters = manifest["pretrain"], manifest["specification"]["parameters"]
+    return {
+        "Objective": OBJECTIVES[registry.get(model).objective],
+        "Encoder": f"{quantity(spent['parameters'])} parameters",
+        "Corpus": escape(manifest["corpus"]),
+        "Tokens seen": f"{quantity(spent['tokens'])} ({spent['epochs']:g} epochs)",
+        "FLOPs": quantity(spent["flops"]),
+        "Time": f"{spent['seconds'] / 3600:.2f} h on {escape(manifest['hardware']['name'])}",
+        "Number format": escape(manifest["precision"]),
+        "Code": f"`{manifest['code']['commit'] or 'not from a git checkout'}`",
+        **{escape(name): escape(parameters[name]) for name in sorted(parameters)},
+    }

@@ -154,8 +154,9 @@ class Upkeep:
         self.state = fresh | (saved or {})
         if self.state["scaler"]:
             scaler.load_state_dict(self.state["scaler"])
-        if bar is not None:
+        if bar is not None and self.state["step"]:
             bar.skip(self.state["step"])
+            bar.refresh()  # says where it goes on
         self.timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
         self.device = next(model.parameters()).device
         self.broken = torch.full((), NEVER, device=self.device)  # first step with a loss not finite

@@ -51,10 +51,7 @@ def score(
 ) -> tuple[float, dict[str, float], str]:
     """The headline score of a task and what stands beside it.
 
-    Args:
-        task: Name of the task.
-        predictions: int64 [n] classes, or float [n] for STS-B.
-        references: The same, true.
+    Predictions and references are int64 [n] classes, or float [n] for STS-B.
 
     Returns:
         score x 100, metrics by name, and a note: empty, or that the prediction is constant. A
@@ -71,5 +68,5 @@ def score(
     if constant and task == "stsb":
         return 0.0, {"spearman": 0.0, "pearson": 0.0}, CONSTANT
     metric = GlueMetric(config_name=task, keep_in_memory=True)
-    found = metric.compute(predictions=predictions, references=references)
-    return 100 * found[glue.get(task).metric], found, CONSTANT if constant else ""
+    values = metric.compute(predictions=predictions, references=references)
+    return 100 * values[glue.get(task).metric], values, CONSTANT if constant else ""

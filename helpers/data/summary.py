@@ -10,15 +10,10 @@ from helpers.data import glue
 
 
 def report(folder: Path, names: list[str]) -> pd.DataFrame:
-    """What the data notebook shows of each split.
+    """One row per task and split of a run.
 
-    Args:
-        folder: The run's folder.
-        names: Tasks.
-
-    Returns:
-        One row per task and split: rows, GLUE's rows, words per example (median and largest),
-        share of each label, rows repeated inside the split, rows that stand in train as well.
+    Rows, GLUE's rows, words per example, share of each label, rows repeated inside the split, rows
+    that stand in train as well.
     """
     lines = []
     for name in names:

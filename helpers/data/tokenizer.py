@@ -11,20 +11,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer, WordPieceTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from helpers.base import config, files, progress
 from helpers.base.errors import UserError
@@ -39,7 +28,7 @@ PIECE = 100_000  # characters; a longer document is encoded in pieces
 ENCODING = (256, 4_000_000)  # documents and characters encoded together, at most
 LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
-DTYPES = ["uint16", "uint32"]  # of the packed corpus, the second for large vocabularies
+DTYPES = ("uint16", "uint32")  # of the packed corpus, the second for large vocabularies
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -58,13 +47,13 @@ def _train_wordpiece(vocabulary: int, read: Callable[[str], Iterable[str]]) -> T
     every process, and breaks ties by these numbers. Declared beforehand, in order, they stay put;
     the vocabulary then goes into a tokenizer that does not take them for special tokens.
     """
-    tok = _wordpiece()
+    learner, tok = _wordpiece(), _wordpiece()
     counts: Counter[str] = Counter()
     for text in read("characters"):
-        counts.update(tok.normalizer.normalize_str(text))
+        counts.update(learner.normalizer.normalize_str(text))
     by_count = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     alphabet = sorted(by_count[:ALPHABET])
-    trainer = trainers.WordPieceTrainer(
+    trainer = WordPieceTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
         show_progress=False,
@@ -72,18 +61,17 @@ def _train_wordpiece(vocabulary: int, read: Callable[[str], Iterable[str]]) -> T
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
-    tok.train_from_iterator(read("words"), trainer)
-    found = _wordpiece()
-    found.model = models.WordPiece(tok.get_vocab(), unk_token=WORDPIECE_SPECIALS[1])
-    found.add_special_tokens(WORDPIECE_SPECIALS)
-    return found
+    learner.train_from_iterator(read("words"), trainer)
+    tok.model = models.WordPiece(learner.get_vocab(), unk_token=WORDPIECE_SPECIALS[1])
+    tok.add_special_tokens(WORDPIECE_SPECIALS)
+    return tok
 
 
 def _train_bpe(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokenizer:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
         show_progress=False,
@@ -110,33 +98,32 @@ def train(
     """
 
     def texts(what: str) -> Iterator[str]:
-        # Trainers take time and memory with the square of a word's length.
-        found = (LONG_RUN.sub(r"\1\2", text) for text in read())
-        if not documents:
-            yield from found
-            return
-        bar = progress.bar(documents, f"learn {kind} from {what}", "documents")
-        for text in found:
-            yield text
-            bar.update()
-        bar.close()
+        bar = (
+            progress.bar(documents, f"learn {kind} from {what}", "documents") if documents else None
+        )
+        for text in read():
+            # Trainers take time and memory with the square of a word's length.
+            yield LONG_RUN.sub(r"\1\2", text)
+            if bar:
+                bar.update()
+        if bar:
+            bar.close()
 
     if kind == "wordpiece":
         tok = _train_wordpiece(vocabulary, texts)
         pad, unknown, first, last, mask = WORDPIECE_SPECIALS
         pair = f"{first} $A {last} $B:1 {last}:1"
+        names = ["input_ids", "token_type_ids", "attention_mask"]
     else:
         tok = _train_bpe(vocabulary, texts)
         first, pad, last, unknown, mask = BPE_SPECIALS
         pair = f"{first} $A {last} {last} $B {last}"
+        names = ["input_ids", "attention_mask"]
     tok.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}",
         pair=pair,
         special_tokens=[(token, tok.token_to_id(token)) for token in (first, last)],
     )
-    names = ["input_ids", "attention_mask"]
-    if kind == "wordpiece":
-        names.insert(1, "token_type_ids")
     return PreTrainedTokenizerFast(
         tokenizer_object=tok,
         pad_token=pad,
@@ -184,18 +171,10 @@ def saving() -> Iterator[None]:
 def pack(
     documents: Iterable[str], tok: PreTrainedTokenizerBase, length: int
 ) -> Iterator[np.ndarray]:
-    """Cuts documents into rows of one length.
+    """Cuts documents into rows of `length` tokens, int64 [n, length] at a time.
 
     Documents stand end to end with a separator between; a row is ``[CLS]``, `length` - 2 tokens of
     that stream, ``[SEP]``. What is left at the end and fills no row is dropped.
-
-    Args:
-        documents: Texts.
-        tok: Tokenizer.
-        length: Tokens per row.
-
-    Yields:
-        int64 arrays [n, length].
     """
     rest: list[int] = []
     for texts in corpus.portions(documents, *ENCODING):
@@ -206,28 +185,23 @@ def pack(
 def pack_batch(
     texts: list[str], tok: PreTrainedTokenizerBase, length: int, rest: list[int]
 ) -> tuple[np.ndarray, list[int]]:
-    """Rows of a part of the corpus, for :func:`pack`.
+    """Rows of a part of the corpus, int64 [n, length], and the tokens that have filled no row yet.
 
-    Args:
-        texts: Documents.
-        tok: Tokenizer.
-        length: Tokens per row.
-        rest: Tokens of earlier documents that have filled no row.
-
-    Returns:
-        int64 array [n, length], and the tokens that have filled no row yet.
+    `rest` are those of the part before.
     """
-    found, encode = [np.array(rest, dtype=np.int64)], tok.backend_tokenizer.encode_batch_fast
+    # Encode, and end each document with a separator.
+    ids, encode = [np.array(rest, dtype=np.int64)], tok.backend_tokenizer.encode_batch_fast
     for group in corpus.portions(chain.from_iterable(map(_pieces, texts)), *ENCODING):
         for piece, encoding in zip(group, encode(group, add_special_tokens=False), strict=True):
             end = [tok.sep_token_id] if isinstance(piece, _Last) else []
-            found.append(np.array(encoding.ids + end, dtype=np.int64))
-    stream, body = np.concatenate(found), length - 2
+            ids.append(np.array(encoding.ids + end, dtype=np.int64))
+    # Cut the stream into rows, and frame each.
+    stream, body = np.concatenate(ids), length - 2
     count = len(stream) // body
-    out = np.empty((count, length), dtype=np.int64)
-    out[:, 0], out[:, -1] = tok.cls_token_id, tok.sep_token_id
-    out[:, 1:-1] = stream[: count * body].reshape(count, body)
-    return out, stream[count * body :].tolist()
+    rows = np.empty((count, length), dtype=np.int64)
+    rows[:, 0], rows[:, -1] = tok.cls_token_id, tok.sep_token_id
+    rows[:, 1:-1] = stream[: count * body].reshape(count, body)
+    return rows, stream[count * body :].tolist()
 
 
 class _Last(str):
@@ -241,21 +215,15 @@ def _pieces(text: str) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > 2 * PIECE:
-        place = BETWEEN_WORDS.search(text, start + PIECE, start + 2 * PIECE)
-        stop = place.start() if place else start + 2 * PIECE
+        space = BETWEEN_WORDS.search(text, start + PIECE, start + 2 * PIECE)
+        stop = space.start() if space else start + 2 * PIECE
         yield text[start:stop]
         start = stop
     yield _Last(text[start:])
 
 
 def rows(folder: Path) -> np.ndarray:
-    """The packed corpus as a memory map.
-
-    Args:
-        folder: Of the tokenizer stage.
-
-    Returns:
-        uint16 or uint32 array [rows, length].
+    """The packed corpus as a memory map, uint16 or uint32 [rows, length].
 
     Raises:
         UserError: When the tokenizer stage has not run, or its files do not belong together.
@@ -273,21 +241,16 @@ def rows(folder: Path) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
 
 
-def specification(parameters: config.Tokenizer, made: dict[str, Any]) -> dict[str, Any]:
-    """All that the packed tokens follow from; its digest names them.
-
-    Args:
-        parameters: Of the stage.
-        made: Manifest of the corpus.
-    """
+def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dict[str, Any]:
+    """All that the packed tokens follow from, with the corpus' manifest; its digest names them."""
     wanted = {
         "stage": "tokenizer",
         "kind": parameters.tokenizer_kind,
         "vocabulary": parameters.vocabulary,
         "length": usable_length(parameters.tokenizer_kind, parameters.max_length),
-        "corpus": made["content"],
+        "corpus": manifest["content"],
     }
-    every = -(-made["bytes"] // TRAINING_BYTES)
+    every = -(-manifest["bytes"] // TRAINING_BYTES)
     # The vocabulary of a large corpus is learnt from a part: every k-th document.
     return wanted | ({"every": every} if every > 1 else {})
 
@@ -304,50 +267,34 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         UserError: When the data stage has not run or the corpus fills no segment.
     """
     kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
-    made = files.require_manifest(source, "01_data")
-    wanted = specification(parameters, made)
-    length, step = wanted["length"], wanted.get("every", 1)
-    name, folder = files.digest(wanted), parameters.folder / "tokenizer" / kind
-    done = files.intact_manifest(folder, name)
-    if done:
+    documents = files.require_manifest(source, "01_data")
+    wanted, folder = specification(parameters, documents), parameters.folder / "tokenizer" / kind
+    if done := files.intact_manifest(folder, files.digest(wanted)):
         return done
     files.remove_manifest(folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    state = _packing_state(folder, files.digest([name, made["files"]]))
-    trained = state["trained"] == name and (folder / "tokenizer.json").exists()
-    if state["shards"] or trained:
-        tok = load(folder)
-    else:
-        tok = train(
-            kind,
-            parameters.vocabulary,
-            lambda: islice(corpus.read(source), 0, None, step),
-            -(-made["documents"] // step),
-        )
-        with files.building(folder) as new, saving():
-            tok.save_pretrained(new)
-        state["trained"] = name
-        files.write_json(folder / PACKING, state)
-    dtype = DTYPES[len(tok) > 2**16]
-    count, unknown = _pack_shards(source, folder, tok, length, dtype, state, made["bytes"])
-    if not count:
+    state = _packing_state(folder, files.digest([files.digest(wanted), documents["files"]]))
+    tok = _trained(wanted, source, folder, state, documents["documents"])
+    _pack_shards(source, folder, tok, wanted["length"], state, documents["bytes"])
+    if not state["rows"]:
         for leftover in (PACKING, "tokens.bin"):
             (folder / leftover).unlink()
-        raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
+        raise UserError(
+            f"max_length = {wanted['length']}: the corpus fills no segment of this length"
+        )
     manifest = {
-        "spec": name,
+        "spec": files.digest(wanted),
         "specification": wanted,
-        "source": made["source"],
-        "corpus": made["name"],
+        "source": documents["source"],
+        "corpus": documents["name"],
         "kind": kind,
         "vocabulary": len(tok),
-        "length": length,
-        "rows": count,
-        "tokens": count * length,
-        "unknown": unknown,
-        "words": made["words"],
-        "dtype": dtype,
+        "length": wanted["length"],
+        "rows": state["rows"],
+        "tokens": state["rows"] * wanted["length"],
+        "unknown": state["unknown"],
+        "words": documents["words"],
+        "dtype": _dtype(tok),
     }
     names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin"]
     manifest = files.write_manifest(folder, manifest, names)
@@ -357,11 +304,36 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
 
 def finished(parameters: config.Tokenizer) -> dict[str, Any] | None:
     """What :func:`run` gives where that is done, of the corpus that is there; else None."""
-    made = files.find_manifest(parameters.folder / "data" / "corpus")
-    if not made:
+    documents = files.find_manifest(parameters.folder / "data" / "corpus")
+    if not documents:
         return None
     folder = parameters.folder / "tokenizer" / parameters.tokenizer_kind
-    return files.find_manifest(folder, files.digest(specification(parameters, made)))
+    return files.find_manifest(folder, files.digest(specification(parameters, documents)))
+
+
+def _dtype(tok: PreTrainedTokenizerBase) -> str:
+    return DTYPES[len(tok) > 2**16]
+
+
+def _trained(
+    wanted: dict[str, Any], source: Path, folder: Path, state: dict[str, Any], documents: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that an interrupted run has trained, or a new one."""
+    name, step = files.digest(wanted), wanted.get("every", 1)
+    trained = state["trained"] == name and (folder / "tokenizer.json").exists()
+    if state["shards"] or trained:
+        return load(folder)
+    tok = train(
+        wanted["kind"],
+        wanted["vocabulary"],
+        lambda: islice(corpus.read(source), 0, None, step),
+        -(-documents // step),
+    )
+    with files.building(folder) as empty, saving():
+        tok.save_pretrained(empty)
+    state["trained"] = name
+    files.write_json(folder / PACKING, state)
+    return tok
 
 
 def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
@@ -369,15 +341,15 @@ def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
 
     ``trained`` is the specification that the tokenizer in the folder was trained under.
     """
-    fresh = {"spec": spec, "shards": 0, "rows": 0, "size": 0, "unknown": 0, "bytes": 0, "rest": []}
-    fresh["trained"] = ""
+    fresh = dict.fromkeys(("shards", "rows", "size", "unknown", "bytes"), 0)
+    fresh |= {"spec": spec, "rest": [], "trained": ""}
     packed = folder / "tokens.bin"
     if not (folder / PACKING).exists():
         return fresh
-    found = {"trained": ""} | files.read_json(folder / PACKING)
+    state = fresh | files.read_json(folder / PACKING)
     size = packed.stat().st_size if packed.exists() else 0
-    whole = found["spec"] == spec and size >= found["size"]
-    return found if whole else fresh | {"trained": found["trained"]}
+    whole = state["spec"] == spec and size >= state["size"]
+    return state if whole else fresh | {"trained": state["trained"]}
 
 
 def _pack_shards(
@@ -385,11 +357,10 @@ def _pack_shards(
     folder: Path,
     tok: PreTrainedTokenizerBase,
     length: int,
-    dtype: str,
     state: dict[str, Any],
     total: int,
-) -> tuple[int, int]:
-    """Packs the corpus shard by shard into ``tokens.bin``; returns rows and unknown tokens."""
+) -> None:
+    """Packs the corpus shard by shard into ``tokens.bin``, and brings the state up to date."""
     packed = folder / "tokens.bin"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
     bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
@@ -399,7 +370,7 @@ def _pack_shards(
             for path in corpus.parquet_files(source)[state["shards"] :]:
                 for texts in corpus.portions(corpus.read_file(path), *ENCODING):
                     block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
-                    file.write(block.astype(dtype).tobytes())
+                    file.write(block.astype(_dtype(tok)).tobytes())
                     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
                     state["rows"] += len(block)
                     state["unknown"] += int((block == tok.unk_token_id).sum())
@@ -414,19 +385,10 @@ def _pack_shards(
             packed.unlink(missing_ok=True)
         raise UserError(f"{packed}: cannot write: {error.strerror or error}") from error
     bar.close()
-    return state["rows"], state["unknown"]
 
 
 def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:
-    """Occurrences of each token, largest first; special tokens and absent ones left out.
-
-    Args:
-        packed: Integer array [rows, length].
-        tok: Its tokenizer.
-
-    Returns:
-        int64 [n].
-    """
+    """Occurrences of each token, int64 [n], largest first; special and absent ones left out."""
     counts = np.zeros(len(tok), dtype=np.int64)
     for start in range(0, len(packed), 65_536):
         counts += np.bincount(packed[start : start + 65_536].ravel(), minlength=len(tok))

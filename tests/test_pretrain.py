@@ -322,13 +322,6 @@ def test_a_length_that_was_not_packed_is_an_error(small_run):
         pretrain.run(pretraining(small_run, "bert", max_length=32))
 
 
-def test_fill_masks_shows_the_masked_tokens(small_run):
-    for model in ("bert", "roberta", "electra-deberta"):
-        table = pretrain.fill_masks(small_run.folder, model)
-        assert len(table) >= 8
-        assert table["probability of the token"].between(0, 1).all()
-
-
 def test_precision_on_a_cpu():
     assert loop.choose_precision("auto", torch.device("cpu"))[0] == torch.float32
     assert loop.choose_precision("bfloat16", torch.device("cpu"))[0] == torch.bfloat16

@@ -7,7 +7,7 @@ from makers import data_stage, make_folder, small_profile
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.data import corpus, glue, summary
+from helpers.data import corpus, glue
 from helpers.score import costs
 
 
@@ -151,20 +151,6 @@ def test_the_hub_without_a_network_names_the_other_sources(tmp_path):
     values = small_profile(tmp_path).stage(config.Data) | {"source": "hub"}
     with pytest.raises(UserError, match=r"cannot reach.*embedded.*folder"):
         corpus.run(config.Data(**values))
-
-
-def test_the_report_counts_what_stands_in_both_splits(tmp_path, folder):
-    train = pd.read_parquet(folder / "glue" / "cola" / "train.parquet")
-    path = folder / "glue" / "cola" / "validation.parquet"
-    dev = pd.read_parquet(path)
-    dev.loc[[0, 1, 2], "sentence"] = train["sentence"].iloc[[4, 4, 9]].tolist()
-    dev.to_parquet(path)
-    parameters = data_stage(tmp_path, folder)
-    glue.prepare(parameters)
-    report = summary.report(parameters.folder, ["cola"]).set_index("split")
-    assert report.loc["validation", "also in train"] == 3
-    assert report.loc["validation", "repeated"] == 1
-    assert report.loc["train", "GLUE's rows"] == 8551
 
 
 def test_the_embedded_world_goes_through_the_same_door(small_run):

@@ -2,7 +2,6 @@
 
 corpus     documents, from one of three sources
 glue       the eight tasks: schema, splits, labels
-summary    what the data notebook shows of the tasks
 synthetic  the embedded world
 tokenizer  vocabularies, and the corpus packed with them
 metrics    one score a task

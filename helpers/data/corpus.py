@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -247,8 +246,3 @@ def _hub(revision: str) -> Iterator[str]:
         if text is None:
             return
         yield text
-
-
-def lengths(documents: list[str]) -> pd.DataFrame:
-    """Words per document, for :func:`helpers.plots.lengths`: columns name and length."""
-    return pd.DataFrame({"name": "documents", "length": [len(text.split()) for text in documents]})

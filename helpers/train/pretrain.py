@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
@@ -401,37 +401,3 @@ def _save(
     files.write_text(folder / "log.csv", table.to_csv(index=False, lineterminator="\r\n"))
     paths = [path for name in models for path in sorted((folder / name).iterdir())]
     return ["log.csv", *(str(path.relative_to(folder)) for path in paths)]
-
-
-@torch.inference_mode()
-def fill_masks(run: Path, model: str, row: int = 0, seed: int = 0) -> pd.DataFrame:
-    """What a finished masked language model, or a generator, puts in place of a row's masks.
-
-    Opens the checkpoint with transformers alone.
-
-    Returns:
-        One line per masked token: the text before it, the token, the model's first choice and the
-        probability it gave to the token.
-    """
-    spec = registry.get(model)
-    source = run / "models" / model / ("generator" if spec.objective == "rtd" else "encoder")
-    tok = tokenizer.load(source)
-    network = AutoModelForMaskedLM.from_pretrained(
-        source, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    ).eval()
-    packed = tokenizer.rows(run / "tokenizer" / spec.tokenizer)
-    tokens = torch.from_numpy(packed[row : row + 1].astype(np.int64))
-    generator = torch.Generator().manual_seed(seeding.derive_seed(seed, "show"))
-    masked = mask_tokens(tokens, Vocabulary.of(tok, tokens.device), (1.0, 0.0), generator)
-    chances = network(masked.inputs).logits[0].softmax(-1)
-    lines = []
-    for position in sorted(masked.positions[0][masked.weights[0] > 0].tolist()):
-        right = int(tokens[0, position])
-        line = {
-            "text before": f"… {tok.decode(masked.inputs[0, max(1, position - 6) : position])}",
-            "token": tok.decode([right]),
-            "first choice": tok.decode([int(chances[position].argmax())]),
-            "probability of the token": round(float(chances[position, right]), 3),
-        }
-        lines.append(line)
-    return pd.DataFrame(lines)

@@ -13,6 +13,7 @@ import contextlib
 import http.server
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -27,14 +28,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from makers import ROOT, data_stage, make_folder, pretraining, small_profile, trained
+from makers import (
+    PUBLISHED,
+    ROOT,
+    command,
+    data_stage,
+    make_folder,
+    pretraining,
+    small_profile,
+    trained,
+)
 from safetensors.torch import load_file, save_file
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import corpus, glue, tokenizer
 from helpers.model import registry
-from helpers.train import batches, checkpoint, finetune, objectives, pretrain
+from helpers.score import paper
+from helpers.score.predictions import read_splits
+from helpers.train import batches, checkpoint, finetune, objectives, pretrain, records
 
 
 def tree(folder):
@@ -403,11 +415,42 @@ def test_an_edited_manifest_is_named(run):
         finetune.run(tuning(run))
 
 
+READERS = {
+    "models/scratch/encoder/model.safetensors": lambda path: finetune.open_encoder(
+        path.parent, glue.get("cola"), 0.0
+    ),
+    "tokenizer/bpe/tokenizer.json": lambda path: tokenizer.load(path.parent),
+    "tokenizer/bpe/tokenizer_config.json": lambda path: tokenizer.load(path.parent),
+    "models/scratch/manifest.json": lambda path: files.require_intact(path.parent, "stage"),
+    "records/scratch/cola/seed-0.json": records.read,
+    "records/scratch/cola/seed-0.parquet": lambda path: read_splits(path, "cola"),
+    "published.json": paper.load,
+}
+
+
+@pytest.mark.parametrize("place", READERS)
+def test_a_file_with_damaged_bytes_is_read_or_refused_in_one_line(run, place):
+    path, chance = run.folder / place, random.Random(0)
+    shutil.copy(PUBLISHED, run.folder / "published.json")
+    whole = path.read_bytes()
+    for _ in range(40):
+        start = chance.randrange(len(whole))
+        stop = start + chance.choice((1, 4, 64, 4096))
+        middle = chance.choice((b"", b"\0", b"\xff", b"{", b'"', chance.randbytes(stop - start)))
+        end = chance.choice((b"", whole[stop:], whole[start:]))  # cut, changed, doubled
+        path.write_bytes(whole[:start] + middle + end)
+        before = tree(run.folder)
+        try:
+            READERS[place](path)
+        except UserError as error:
+            assert str(error).isprintable()
+        assert tree(run.folder) == before
+
+
 def test_an_impossible_precision_leaves_finished_work(run):
-    with refused("precision = 'float16': on a CPU", run.folder):
-        pretrain.run(pretraining(run, "bert", precision="float16"))
-    with refused("precision = 'float16': on a CPU", run.folder):
-        finetune.run(tuning(run, precision="float16"))
+    for stage, parameters in ((pretrain, pretraining(run, "bert")), (finetune, tuning(run))):
+        with refused("precision = 'float16': on a CPU", run.folder):
+            stage.run(parameters.model_copy(update={"precision": "float16"}))
 
 
 # --- training that diverges --------------------------------------------------------------------
@@ -675,16 +718,6 @@ def test_a_hub_that_answers_garbage(tmp_path, monkeypatch, status, text):
 # --- through the front doors -------------------------------------------------------------------
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-    )
-
-
 def one_line(done, says, lines=1):
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stderr
@@ -701,7 +734,7 @@ def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
     )
     with answering(200, b"<html>") as address:
         proxies = {"HTTPS_PROXY": address, "https_proxy": address, "HF_HUB_OFFLINE": "0"}
-        done = command("-c", code, json.dumps(values), **proxies)
+        done = command("-c", code, json.dumps(values), env=os.environ | proxies)
     one_line(done, "error: source = 'hub': cannot reach the Hugging Face Hub")
     assert not (tmp_path / "small").exists() or not tree(tmp_path / "small")
 

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -22,6 +20,7 @@ from makers import (
     TASKS,
     TOKENS,
     claimed,
+    command,
     make_record,
     run_page,
     statement,
@@ -754,14 +753,17 @@ def test_neighbours_without_predictions_are_compared_by_published_noise(lower, u
     assert swapped.ground == ""
 
 
-def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(tmp_path, labels):
+def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
+    tmp_path, labels, monkeypatch
+):
+    monkeypatch.setattr(ranking, "RESAMPLES", 100)
     for name, quality in (("a", 0.8), ("b", 0.79), ("c", 0.5)):
         make_entry(tmp_path / name, labels, with_records=False, quality=quality)
     first, second, last = ranking.ranked(check.check(tmp_path, FIGURES, labels))
     truth = {task: dev.label for task, dev in labels.dev.items()}
     near, far = (ranking.gap(*pair, FIGURES, labels) for pair in ((first, second), (second, last)))
     wanted = statistics.paired_bootstrap(
-        first.predictions, second.predictions, truth, resamples=1000, seed=0
+        first.predictions, second.predictions, truth, resamples=100, seed=0
     )
     assert (near.low, near.high) == (wanted.low, wanted.high)
     assert (near.ground == "") == (wanted.low > 0 or wanted.high < 0)
@@ -787,80 +789,15 @@ def test_the_page_of_the_repository_shows_every_row_and_dash():
     assert facts["BERT"]["Hours"] is facts["BERT"]["Seeds"] is None
 
 
-# --- command line, browser
+# --- command line
 
 
 def test_the_command_line_checks_and_names_what_is_wrong(entry):
     bad = shutil.copytree(entry, entry.with_name("worse"))
     (bad / "notes.txt").write_text("x", encoding="utf-8")
-    command = [sys.executable, "-m", "helpers.study.cli", "check", "--folder", str(entry.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = command("-m", "helpers.study.cli", "check", "--folder", entry.parent)
     assert (done.returncode, done.stderr) == (1, "")
     first, second, last = done.stdout.splitlines()
     assert first == ("mine: claimed; scores not recomputed: no dev labels at hand (DATA=folder)")
     assert second.startswith(f"error: {bad}/submission.yaml: name = 'mine'")
     assert last == "2 entries, 1 refused"
-
-
-NODE = shutil.which("node")
-DOM = """
-class Element {
-  constructor(tag, text) { this.tag = tag; this.own = text || ""; this.kids = []; this.marks = {};
-    this.handlers = {}; this.hidden = false; this.value = ""; }
-  get textContent() { return this.own + this.kids.map((k) => k.textContent).join(""); }
-  set textContent(text) { this.own = text; this.kids = []; }
-  get firstChild() { return this.kids[0] || null; }
-  appendChild(kid) { if (kid.parent) kid.parent.kids.splice(kid.parent.kids.indexOf(kid), 1);
-    kid.parent = this; this.kids.push(kid); return kid; }
-  insertBefore(kid, other) { kid.parent = this;
-    this.kids.splice(other ? this.kids.indexOf(other) : this.kids.length, 0, kid); }
-  setAttribute(name, value) { this.marks[name] = value; }
-  getAttribute(name) { return this.marks[name]; }
-  hasAttribute(name) { return name in this.marks; }
-  addEventListener(name, handler) { this.handlers[name] = handler; }
-  fire(name) { this.handlers[name](); }
-  all(tag) { return this.kids.flatMap((k) => (k.tag === tag ? [k] : []).concat(k.all(tag))); }
-  querySelectorAll(tag) { return this.all(tag); }
-  querySelector(tag) { return this.all(tag)[0] || null; }
-  get classList() { return { add: (name) => { this.className = name; } }; }
-  get cells() { return this.kids; }
-  get rows() { return this.kids; }
-  get tHead() { return this.kids[0]; }
-  get tBodies() { return [this.kids[1]]; }
-}
-const make = (tag, ...kids) => {
-  const made = new Element(tag);
-  kids.forEach((kid) => made.appendChild(typeof kid === "string" ? new Element("#", kid) : kid));
-  return made;
-};
-const row = (...cells) => make("tr", ...cells.map((cell) => make("td", cell)));
-const heads = ["Name", "Score"].map((name) => make("th", make("p", name)));
-const body = make("tbody", row("b", "9.5"), row("a", "–"), row("c", "10.25"), row("d", "-1"));
-const box = make("div", make("table", make("thead", make("tr", ...heads)), body));
-globalThis.document = { readyState: "complete", querySelectorAll: () => [box],
-  createElement: (tag) => new Element(tag), createTextNode: (text) => new Element("#", text) };
-"""
-ACTIONS = """
-const shown = () => body.rows.filter((r) => !r.hidden).map((r) => r.cells[0].textContent).join("");
-const out = [shown()];
-const buttons = box.all("button");
-buttons[1].fire("click"); out.push(shown(), heads[1].getAttribute("aria-sort"));
-buttons[1].fire("click"); out.push(shown(), heads[1].getAttribute("aria-sort"));
-buttons[0].fire("click"); out.push(shown(), heads[1].getAttribute("aria-sort"));
-const field = box.all("input")[0];
-field.value = "C 10"; field.fire("input"); out.push(shown(), box.all("span")[0].textContent);
-out.push(box.all("label")[0].textContent, buttons.map((b) => b.textContent).join());
-console.log(JSON.stringify(out));
-"""
-
-
-@pytest.mark.skipif(NODE is None, reason="no node")
-def test_tables_sort_and_search_in_the_browser():
-    script = (ROOT / "book" / "_static" / "tables.js").read_text(encoding="utf-8")
-    program = DOM + script.replace('"use strict";', "", 1) + ACTIONS
-    done = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [
-        *("bacd", "dbca", "ascending", "cbda", "descending", "abcd", "none"),
-        *("c", " 1 of 4 rows", "Search this table ", "Name,Score"),
-    ]

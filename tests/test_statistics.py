@@ -28,31 +28,16 @@ RECORDS = frame(
 )
 
 
-@pytest.mark.parametrize("size", [2, 3, 10])
-def test_summary_agrees_with_numpy_and_scipy(size):
-    values = np.random.default_rng(size).normal(70, 5, size)
+def test_a_summary_of_few_values_says_what_they_allow():
+    values = np.random.default_rng(3).normal(70, 5, 10)
     found = statistics.summary(values)
-    assert found.n == size
-    assert found.mean == pytest.approx(np.mean(values))
-    assert found.median == pytest.approx(np.median(values))
-    assert found.sd == pytest.approx(np.std(values, ddof=1))
     assert found.se == pytest.approx(stats.sem(values))
-
-
-def test_summary_of_one_value_has_no_spread():
     found = statistics.summary([3.0])
-    assert (found.n, found.mean, found.median) == (1, 3.0, 3.0)
-    assert math.isnan(found.sd)
-    assert math.isnan(found.se)
-
-
-def test_summary_of_nothing_is_not_a_number():
+    assert (found.n, found.mean, found.median, found.best) == (1, 3.0, 3.0, 3.0)
+    assert np.isnan([found.sd, found.se, found.low, found.high]).all()
     found = statistics.summary([])
     assert found.n == 0
     assert math.isnan(found.mean)
-
-
-def test_summary_refuses_what_is_not_a_number():
     with pytest.raises(ValueError, match="finite"):
         statistics.summary([1.0, math.nan])
 
@@ -80,12 +65,7 @@ def test_difference_adds_the_errors_in_square():
     gap, error = statistics.difference(first, second)
     assert gap == pytest.approx(np.mean([1, 2, 4]) - 0.5)
     assert error == pytest.approx(np.hypot(stats.sem([1, 2, 4]), stats.sem([0, 1])))
-
-
-def test_difference_without_a_second_seed_has_no_error():
-    gap, error = statistics.difference(statistics.summary([2.0]), statistics.summary([1.0, 3.0]))
-    assert gap == 0.0
-    assert math.isnan(error)
+    assert math.isnan(statistics.difference(first, statistics.summary([2.0]))[1])
 
 
 def test_best_and_interval_of_the_median():
@@ -96,15 +76,6 @@ def test_best_and_interval_of_the_median():
     medians = sorted(np.median(sample) for sample in itertools.product(values, repeat=5))
     low, high = (medians[round(q * (len(medians) - 1))] for q in (0.025, 0.975))
     assert (found.low, found.high) == (low, high)
-    assert math.isnan(statistics.summary([3.0]).low)
-    assert statistics.summary(values[::-1]) == found
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 6])
-def test_expected_best_is_the_mean_over_all_subsets(n):
-    values = np.random.default_rng(n).normal(60, 3, 6)
-    by_hand = np.mean([max(subset) for subset in itertools.combinations(values, n)])
-    assert statistics.expected_best(values, n) == pytest.approx(by_hand)
 
 
 def test_expected_best_is_unbiased():
@@ -183,7 +154,7 @@ def test_examples_and_tasks_must_be_the_same():
         statistics.paired_bootstrap({"cola": truth}, {"sst2": truth}, {"sst2": truth})
 
 
-@pytest.mark.parametrize("module", ["score.statistics", "score.predictions", "leaderboard.check"])
-def test_reading_scores_loads_no_torch(module):
-    code = f"import sys, helpers.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+def test_reading_scores_loads_no_torch():
+    modules = "helpers.score.statistics, helpers.score.predictions, helpers.leaderboard.check"
+    code = f"import sys, {modules}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert command("-c", code).stdout == "set()\n"

@@ -274,15 +274,15 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
         [*study, "run", "--profile", str(path), "--cores", "1"], **quiet, process_group=0
     )
     try:
-        manifest = tmp_path / "grid" / "models" / "bert" / ".lock"
+        told = beside(executed(tmp_path / "grid", "03_pretrain", "bert"), "progress.json")
         for _ in range(600):
-            if manifest.exists() or running.poll() is not None:
+            if told.exists() or running.poll() is not None:
                 break
             time.sleep(0.2)
         done = command(*study[1:], "status", "--profile", str(path))
         assert done.returncode == 0, done.stderr
         assert f"held by process {running.pid}" in done.stdout
-        assert re.search(r"03_pretrain +bert +running", done.stdout)
+        assert re.search(r"03_pretrain +bert +running +0 %, \d+/100000 steps, .* left", done.stdout)
         assert re.search(r"04_finetune +bert +rte +waiting", done.stdout)
         assert "cannot be told" in done.stdout
     finally:
@@ -290,7 +290,9 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
         assert running.wait() == PREEMPTED
     done = command(*study[1:], "status", "--profile", str(path))
     assert "no grid is running" in done.stdout
-    assert re.search(r"03_pretrain +bert +stopped +pre-train bert: .* run it again", done.stdout)
+    assert re.search(r"03_pretrain +bert +stopped +.*bert: .* run it again", done.stdout), (
+        done.stdout
+    )
     assert json.loads((tmp_path / "grid" / "notebooks" / "03_pretrain-bert.ipynb").read_text())
 
 

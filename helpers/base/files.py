@@ -21,6 +21,15 @@ KEPT = ".manifest.json"  # the same, for work that another attempt left as it wa
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, what keeps the system from writing to `path` becomes a :class:`UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path in the same folder; on success it is flushed and renamed to `path`.
 
@@ -28,21 +37,20 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: When the folder cannot be written or the disk is full; `path` is untouched.
     """
     temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -53,39 +61,33 @@ def building(folder: Path) -> Iterator[Path]:
         UserError: When it cannot be written or the disk is full; `folder` is untouched.
     """
     made = folder.with_name(f".{folder.name}.partial")
-    try:
-        if made.exists():  # of a run that was killed
-            shutil.rmtree(made)
-        made.mkdir(parents=True)
-        yield made
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with writing(folder):
+        try:
+            if made.exists():  # of a run that was killed
+                shutil.rmtree(made)
+            made.mkdir(parents=True)
+            yield made
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager
 def lock(folder: Path, name: str = ".lock") -> Iterator[int]:
-    """Holds a folder, or one name in it, against other processes while inside.
+    """Holds a folder, or one name in it, against other processes while inside; gives a descriptor.
 
     The lock is the kernel's: it ends with this process and those that inherit its descriptor,
     however they end. Where the system or the file system knows no locks (Windows, some network
     folders), nothing is held.
 
-    Gives:
-        The descriptor.
-
     Raises:
         UserError: When another process holds the folder, or it cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / name).open("a+")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
     with file:
         if not _try_lock(file):
             file.seek(0)
@@ -143,11 +145,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads JSON.
-
-    Raises:
-        UserError: When the file is missing or damaged.
-    """
+    """Reads JSON; a file that is missing or damaged is a :class:`UserError`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -157,11 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        UserError: When it cannot be read.
-    """
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -176,16 +170,9 @@ def digest(value: object) -> str:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, Any]:
-    """Marks a folder complete: writes ``manifest.json``, last, with the hash of each file.
+    """Marks a folder complete: writes ``manifest.json``, last, with the hash of each of `files`.
 
-    Args:
-        folder: The folder.
-        manifest: What to state; must hold ``spec``, the digest of all that the content follows
-            from.
-        files: Names in `folder` (with `/` for folders) that the manifest vouches for.
-
-    Returns:
-        The manifest as written.
+    A manifest holds ``spec``, the digest of all that the content follows from.
     """
     manifest = {**manifest, "files": {name: sha256(folder / name) for name in sorted(files)}}
     write_json(folder / KEPT, manifest)
@@ -226,11 +213,7 @@ class _Manifest(dict[str, Any]):
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads a manifest; a field that is asked for and not there is a :class:`UserError`.
-
-    Raises:
-        UserError: When the file is missing, damaged or does not name its files.
-    """
+    """Reads a manifest; what is missing in it, asked for later, is a :class:`UserError` too."""
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
         raise UserError(
@@ -258,8 +241,7 @@ def require_manifest(folder: Path, stage: str, remedy: str = "") -> dict[str, An
     """The manifest of a folder an earlier stage made.
 
     Raises:
-        UserError: When the folder has none, one line naming the notebook to run first; or when it
-            is damaged.
+        UserError: When it has none, naming the notebook to run first; or when it is damaged.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -283,15 +265,9 @@ def require_intact(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]
 
 
 def remove_manifest(folder: Path) -> None:
-    """Removes the manifest before the content changes.
-
-    Raises:
-        UserError: When the folder cannot be written.
-    """
-    try:
+    """Removes the manifest before the content changes."""
+    with writing(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write: {error.strerror or error}") from error
 
 
 def root() -> Path:

@@ -27,20 +27,12 @@ AFTER = ("05_analysis", "06_audit")  # what follows from records and published f
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One notebook with its parameters.
-
-    Attributes:
-        stage: The notebook.
-        model: Of the registry, or the kind of tokenizer; empty where there is neither.
-        tasks: Tasks it fine-tunes.
-        notebook: Where it is kept once executed; its stem names the job.
-        parameters: Of the stage.
-    """
+    """One notebook with its parameters."""
 
     stage: str
-    model: str
-    tasks: tuple[str, ...]
-    notebook: Path
+    model: str  # or the kind of tokenizer; empty where there is neither
+    tasks: tuple[str, ...]  # that it fine-tunes
+    notebook: Path  # where it is kept once executed
     parameters: config.Strict
 
     @property
@@ -51,21 +43,13 @@ class Job:
 
 @dataclass(frozen=True)
 class State:
-    """How far a job has come.
+    """How far a job has come."""
 
-    Attributes:
-        state: One of `STATES`.
-        detail: Why it failed, or the progress it told last.
-        seconds: Wall time of a finished job, without what earlier, cut runs spent on starting.
-        share: Part of the work that is done, 0 to 1.
-        hardware: Where a finished training took place.
-    """
-
-    state: str
-    detail: str = ""
-    seconds: float | None = None
-    share: float = 0.0
-    hardware: str = ""
+    state: str  # one of `STATES`
+    detail: str = ""  # why it failed, or the progress it told last
+    seconds: float | None = None  # of a finished job, without the start of runs that were cut
+    share: float = 0.0  # of the work that is done
+    hardware: str = ""  # of a finished training
 
 
 def load(name: str, **changes: object) -> Profile:
@@ -82,11 +66,7 @@ def load(name: str, **changes: object) -> Profile:
 
 
 def jobs(profile: Profile) -> list[Job]:
-    """Every job of a profile, in the order of the stages.
-
-    Raises:
-        UserError: For an unknown model or task.
-    """
+    """Every job of a profile, in the order of the stages."""
     tasks = glue.available(profile.source, profile.data, profile.tasks)
     groups = [(task,) for task in tasks] if profile.finetune_job == "task" else [tuple(tasks)]
 
@@ -222,12 +202,7 @@ def rest(profile: Profile, found: dict[Job, State], side_by_side: int) -> list[s
     """How long the training that is not finished will take, line by line.
 
     The rate of a stage is the FLOPs of its finished jobs over their wall time; the FLOPs of the
-    others, over it, give their time.
-
-    Args:
-        profile: The study.
-        found: Every job's state.
-        side_by_side: Jobs that run at once.
+    others, over it, give their time. `side_by_side` is how many jobs run at once.
     """
     lines, every, known = [], [], True
     for stage, what in TRAINED.items():

@@ -134,11 +134,11 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
         try:
             with files.lock(out.parent, beside(out, "lock").name):
                 _papermill(notebook, out, parameters, kernels)
-        except (PapermillExecutionError, DeadKernelError) as error:
-            line = f"{out}: {failure(out) or type(error).__name__}"
-            raise (Preempted if asked else UserError)(line) from None
-        except RuntimeError as error:  # the kernel did not come up
-            line = f"{out}: {' '.join(str(error).split())}"
+        except (PapermillExecutionError, RuntimeError) as error:
+            # Of a kernel that did not come up, the notebook says nothing.
+            ran = isinstance(error, PapermillExecutionError | DeadKernelError)
+            why = failure(out) if ran else " ".join(str(error).split())
+            line = f"{out}: {why or type(error).__name__}"
             raise (Preempted if asked else UserError)(line) from None
         except OSError as error:  # papermill writes before it begins
             raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
@@ -227,7 +227,6 @@ def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
     """Runs a stage's notebook with a profile's parameters and changes of them, as papermill would.
 
     Args:
-        profile: The study.
         stage: ``03_pretrain``; a path to the notebook will do.
         changes: ``name=value``, read as papermill's -p reads them.
 

@@ -26,9 +26,6 @@ def prepare(parameters: config.Stage) -> None:
     that a new machine goes on where the last one was cut off. Data and tokens stay local: they are
     read at random, and come back with the same bytes.
 
-    Args:
-        parameters: Of the stage that is about to run.
-
     Raises:
         UserError: When Drive cannot be written, or as the stages themselves.
     """
@@ -49,48 +46,33 @@ def prepare(parameters: config.Stage) -> None:
 
 
 def make_inputs(study: config.Profile) -> None:
-    """Runs both stages before the training ones: data, and each kind of tokenizer.
-
-    Args:
-        study: Its own tasks are made, no others.
-
-    Raises:
-        UserError: As the stages.
-    """
-    data = config.Data(**study.stage(config.Data))
-    corpus.run(data)
-    for name in study.tasks:
-        glue.run(data, name)
+    """Runs both stages before the training ones: corpus, the study's tasks, both tokenizers."""
+    corpus.run(config.Data(**study.stage(config.Data)))
+    _tasks(study, study.tasks)
     for kind in ("wordpiece", "bpe"):
         tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
 
 
 def _study(parameters: config.Stage) -> config.Profile | None:
-    """The profile that the run is named after, if its data is the embedded world."""
+    """The profile that the run is named after, where all data is the embedded world's."""
     if not files.find(f"profiles/{parameters.profile}.yaml").is_file():
         return None
     shared = {"runs", "checkpoints"}
     if isinstance(parameters, config.Pretrain):
         shared.add("max_length")  # its segments are packed to this length
     study = config.load_profile(parameters.profile, **parameters.model_dump(include=shared))
-    return study if study.source == "embedded" and _embedded(parameters.folder) else None
+    made = [files.find_manifest(study.folder / "data" / "corpus")]
+    made += [files.read_json(path) for path in study.folder.glob("data/glue/*/manifest.json")]
+    sources = {study.source, *(manifest.get("source") for manifest in made if manifest)}
+    return study if sources == {"embedded"} else None
 
 
-def _embedded(run: Path) -> bool:
-    """Whether what a run has of data, if anything, is the embedded world's."""
-    there = [run / "data" / "corpus" / files.MANIFEST, *run.glob("data/glue/*/manifest.json")]
-    made = (files.read_json(path).get("source") for path in there if path.exists())
-    return all(source == "embedded" for source in made)
-
-
-def _lacks(study: config.Profile, stage: str, *places: str) -> bool:
-    """Whether one of these folders is not there yet; then a line says that it is made."""
-    lacks = not all((study.folder / place / "manifest.json").exists() for place in places)
+def _lacks(study: config.Profile, stage: str, place: str) -> bool:
+    """Whether this folder is not there yet; then a line says that it is made."""
+    lacks = not (study.folder / place / files.MANIFEST).exists()
     if lacks:
-        name = places[0] if len(places) == 1 else Path(places[0]).parent
-        print(
-            f"{name}: not there yet; made as notebooks/{stage}.ipynb does, profile {study.profile}"
-        )
+        how = f"made as notebooks/{stage}.ipynb does, profile {study.profile}"
+        print(f"{place}: not there yet; {how}")
     return lacks
 
 
@@ -130,7 +112,7 @@ def _pretrained(study: config.Profile, model: str) -> None:
 def _keep_on_drive(parameters: config.Stage) -> None:
     """Makes the lasting folders of a run links to folders of Google Drive."""
     drive = DRIVE / "small-bench-nlp" / parameters.profile
-    try:
+    with files.writing(drive):
         for name in LASTING:
             here, there = parameters.folder / name, drive / name
             if here.is_symlink():
@@ -142,5 +124,3 @@ def _keep_on_drive(parameters: config.Stage) -> None:
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(there)
             print(f"{name}: kept in {there}")
-    except OSError as error:
-        raise UserError(f"{drive}: cannot write: {error.strerror or error}") from error

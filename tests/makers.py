@@ -3,11 +3,13 @@
 import ast
 import json
 import re
+import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import numpy as np
@@ -20,30 +22,18 @@ from docutils.core import publish_parts
 from markdown_it import MarkdownIt
 from myst_parser.parsers.docutils_ import Parser
 
-from helpers.base import config, files
+from helpers.base import config, files, progress
 from helpers.data import glue
 from helpers.leaderboard import check
 from helpers.pages import view
 from helpers.score import paper
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
 PUBLISHED = ROOT / "results" / "published.json"
-
-
 FIGURES = paper.load(PUBLISHED)
-
-
 TASKS = list(glue.TASKS)
-
-
 MODELS = ["bert", "roberta", "deberta", "electra", "electra-deberta", "scratch"]
-
-
 SEEDS = [0, 1, 2]
-
-
 STUDY = [sys.executable, "-m", "helpers.study.cli"]
 SMALL = {
     "max_length": 64,
@@ -104,6 +94,27 @@ def trained(steps):
         optimiser.step()
         optimiser.zero_grad()
     return model, optimiser
+
+
+def stop_training(monkeypatch, at):
+    """SIGTERM in the next pre-training, after so many steps; what is returned undoes it."""
+    real = progress.bar
+
+    def bar(*arguments, **options):
+        made = real(*arguments, **options)
+        update, seen = made.update, []
+
+        def counted(n=1):
+            update(n)
+            seen.append(n)
+            if len(seen) == at and made.desc.startswith("pre-train"):
+                signal.raise_signal(signal.SIGTERM)
+
+        made.update = counted
+        return made
+
+    monkeypatch.setattr(progress, "bar", bar)
+    return lambda: monkeypatch.setattr(progress, "bar", real)
 
 
 def make_folder(root, tasks=("cola", "rte", "stsb"), rows=20):
@@ -336,3 +347,18 @@ def run_page(name, run=None):
     wanted = re.findall(r"\{glue:text\}`(\w+)", path.read_text(encoding="utf-8"))
     assert set(wanted) == set(numbers), name
     return SimpleNamespace(names=names, shown=shown, numbers=numbers)
+
+
+def assert_stands_alone(html):
+    """No asset of a built book comes from the network, every relative link leads to a file."""
+    for path in html.rglob("*.html"):
+        page = BeautifulSoup(path.read_bytes(), "html.parser")
+        assets = [tag["src"] for tag in page.select("script[src], img[src], iframe[src]")]
+        assets += [tag["href"] for tag in page.select("link[rel~=stylesheet], link[rel~=icon]")]
+        links = [tag["href"] for tag in page.select("a[href], link[rel~=next], link[rel~=prev]")]
+        for address in [*assets, *links]:
+            parts = urlsplit(address)
+            remote = parts.scheme not in ("", "data") or parts.netloc
+            assert not (remote and address in assets), f"{path}: {address} is remote"
+            if parts.path and not remote and parts.scheme != "data":
+                assert (path.parent / unquote(parts.path)).exists(), f"{path}: {address}"

@@ -1,13 +1,11 @@
 import copy
 import math
-import subprocess
-import sys
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 import nbformat
 import numpy as np
 import pytest
-from makers import PUBLISHED, ROOT
+from makers import PUBLISHED, command
 from scipy import integrate, stats
 
 from helpers.data import glue
@@ -315,16 +313,7 @@ def test_the_figures_of_the_audit(published, gains):
 @pytest.mark.slow
 def test_the_notebook_runs_by_plain_papermill(tmp_path):
     out = tmp_path / "audit.ipynb"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "papermill", "-p", "resamples", "2000"),
-            *("notebooks/06_audit.ipynb", str(out)),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command(*("-m", "papermill", "-p", "resamples", "2000", "notebooks/06_audit.ipynb", out))
     assert done.returncode == 0, done.stderr[-2000:]
     cells = [c for c in nbformat.read(out, as_version=4).cells if c.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)

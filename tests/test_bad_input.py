@@ -187,11 +187,7 @@ SOURCES = {
     "a null label": (TRAIN, COLA | {"label": [0, None, 1]}, "row 1: label = nan; it must be 0 to"),
     "an infinite label": (TRAIN, COLA | {"label": [0.0, np.inf, 1.0]}, "row 1: label = inf"),
     "lists for labels": (TRAIN, COLA | {"label": [[0], [1], [0]]}, "label is object; it must be a"),
-    "text for row numbers": (
-        TRAIN,
-        COLA | {"idx": ["0", "1", "x"]},
-        "idx is .*; it must be a",
-    ),
+    "text for row numbers": (TRAIN, COLA | {"idx": ["0", "1", "x"]}, "idx is .*; it must be a"),
     "a null row number": (TRAIN, COLA | {"idx": [0, None, 2]}, "idx is .*; it must be a whole num"),
     "an empty dev split": (
         "glue/cola/validation.parquet",
@@ -806,24 +802,12 @@ def test_verify_names_an_edited_record(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (
-            ["plan", "--profile", "{bad}"],
-            "bad.yaml: pretrain_batch_size = -1",
-        ),
-        (
-            ["run", "--profile", "{heads}"],
-            "generator_fraction = 0.6: hidden 128",
-        ),
-        (
-            ["run", "--profile", "{proc}"],
-            "/proc/runs/small: cannot write",
-        ),
+        (["plan", "--profile", "{bad}"], "bad.yaml: pretrain_batch_size = -1"),
+        (["run", "--profile", "{heads}"], "generator_fraction = 0.6: hidden 128"),
+        (["run", "--profile", "{proc}"], "/proc/runs/small: cannot write"),
         (["verify", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
         (["check", "--folder", "{bad}"], "bad.yaml: no such folder"),
-        (
-            ["submit", "--run", "{bad}", "--model=x", "--out", "{out}"],
-            "no finished records",
-        ),
+        (["submit", "--run", "{bad}", "--model=x", "--out", "{out}"], "no finished records"),
         (["export", "--run", "{bad}"], "no finished model there"),
     ],
 )

@@ -1,7 +1,6 @@
 """The built book in a real browser: Chromium, with every address but localhost cut off."""
 
 import itertools
-import re
 import shutil
 import tomllib
 from functools import partial
@@ -296,8 +295,3 @@ def test_letters_in_plots_have_contrast():
     for colour in letters:
         light, dark = (float(XYZ[1] @ linear(c)) for c in (ground, colour))
         assert (light + 0.05) / (dark + 0.05) >= 4.5
-
-
-def test_the_palette_is_stated():
-    text = (ROOT / "book" / "measured.md").read_text(encoding="utf-8")
-    assert re.search(rf"`{plots.PALETTE}`\s+palette", text)

@@ -3,7 +3,6 @@
 import filecmp
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
@@ -15,9 +14,9 @@ import nbformat
 import pytest
 import torch
 import yaml
-from makers import ROOT, SMALL
+from makers import ROOT, SMALL, stop_training
 
-from helpers.base import config, files, progress
+from helpers.base import config, files
 from helpers.base.errors import Preempted, UserError
 from helpers.data import glue
 from helpers.study import prepare
@@ -47,14 +46,6 @@ def test_every_notebook_begins_with_the_same_cell_then_its_parameters(stage):
     assert first.source == SETUP
     assert first.metadata.tags == ["remove-cell"]  # the book's pages leave it out
     assert second.metadata.tags == ["parameters"]
-
-
-@pytest.mark.parametrize("stage", config.NOTEBOOKS)
-def test_every_notebook_says_how_long_it_takes_on_which(stage):
-    (line,) = [t for t in notebook(stage).cells[0].source.split("\n\n") if t.startswith("**Time**")]
-    assert "CPU: " in line
-    assert "measured in `make book`" in line
-    assert "T4" in line
 
 
 @pytest.fixture
@@ -104,12 +95,8 @@ def test_in_an_empty_folder_it_installs_beside_the_torch_that_is_there(
 def test_the_repository_has_one_address():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert BOOK["url"] == citation["repository-code"] == ADDRESS
-    done = subprocess.run(
-        ["git", "grep", "-ohE", r"[a-z]+://[^/ ]*/[^/ ]+/small-bench-nlp"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    search = ["git", "grep", "-ohE", r"[a-z]+://[^/ ]*/[^/ ]+/small-bench-nlp"]
+    done = subprocess.run(search, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 128:
         pytest.skip("not a git checkout")
     assert {line.removeprefix("git+") for line in done.stdout.split()} == {ADDRESS}
@@ -149,9 +136,8 @@ def small(tmp_path, monkeypatch):
 def test_a_stage_alone_makes_the_ones_before(small, capsys):
     alone = small(config.Finetune, model="roberta", tasks=["cola"], seeds=[0])
     prepare.prepare(alone)
-    told = [
-        line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "not there" in line
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split(":")[0] for line in lines if "not there" in line]
     assert told == ["data/glue/cola", "models/roberta", "tokenizer/bpe", "data/corpus"]
     (record,) = finetune.run(alone)
     assert record["pretrain"]["steps"] == SMALL["pretrain_steps"]
@@ -193,33 +179,12 @@ def drive(tmp_path, monkeypatch):
     return prepare.DRIVE / "small-bench-nlp" / "small"
 
 
-def cut(monkeypatch, at):
-    """SIGTERM after so many steps of the next training."""
-    real = progress.bar
-
-    def bar(*arguments, **options):
-        made = real(*arguments, **options)
-        update, seen = made.update, []
-
-        def counted(n=1):
-            update(n)
-            seen.append(n)
-            if len(seen) == at and made.desc.startswith("pre-train"):
-                signal.raise_signal(signal.SIGTERM)
-
-        made.update = counted
-        return made
-
-    monkeypatch.setattr(progress, "bar", bar)
-    return lambda: monkeypatch.setattr(progress, "bar", real)
-
-
 def test_a_new_machine_goes_on_from_drive_and_redoes_nothing_finished(
     small, drive, tmp_path, monkeypatch, capsys
 ):
     runs = tmp_path / "runs"
     job = small(config.Finetune, tasks=["rte"], seeds=[0])
-    uncut = cut(monkeypatch, at=6)
+    uncut = stop_training(monkeypatch, at=6)
     with pytest.raises(Preempted, match="saved at step 7"):
         prepare.prepare(job)
     uncut()
@@ -247,7 +212,7 @@ def test_a_new_machine_goes_on_from_drive_and_redoes_nothing_finished(
 def test_a_longer_pre_training_under_way_is_not_thrown_away(small, drive, monkeypatch):
     longer = small(config.Pretrain, pretrain_steps=20)
     prepare.prepare(longer)
-    cut(monkeypatch, at=5)
+    stop_training(monkeypatch, at=5)
     with pytest.raises(Preempted):
         pretrain.run(longer)
     with pytest.raises(UserError, match=r"under way there; finish it with notebooks/03_pretrain"):
@@ -381,14 +346,8 @@ def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
 def test_each_notebook_with_its_defaults(colab, tmp_path):
     before = colab.torch()
     # The first makes all that the others need; what they find is not made again.
-    for stage in (
-        "04_finetune",
-        "05_analysis",
-        "03_pretrain",
-        "02_tokenizer",
-        "01_data",
-        "06_audit",
-    ):
+    first = ("04_finetune", "05_analysis")
+    for stage in (*first, *(name for name in config.NOTEBOOKS if name not in first)):
         done = colab.open(stage, tmp_path / "content")
         assert done.returncode == 0, done.stderr[-2000:]
     run = tmp_path / "content" / "runs" / "tiny"

@@ -309,19 +309,6 @@ def test_a_comparison_turned_round_changes_its_sign(seed, task):
     assert own.low <= 0 <= own.high
 
 
-@given(st.integers(1, 400), st.integers(0, 100_00), st.sampled_from([1, 2]))
-def test_reachable_percentages_are_those_some_count_prints_as(rows, hundredths, decimals):
-    value = hundredths / 100 if decimals == 2 else hundredths // 10 / 10
-    found = statistics.reach(value, rows, decimals)
-    scale = 10**decimals
-    units = round(value * scale)
-    counts = range(rows + 1)
-    assert found.rounded == any((200 * scale * k + rows) // (2 * rows) == units for k in counts)
-    assert found.cut == any(100 * scale * k // rows == units for k in counts)
-    assert found.below == max(k for k in counts if 100 * scale * k <= units * rows)
-    assert statistics.impossible(value, rows, decimals) == (not (found.rounded or found.cut))
-
-
 # --- files ---------------------------------------------------------------------------------------
 
 

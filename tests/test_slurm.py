@@ -2,13 +2,12 @@
 
 import argparse
 import subprocess
-import sys
 
 import cluster
 import kills
 import pytest
 import yaml
-from makers import LONGER, ROOT, STUDY, write_study
+from makers import LONGER, ROOT, STUDY, command, write_study
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
@@ -53,16 +52,11 @@ def test_a_job_asks_for_a_gpu_and_comes_back_when_it_is_stopped():
 
 
 def test_the_front_door_hands_the_profile_to_snakemake():
-    command = grid.place(2, 1, "profiles/slurm")
-    assert command == ["--workflow-profile", str(ROOT / "profiles/slurm"), "--local-cores", "2"]
+    asked = grid.place(2, 1, "profiles/slurm")
+    assert asked == ["--workflow-profile", str(ROOT / "profiles/slurm"), "--local-cores", "2"]
     assert "--cores" in grid.place(2, 1, "")
-    done = subprocess.run(
-        ["make", "--dry-run", "--always-make", "book", "CLUSTER=profiles/slurm"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    line = ["make", "--dry-run", "--always-make", "book", "CLUSTER=profiles/slurm"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert '--cluster="$CLUSTER"' in done.stdout
 
 
@@ -75,15 +69,10 @@ def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):
     profile = config.load_profile(str(write_study(tmp_path, **LONGER)))
     folder = profile.folder
     grid.write_run(folder, profile)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
-            *("--directory", str(folder), "--workflow-profile", str(ROOT / "profiles" / "slurm")),
-            *("--dry-run", "--quiet", "host", "--", "all"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    done = command(
+        *("-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder),
+        *("--workflow-profile", ROOT / "profiles" / "slurm"),
+        *("--dry-run", "--quiet", "host", "--", "all"),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     blocks = (done.stdout + done.stderr).split("Group job ")[1:]

@@ -13,19 +13,13 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from makers import ROOT, SMALL, executed_notebook, small_profile
+from makers import ROOT, SMALL, command, executed_notebook, small_profile
 
 from helpers.base import config, files, progress
 from helpers.base.errors import PREEMPTED
 from helpers.study import jobs
 from helpers.study.notebook import beside, executed
 from helpers.train import finetune
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
-    )
 
 
 def notebook(path, *outputs, seconds=None):

@@ -13,9 +13,18 @@ from random import Random
 import kills
 import pytest
 import torch
-from makers import ROOT, STUDY, command, pretraining, small_profile, trained, write_study
+from makers import (
+    ROOT,
+    STUDY,
+    command,
+    pretraining,
+    small_profile,
+    stop_training,
+    trained,
+    write_study,
+)
 
-from helpers.base import config, files, progress
+from helpers.base import config, files
 from helpers.base.errors import PREEMPTED, Preempted, UserError
 from helpers.train import checkpoint, pretrain, records
 
@@ -103,27 +112,13 @@ def other(small_run, tmp_path):
 def test_sigterm_saves_and_the_next_run_ends_with_the_same_bytes(
     small_run, other, tmp_path, monkeypatch
 ):
-    real = progress.bar
-
-    def bar(*arguments, **options):
-        made = real(*arguments, **options)
-        update = made.update
-
-        def counted(n=1):
-            if made.n == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return update(n)
-
-        made.update = counted
-        return made
-
-    monkeypatch.setattr(progress, "bar", bar)
+    go_on = stop_training(monkeypatch, at=6)
     drive = tmp_path / "drive"
     with pytest.raises(Preempted, match="stopped by SIGTERM, saved at step 7; run it again"):
         pretrain.run(pretraining(other, "bert", checkpoints=str(drive), checkpoint_steps=1000))
     (found,) = drive.rglob("checkpoint-*")
     assert found.parts[-4:-1] == (other.profile, "pretrain", "bert")
-    monkeypatch.setattr(progress, "bar", real)
+    go_on()
     pretrain.run(pretraining(other, "bert", checkpoints=str(drive)))
     for name in ("encoder/model.safetensors", "log.csv"):
         whole = small_run.folder / "models" / "bert" / name
@@ -136,21 +131,9 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
     values = other.stage(config.Pretrain, model="bert") | {"pretrain_steps": 100_000}
     values |= {"checkpoint_steps": 100_000}
     out = other.folder / "notebooks" / "03_pretrain-bert.ipynb"
-    process = subprocess.Popen(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "helpers.study.notebook",
-                "notebooks/03_pretrain.ipynb",
-                str(out),
-            ),
-            *("--parameters", json.dumps(values)),
-        ],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    call = [sys.executable, "-m", "helpers.study.notebook", "notebooks/03_pretrain.ipynb", out]
+    call += ["--parameters", json.dumps(values)]
+    process = subprocess.Popen(call, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:  # the first line of progress: training has begun
         if "pre-train bert" in line:
             break

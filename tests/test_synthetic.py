@@ -1,13 +1,13 @@
 """The embedded world: repeatable, of GLUE's shape, balanced, and without a way around its words."""
 
 import itertools
+import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from makers import command
 from sklearn.linear_model import LogisticRegression
 
 from helpers.data import glue, synthetic
@@ -41,14 +41,7 @@ def test_same_bytes_in_another_process():
         "print(hashlib.sha256(repr((text, rows)).encode()).hexdigest())"
     )
     runs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            check=True,
-            capture_output=True,
-            text=True,
-            env={"PYTHONHASHSEED": hash_seed},
-        ).stdout
-        for hash_seed in ("1", "2")
+        command("-c", code, env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")
     ]
     assert runs[0] == runs[1] != ""
 

@@ -25,7 +25,7 @@ from myst_parser.parsers.docutils_ import Parser
 from helpers.base import config, files, progress
 from helpers.data import glue
 from helpers.leaderboard import check
-from helpers.pages import view
+from helpers.pages import tables, view
 from helpers.score import paper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -240,6 +240,25 @@ def make_run(folder, source="embedded", models=MODELS, tasks=TASKS, seeds=(0, 1)
             for seed in seeds:
                 write_record(folder, make_record(model, task, seed, source))
     return folder
+
+
+def make_view(run, source="embedded", models=MODELS, tasks=TASKS, seeds=(0, 1)):
+    """A run of made-up records, as the pages read it."""
+    make_run(run / "records", source, models, tasks, seeds)
+    return view.open_run(run, models, tasks)
+
+
+def shown(frame):
+    """A frame as a page shows it: its rows by their headings, marks left out."""
+    frame = frame.reset_index() if frame.index.nlevels > 1 else frame
+    page = BeautifulSoup(tables.show(frame).to_html(), "html.parser")
+    for mark in page.find_all("sup"):
+        mark.decompose()
+    header, *rows = (
+        [" ".join(cell.get_text().split()) for cell in row.find_all(["th", "td"])]
+        for row in page.find_all("tr")
+    )
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 SIZE = make_record("electra", "cola", 0)["pretrain"]["parameters"]

@@ -16,7 +16,7 @@ from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import registry
-from helpers.pages import recipes, tables
+from helpers.pages import recipes, view
 from helpers.train import finetune, loop, objectives, pretrain
 
 TASKS = ["cola", "rte"]
@@ -162,7 +162,7 @@ def test_without_repetition_a_difference_has_no_error():
 def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     names = ["electra-deberta", "another-seed", "no-dropout"]
     run = make_run(tmp_path / "records", "folder", models=names, tasks=TASKS)
-    frame = tables.load_records(run)
+    frame = view.load_records(run)
     profile = config.load_profile(
         "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
     )

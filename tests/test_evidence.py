@@ -11,7 +11,7 @@ from makers import PUBLISHED, make_run
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue, metrics
-from helpers.pages import tables, write
+from helpers.pages import tables, view
 from helpers.pages import verify as verifier
 from helpers.score import predictions
 from helpers.train import records
@@ -42,7 +42,7 @@ def whole(tmp_path_factory):
         files.write_json(path, record)
     for cell in (run / "records").glob("*/*"):
         files.write_manifest(cell, {"spec": ""}, [path.name for path in cell.glob("seed-*")])
-    write.write(run / "records", PUBLISHED, run / "tables", MODELS, TASKS)
+    tables.write(view.open_run(run, MODELS, TASKS), run / "tables")
     return run
 
 
@@ -90,14 +90,11 @@ def test_predictions_changed_with_their_hash_do_not_give_the_score(run):
 
 
 def test_a_changed_cell_of_a_table_is_named(run):
-    path = run / "tables" / "spread.md"
-    row = next(line for line in path.read_text().splitlines() if line.startswith("| STS-B"))
-    cells = row.split("|")
-    cells[-2] = " 99.99 (n = 2) "
-    path.write_text(path.read_text().replace(row, "|".join(cells), 1))
+    path = run / "tables" / "table1.csv"
+    row = next(line for line in path.read_text().splitlines() if line.startswith("BERT,STS-B"))
+    path.write_text(path.read_text().replace(row, f"{row}9"))
     (line,) = verify(run)
-    assert "spread.md: line" in line
-    assert "'99.99 (n = 2)', the records give" in line
+    assert "table1.csv: line 3 has 'BERT,STS-B,2," in line
     path.unlink()
     assert verify(run) == [f"{path}: missing"]
 
@@ -148,7 +145,7 @@ def test_wrong_predictions_are_one_line(run, tmp_path, change, says):
 
 
 def test_stacks_are_in_the_order_of_seeds_and_examples(run):
-    found, truth = predictions.stacked(run, tables.load_records(run / "records"), ["cola"])
+    found, truth = predictions.stacked(run, view.load_records(run / "records"), ["cola"])
     assert set(found) == set(MODELS)
     assert found["bert"]["cola"].shape == (2, 20)
     record = records.read(run / "records" / "bert" / "cola" / "seed-1.json")

@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from makers import PUBLISHED, ROOT, small_profile, table_rows
+from makers import ROOT, shown, small_profile
 
 from helpers.base import config
 from helpers.model import registry
-from helpers.pages import write
+from helpers.pages import tables, view
 from helpers.train import finetune, objectives, pretrain
 
 
@@ -38,8 +38,7 @@ def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch
     for name in wanted:
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=name)))
         finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name, tasks=["cola"])))
-    write.write(profile.folder / "records", PUBLISHED, tmp_path / "out", wanted, ["cola"])
-    rows = table_rows((tmp_path / "out" / "table1_measured.md").read_text(encoding="utf-8"))
-    assert [row[0] for row in rows[1:]] == wanted
-    for name in ("spread.md", "best_of.md", "records.md", "run.md", "scratch.md"):
-        assert "roformer" in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
+    run = view.open_run(profile.folder, wanted, ["cola"])
+    for frame in (tables.table1(run), tables.best_of(run), tables.run(run), tables.records(run)):
+        assert "roformer" in tables.show(frame).to_html()
+    assert [row["Model"] for row in shown(tables.table1(run))] == wanted

@@ -85,18 +85,6 @@ def anchor(*names: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(("records", *names)).lower())
 
 
-def record_link(text: str, *names: str) -> str:
-    """A measured figure, linked to the records behind it.
-
-    The address holds from every page of the book, which all lie one folder deep.
-
-    Args:
-        text: The figure.
-        names: Model, and task where it is one cell.
-    """
-    return f'<a href="../book/records.html#{anchor(*names)}">{text}</a>'
-
-
 @dataclass(frozen=True)
 class Html:
     """Markup that a table shows as it is: no str, which pandas would turn into plain text."""
@@ -106,7 +94,7 @@ class Html:
     def __html__(self) -> str:
         return self.markup
 
-    __str__ = __html__
+    __str__ = _repr_html_ = __html__
 
 
 def html(form: str, *parts: object) -> Html:
@@ -117,3 +105,11 @@ def html(form: str, *parts: object) -> Html:
 def link(text: object, address: str) -> Html:
     """A link; both parts are escaped."""
     return html('<a href="{}">{}</a>', address, text)
+
+
+def record_link(text: object, *names: str) -> Html:
+    """A measured figure, linked to the records behind it: of a model, or of its task.
+
+    The address holds from every page of the book, which all lie one folder deep.
+    """
+    return link(text, f"../book/records.html#{anchor(*names)}")

@@ -22,15 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers.base import files
-from helpers.pages import view
+from helpers.pages import tables, view
 
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ROOT = Path(__file__).resolve().parents[2]
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
-# The pages whose figures are the run's own; what there is to know of it stands below their title.
-RESULTS = ("book/index.md", "book/measured.md", "book/seeds.md", "book/records.md")
-NOT_EXECUTED = "*Not executed: no job of this stage is finished. The cells stand without outputs.*"
 ROWS = "Not kept: this cell shows rows of the data.\n"
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
 REDIRECT = """<!DOCTYPE html>
@@ -58,13 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def build(run: Path, notebooks: list[Path], note: str = "", partial: bool = False) -> int:
-    """Put the sources together and build the pages.
+def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
+    """Puts the sources together and builds the pages.
 
     Args:
-        run: Folder of the run; its ``tables`` hold what `helpers.report.write` wrote.
+        run: Folder of the run; its ``run.json`` names models and tasks, and what is missing.
         notebooks: Executed notebooks; the name up to the first hyphen is the stage.
-        note: Markdown for the top of every page that shows the run.
         partial: Show a stage without an executed notebook as it stands in the repository.
 
     Returns:
@@ -74,17 +70,21 @@ def build(run: Path, notebooks: list[Path], note: str = "", partial: bool = Fals
         ValueError: One line naming what is missing or doubled.
     """
     source, pages = run / "book" / "source", run / "book" / "html"
-    changed = _replace(source, sources(run, notebooks, note, partial))
+    changed = _replace(source, sources(run, notebooks, partial))
     # Sphinx copies style sheets only when a page is written, and does not watch extensions.
     every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
     cache = run / "book" / "cache" / inputs(run)
+    if not cache.exists():  # a page whose cells have not changed shows another run's figures
+        every = True
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
     os.environ |= {view.VARIABLE: str(run.resolve()), **QUIET, "JUPYTER_PATH": _kernel(run)}
     status = _sphinx(source, pages, cache, run / "book" / "doctrees", every)
     if status == 0:
-        _copy_records(run, pages)
+        found = (run / "records").glob("*/*/seed-*.json")  # beside the pages that link to them
+        found = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(found)}
+        _replace(pages / "records", {name.removeprefix("records/"): found[name] for name in found})
         root = _yaml(source / "_toc.yml")["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
     return status
@@ -111,46 +111,21 @@ def _kernel(run: Path) -> str:
 
 def inputs(run: Path) -> str:
     """A digest of all that pages compute from, so that cells run again when it has changed."""
-    folders = (run / "records", run / "run.json", ROOT / "results", ROOT / "leaderboard")
+    names = ("records", "run.json", tables.COMPARISONS, "data/glue", "models")
+    folders = [ROOT / view.NOTE, *(run / name for name in names)]
     paths = [
         path
-        for folder in (*folders, ROOT / "helpers", run / "data" / "glue", run / "models")
+        for folder in (*folders, *(ROOT / name for name in ("results", "leaderboard", "helpers")))
         for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
         if path.is_file()
-        and (path.suffix in {".json", ".yaml", ".py"} or folder.name == "leaderboard")
+        and (path.suffix in {".json", ".yaml", ".py", ".html"} or folder.name == "leaderboard")
     ]
     return files.digest([files.sha256(path) for path in paths])[:16]
 
 
-def _copy_records(run: Path, pages: Path) -> None:
-    """The run's records beside the pages that link to them, and no others."""
-    from helpers.pages import details
-
-    found = {
-        path.relative_to(run / "records").as_posix(): path.read_bytes()
-        for path in sorted((run / "records").glob("*/*/seed-*.json"))
-    }
-    _replace(pages / details.RECORD_FOLDER, found)
-
-
-def sources(
-    run: Path, notebooks: list[Path], note: str = "", partial: bool = False
-) -> dict[str, bytes]:
-    """Every file of the book's source, by its path.
-
-    Args:
-        run: Folder of the run.
-        notebooks: Executed notebooks.
-        note: Markdown for the top of every page that shows the run.
-        partial: Show a stage without an executed notebook as it stands in the repository.
-
-    Returns:
-        Content by path relative to the source folder; paths are those of the repository.
-
-    Raises:
-        ValueError: The run, a fragment or a stage's notebook is missing, or a stage is doubled.
-    """
-    from helpers.pages import plots, write
+def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str, bytes]:
+    """Every file of the book's source, by its path in the repository; arguments as for `build`."""
+    from helpers.pages import write
 
     if not run.is_dir():
         raise ValueError(f"{run}: no such run; `make book` makes runs/tiny")
@@ -159,7 +134,8 @@ def sources(
         place = path.relative_to(ROOT)
         if path.is_file() and not {"generated", "__pycache__"} & set(place.parts):
             found[place.as_posix()] = path.read_bytes()
-    for name in (*write.FRAGMENTS, *plots.FIGURES):
+    shown = view.open_run(run)
+    for name in (*write.FRAGMENTS, *write.FIGURES):
         path = run / "tables" / name
         if not path.is_file():
             raise ValueError(f"{path}: missing; notebooks/05_analysis.ipynb writes it")
@@ -170,18 +146,17 @@ def sources(
         place = f"notebooks/{path.stem.split('-')[0]}.ipynb"
         if place in found:
             raise ValueError(f"{path}: a second notebook for the page {place}; give one per stage")
-        found[place] = clean(path, "" if path.stem == "06_audit" else note)
+        # The audit is of published figures, not of a run.
+        note = "" if path.stem == "06_audit" else view.note(shown)
+        found[place] = clean(path, str(note))
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     for stage in re.findall(r"file: (notebooks/\S+)", toc):
         if f"{stage}.ipynb" in found:
             continue
         if not partial:
             raise ValueError(f"no executed notebook was given for the page {stage}")
-        found[f"{stage}.ipynb"] = clean(ROOT / f"{stage}.ipynb", f"{note}\n{NOT_EXECUTED}")
-    for place in RESULTS if note else ():
-        # Below the title, which a page's settings may stand above.
-        before, title, text = re.split(r"(?m)^(# .*\n)", found[place].decode(), maxsplit=1)
-        found[place] = f"{before}{title}\n{note}\n{text}".encode()
+        note = view.note(shown, executed=False)
+        found[f"{stage}.ipynb"] = clean(ROOT / f"{stage}.ipynb", str(note))
     return found
 
 
@@ -266,8 +241,15 @@ def _sphinx(source: Path, pages: Path, cache: Path, doctrees: Path, every: bool)
             warningiserror=True,
             keep_going=True,
         )
+        app.connect("html-page-context", _no_launch, priority=400)
         app.build(force_all=every)
         return app.statuscode
+
+
+def _no_launch(app: Any, pagename: str, *_: object) -> None:  # noqa: ANN401
+    """Keeps the theme from a Colab link to a page that computes: only notebooks open there."""
+    if not pagename.startswith("notebooks/"):
+        app.env.metadata[pagename].pop("kernelspec", None)
 
 
 def repository() -> str:

@@ -17,9 +17,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from helpers.base import files
-from helpers.score import statistics
+from helpers.pages.view import View
+from helpers.score import paper, statistics
 
-FIGURES = ("overview.svg", "scores.svg", "compute.svg")
 MARKERS = "osD^vPX*<>hp"
 PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
 WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
@@ -45,15 +45,7 @@ def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG: the same figure gives the same bytes.
-
-    Args:
-        figure: The figure.
-        path: Where to write; replaced whole.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Writes a figure as SVG, atomically: the same figure gives the same bytes."""
     with (
         mpl.rc_context({"svg.hashsalt": "small-bench-nlp", "svg.fonttype": "path"}),
         files.replacing(Path(path)) as temporary,
@@ -68,9 +60,6 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
         log: Columns tokens (count) and loss (nats); generator_loss and discriminator_loss are
             drawn too where they are present.
         title: Printed above the axes.
-
-    Returns:
-        The figure; tokens are in millions.
 
     Raises:
         ValueError: A column is missing.
@@ -143,9 +132,6 @@ def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) 
         ways: The columns drawn.
         reported: The difference others report, points.
         at: The n it is reported for.
-
-    Returns:
-        The figure: a line per way, a mark at the reported difference.
     """
     colours = _palette(ways)
     with _style():
@@ -163,17 +149,7 @@ def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) 
 
 
 def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
-    """A value among normally distributed ones.
-
-    Args:
-        mean: Of the distribution, metric x 100.
-        sd: Its standard deviation.
-        value: The value, marked by a line; the part above it is shaded.
-        title: Printed above the axes.
-
-    Returns:
-        The figure: the density from four deviations below the mean to four above it.
-    """
+    """A value among normally distributed ones: a line at it, the density above it shaded."""
     at = np.linspace(mean - 4 * sd, mean + 4 * sd, 401)
     density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
     colour = sns.color_palette(PALETTE)[0]
@@ -189,15 +165,7 @@ def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
 
 
 def labels(counts: pd.DataFrame, title: str = "") -> Figure:
-    """Label balance of each task and split.
-
-    Args:
-        counts: Columns task, split, label (text), rows (count).
-        title: Printed above the axes.
-
-    Returns:
-        The figure: one bar per label, share of the split's rows in percent.
-    """
+    """Label balance of each task and split: columns task, split, label (text), rows (count)."""
     tasks = list(dict.fromkeys(counts["task"]))
     share = counts.assign(
         share=100 * counts["rows"] / counts.groupby(["task", "split"])["rows"].transform("sum")
@@ -232,13 +200,7 @@ def labels(counts: pd.DataFrame, title: str = "") -> Figure:
 def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figure:
     """Lengths of the examples of each task, or of the documents of a corpus.
 
-    Args:
-        values: Columns name (task or corpus) and length (count, in `unit`).
-        unit: What is counted.
-        title: Printed above the axes.
-
-    Returns:
-        The figure: one histogram per name, share of its examples in percent.
+    `values` has columns name (task or corpus) and length (count, in `unit`).
     """
     names = list(dict.fromkeys(values["name"]))
     with _style():
@@ -260,12 +222,7 @@ def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figur
 
 
 def ranks(counts: np.ndarray, title: str = "") -> Figure:
-    """Occurrences by rank, both axes logarithmic.
-
-    Args:
-        counts: int64 [n], largest first (`tokenizer.frequencies`).
-        title: Printed above the axes.
-    """
+    """Occurrences by rank, both axes logarithmic; `counts` int64 [n], largest first."""
     with _style():
         figure, axes = _axes(6, 3.2)
         axis = axes[0, 0]
@@ -275,36 +232,26 @@ def ranks(counts: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
-def _label(records: pd.DataFrame) -> str:
+def _label(view: View) -> str:
     """Profile and data source, for a panel's title."""
-    source = records["source"].iloc[0]
-    data = "embedded world, not GLUE" if source == "embedded" else f"data: {source}"
-    reduced = sorted(set(records.loc[~records["complete"], "task"]))
-    if source != "embedded" and reduced:
+    data = f"data: {view.records['source'].iloc[0]}"
+    reduced = sorted(set(view.present) - set(view.whole))
+    if view.embedded:
+        data = "embedded world, not GLUE"
+    elif reduced:
         data += f"; reduced: {', '.join(reduced)}"
-    return f"Measured: profile {records['profile'].iloc[0]}, {data}"
+    return f"Measured: profile {view.records['profile'].iloc[0]}, {data}"
 
 
-def scores(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> Figure:
+def scores(view: View) -> Figure:
     """Scores by task: the published ones above, the measured ones below.
 
-    Args:
-        records: Columns model, task, seed, score, profile, source, complete (`tables.select`).
-        published: The published figures (`paper.load`).
-        models: Models in order.
-        tasks: Tasks in order.
-
-    Returns:
-        The figure: a point per seed, a bar at the median, a line over its 95 % bootstrap
-        interval. The two panels share the vertical
-        axis only where every task measured is GLUE's own, whole.
+    A point per seed, a bar at the median, a line over its 95 % bootstrap interval. The two panels
+    share the vertical axis only where every task measured is GLUE's own, whole.
     """
-    theirs = published["table1"]["models"]
-    shown = [model for model in models if model in theirs or model in set(records["model"])]
+    theirs = view.published["table1"]["models"]
+    shown = [model for model in view.models if model in theirs or len(view.of(model))]
     colours = _palette(shown)
-    names = [published["tasks"].get(task, {}).get("name", task) for task in tasks]
     step = 0.8 / max(len(shown), 1)
     with _style():
         figure, axes = _axes(WIDTH, 6.2, rows=2)
@@ -314,59 +261,51 @@ def scores(
             marker = MARKERS[place % len(MARKERS)]
             look = {"color": colours[model], "marker": marker, "linestyle": "none"}
             row = theirs.get(model, {}).get("scores", {})
-            at = [k + offset for k, task in enumerate(tasks) if task in row]
-            values = [row[task]["value"] for task in tasks if task in row]
+            at = [k + offset for k, task in enumerate(view.tasks) if task in row]
+            values = [row[task]["value"] for task in view.tasks if task in row]
             upper.plot(at, values, markersize=5, **look)
-            name = theirs.get(model, {}).get("name", model)
-            lower.plot([], [], label=name, **look)
-            for k, task in enumerate(tasks):
-                mine = records[(records["model"] == model) & (records["task"] == task)]["score"]
-                if len(mine):
-                    x = np.full(len(mine), k + offset)
-                    lower.plot(x, mine, markersize=4, alpha=0.7, **look)
-                    ends = (k + offset - step * 0.4, k + offset + step * 0.4)
-                    lower.hlines(mine.median(), *ends, color=colours[model], linewidth=2)
-                if len(mine) > 1:
-                    span = statistics.median_interval(mine.tolist())
-                    lower.vlines(k + offset, *span, color=colours[model], linewidth=1)
+            lower.plot([], [], label=paper.model_name(view.published, model), **look)
+            for k, task in enumerate(view.tasks):
+                _seeds(lower, k + offset, view.of(model, task)["score"], step, look)
         upper.set(title="Published: GLUE dev, one figure per model")
-        lower.set(title=_label(records))
+        lower.set(title=_label(view))
+        names = [paper.task_name(view.published, task) for task in view.tasks]
         for axis in (upper, lower):
-            axis.set_xticks(range(len(tasks)), names)
-            axis.set(ylabel="task metric × 100", xlim=(-0.5, len(tasks) - 0.5))
+            axis.set_xticks(range(len(names)), names)
+            axis.set(ylabel="task metric × 100", xlim=(-0.5, len(names) - 0.5))
             axis.grid(visible=False, axis="x")
-        if records["complete"].all():
+        if view.records["complete"].all():
             lower.sharey(upper)
             upper.autoscale(axis="y")
         figure.legend(loc="outside lower center", ncols=min(len(shown), 4), frameon=False)
     return figure
 
 
-def compute(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> Figure:
+def _seeds(axis: Axes, at: float, values: pd.Series, step: float, look: dict[str, Any]) -> None:
+    """A point per seed with the median and its interval."""
+    axis.plot(np.full(len(values), at), values, markersize=4, alpha=0.7, **look)
+    if len(values):
+        ends = (at - step * 0.4, at + step * 0.4)
+        axis.hlines(values.median(), *ends, color=look["color"], linewidth=2)
+    if len(values) > 1:
+        span = statistics.median_interval(values.tolist())
+        axis.vlines(at, *span, color=look["color"], linewidth=1)
+
+
+def compute(view: View) -> Figure:
     """Quality against compute, by tokens on the left and by FLOPs on the right.
 
-    Args:
-        records: Columns model, task, seed, score, pretrain.tokens, pretrain.flops, source,
-            complete (`tables.select`).
-        published: The published figures (`paper.load`).
-        models: Models in order.
-        tasks: Tasks in order.
-
-    Returns:
-        The figure. Where every task measured is GLUE's own and all are there, published and
-        measured points share their axes; else the measured ones stand in a row below. Models
-        without pre-training are not points; their mean is a dashed line.
+    Where every task measured is GLUE's own and all are there, published and measured points share
+    their axes; else the measured ones stand in a row below. Models without pre-training are not
+    points; their mean is a dashed line.
     """
-    present = [task for task in tasks if task in set(records["task"])]
-    together = _together(records, published, present)
+    together = _together(view, view.present)
     with _style():
         figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
         parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
         rows = [part.subplots(1, 2, sharey=True) for part in parts]
-        _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, published)
-        _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, records, published, models)
+        _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, view.published)
+        _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, view, view.present)
         for part, row in zip(parts, rows, strict=True):
             _log(row[0], "tokens seen in pre-training")
             _log(row[1], "FLOPs of pre-training")
@@ -374,45 +313,35 @@ def compute(
             part.legend(*handles, loc="outside lower center", ncols=2 if len(handles[0]) > 6 else 3)
         rows[0][0].set(ylabel="mean of eight GLUE dev scores × 100")
         if together:
-            parts[0].suptitle(f"Open: published by others. Filled: {_label(records)}")
+            parts[0].suptitle(f"Open: published by others. Filled: {_label(view)}")
         else:
             parts[0].suptitle("Published by others")
-            parts[1].suptitle(_label(records))
-            rows[1][0].set_ylabel(f"mean of {len(present)} tasks × 100")
+            parts[1].suptitle(_label(view))
+            rows[1][0].set_ylabel(f"mean of {len(view.present)} tasks × 100")
     return figure
 
 
-def overview(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> Figure:
+def overview(view: View) -> Figure:
     """Measured quality against the FLOPs of pre-training, in one panel: the headline's mean.
 
-    Args:
-        records: As for `compute`.
-        published: The published figures.
-        models: Models in order.
-        tasks: Tasks in order.
-
-    Returns:
-        The figure; published points stand in it only where they can be compared.
+    Published points stand in it only where they can be compared.
     """
-    present = statistics.counted(records, tasks)
-    records = records[records["task"].isin(present)]
+    tasks = statistics.counted(view.records, view.tasks)
     with _style():
         figure, axes = _axes(4.9, 3.7)
         axis = axes[0, 0]
-        if _together(records, published, present):
-            _published_points({FLOPS: axis}, published)
-        _measured_points({FLOPS: axis}, records, published, models)
+        if _together(view, tasks):
+            _published_points({FLOPS: axis}, view.published)
+        _measured_points({FLOPS: axis}, view, tasks)
         _log(axis, "FLOPs of pre-training")
-        axis.set(ylabel=f"mean of {len(present)} tasks × 100", title=_label(records))
+        axis.set(ylabel=f"mean of {len(tasks)} tasks × 100", title=_label(view))
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _together(records: pd.DataFrame, published: dict[str, Any], present: Sequence[str]) -> bool:
+def _together(view: View, tasks: Sequence[str]) -> bool:
     """Whether measured and published means are of the same eight tasks, whole."""
-    return bool(records["complete"].all()) and set(present) == set(published["tasks"])
+    return set(tasks) == set(view.whole) == set(view.published["tasks"])
 
 
 def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> None:
@@ -429,21 +358,15 @@ def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> 
             axis.plot(spent[column], point["average"], **look)
 
 
-def _measured_points(
-    panels: Mapping[str, Axes],
-    records: pd.DataFrame,
-    published: dict[str, Any],
-    models: Sequence[str],
-) -> None:
+def _measured_points(panels: Mapping[str, Axes], view: View, tasks: Sequence[str]) -> None:
     """A filled point per seed that has every task; a line where nothing was spent."""
-    by_seed = records.groupby(["model", "seed"])
-    means = by_seed["score"].mean()[by_seed["task"].nunique() == records["task"].nunique()]
-    shown = [model for model in models if model in means.index.get_level_values("model")]
+    means = {m: statistics.seed_means(view.records, m, tasks) for m in view.models}
+    shown = [model for model, found in means.items() if len(found)]
     colours = _palette(shown)
     for place, model in enumerate(shown):
-        name = published["table1"]["models"].get(model, {}).get("name", model)
+        name = paper.model_name(view.published, model)
         for column, axis in panels.items():
-            budget = records.loc[records["model"] == model, column].max()
+            budget = view.of(model)[column].max()
             if budget == 0:
                 axis.axhline(means[model].mean(), color="0.3", linestyle="--", label=name)
                 continue
@@ -553,28 +476,3 @@ def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
         right.set(xlabel="true difference of the averages, points", ylim=(0, 105))
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
-
-
-def write(
-    records: pd.DataFrame,
-    published: dict[str, Any],
-    out: Path,
-    models: Sequence[str],
-    tasks: Sequence[str],
-) -> None:
-    """Write `FIGURES` to a folder.
-
-    Args:
-        records: Records of one profile and data source (`tables.select`).
-        published: The published figures (`paper.load`).
-        out: The folder.
-        models: Models in order.
-        tasks: Tasks in order.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
-    asked = (records, published, models, tasks)
-    figures = (overview(*asked), scores(*asked), compute(*asked))
-    for name, figure in zip(FIGURES, figures, strict=True):
-        save(figure, Path(out) / name)

@@ -62,7 +62,7 @@ def measure(
     """What ``results/beyond.json`` holds of a finished run: its models, and what they share.
 
     Args:
-        records: `tables.load_records`; every model, task and seed of the profile.
+        records: `view.load_records`; every model, task and seed of the profile.
         profile: Its models are variants and their bases.
         ranks: `effective_rank` by model; a model that is not there has none.
 

@@ -1,56 +1,50 @@
-"""The tables of a run that the book shows: as measured, and beside the published figures.
+"""The tables of a run: functions of a `View` that return DataFrames; `show` lays one out.
 
-Published figures come from `paper`, measured ones from the records of a run. Every function
-that returns text returns Markdown that Jupyter and MyST both read.
+Scores are metric x 100. A table with one row per model has them in the order asked for; a model
+without a record has no values.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import escape as escape_html
+from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
+from helpers.base import files
 from helpers.base.errors import UserError
-from helpers.base.text import (
-    NONE,
-    escape,
-    markdown,
-    plus_minus,
-    quantity,
-    record_link,
-    score,
-    signed,
-    span,
-)
+from helpers.base.text import NONE, Html, anchor, html, link, quantity, record_link, span
 from helpers.data import glue
-from helpers.pages.paper_page import cited, derived, source_list
-from helpers.score import audit, statistics
-from helpers.score.paper import mean_of, model_name, some_but_not_all, task_name
-from helpers.train import records as records_of
+from helpers.pages.view import View
+from helpers.score import audit, paper, predictions, statistics
+from helpers.score.paper import cited, derived
+from helpers.score.statistics import Comparison
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
-CAPTION = (
-    "Metric × 100. A task's cell is the median over seeds; n stands where a cell has fewer seeds "
-    "than its row. MNLI is matched / mismatched, and the matched one counts. The mean of the tasks "
-    "is taken for each seed that has every task; the median over these seeds stands with its 95 % "
-    "bootstrap interval, and beside them the best seed's, of the first mean. A mean with † counts "
-    "reduced tasks too."
-)
 PARTS = ("pretrain_hardware", "hardware")
+COMPARISONS = "comparisons.json"
+WORDS = "text-align: left; white-space: normal"
 
 
-def show(frame: pd.DataFrame, caption: str = "", decimals: int | dict[str, int] = 2) -> Styler:
+def show(
+    frame: pd.DataFrame, caption: str = "", decimals: int | dict[str, int] = 2
+) -> Styler | None:
     """A frame as the pages show it: text escaped (`text.link` is not text), a dash for nothing.
 
-    `decimals` is that of floats, by column where they differ. An index that only counts is hidden.
+    `decimals` is that of floats, by column where they differ. Columns of words stand left. An index
+    that only counts is hidden, and a frame without rows is not shown.
     """
-    styler = frame.style.set_uuid("t").set_table_attributes('class="table"')
+    if frame.empty:
+        return None
+    if frame.index.nlevels == 1 and frame.index.name:  # one row of headings
+        frame = frame.rename_axis(index=None, columns=frame.index.name)
+    styler = frame.style.set_table_attributes('class="table"')
+    styler.set_uuid(files.digest([caption, *map(str, frame.columns), len(frame)])[:8])
     styler.format(
         precision=decimals if isinstance(decimals, int) else 2,
         na_rep=NONE,
@@ -60,702 +54,398 @@ def show(frame: pd.DataFrame, caption: str = "", decimals: int | dict[str, int] 
     for column, digits in {} if isinstance(decimals, int) else decimals.items():
         styler.format(precision=digits, na_rep=NONE, thousands=",", subset=[column])
     styler.format_index(escape="html").format_index(escape="html", axis="columns")
+    words = [place for place in range(len(frame.columns)) if _holds_words(frame.iloc[:, place])]
+    looks = [{"selector": f".col{place}", "props": WORDS} for place in words]
+    styler.set_table_styles(looks)
     if isinstance(frame.index, pd.RangeIndex):
         styler.hide(axis="index")
-    return styler.set_caption(str(escape_html(caption))) if caption else styler
+    elif frame.index.nlevels > 1:
+        styler.hide(names=True)
+    return styler.set_caption(str(escape(caption))) if caption else styler
 
 
-# --- reading -----------------------------------------------------------------------------------
+def _holds_words(column: pd.Series) -> bool:
+    """Whether a value begins with a letter."""
+    texts = (Markup(value).striptags() for value in column if not isinstance(value, float))
+    return any(text[:1].isalpha() for text in texts)
 
 
-def load_records(folder: Path) -> pd.DataFrame:
-    """Read every record of a run that its manifests vouch for.
-
-    Args:
-        folder: ``runs/<profile>/records``, with ``<model>/<task>/seed-<n>.json`` below it.
-
-    Returns:
-        One row per fine-tuning, sorted by model, task and seed. Columns are the fields of
-        `records.Record`, those of its parts with a dot (``pretrain.tokens``); scores are
-        metric x 100, times in seconds.
-
-    Raises:
-        UserError: There is no record, or one is damaged, incomplete or of an unknown task.
-    """
-    folder = Path(folder)
-    if folder.name != "records":
-        raise UserError(f"{folder}: the folder of a run's records is named records")
-    cells = sorted(path.parent for path in folder.glob("*/*/manifest.json"))
-    models, tasks = ({cell.parts[place] for cell in cells} for place in (-2, -1))
-    found = records_of.read_all(folder.parent, sorted(models), sorted(tasks))
-    if not found:
-        raise UserError(f"{folder}: no record; run notebooks/04_finetune.ipynb first")
-    for record in found:
-        glue.get(record["task"])
-    frame = pd.DataFrame([_flat(record) for record in found])
-    return frame.sort_values(["model", "task", "seed"], ignore_index=True)
+# --- names -------------------------------------------------------------------------------------
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with its parts' fields beside its own."""
-    flat = dict(record)
-    for part in ("pretrain", "finetune"):
-        flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
-    return flat
+def heading(view: View) -> str:
+    """One line: profile, data source, tokens seen, hardware of the records."""
+    records = view.records
+    kind = " (not GLUE)" if view.embedded else ""
+    tokens = span(records.loc[records["pretrain.tokens"] > 0, "pretrain.tokens"])
+    return (
+        f"Profile {records['profile'].iloc[0]} · data: {SOURCES[records['source'].iloc[0]]}{kind} "
+        f"· tokens seen in pre-training: {tokens} · hardware: {_hardware(records, *PARTS)}"
+    )
+
+
+def _hardware(records: pd.DataFrame, *parts: str) -> str:
+    """The machines behind the records, for pre-training, fine-tuning or both."""
+    found = _unique(
+        f"{one['name']} ({one['device']}, {one['threads']} thread{'s' * (one['threads'] != 1)})"
+        for part in parts
+        for one in records[part]
+    )
+    return "; ".join(found) or NONE
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-# --- what a run holds --------------------------------------------------------------------------
+def _name(view: View, model: str) -> str:
+    return paper.model_name(view.published, model)
 
 
-def select(records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """The records of the models and tasks asked for.
+def _mark(view: View, tasks: Sequence[str]) -> str:
+    """The sign of tasks that are not all GLUE's own, whole."""
+    here = set(tasks) & set(view.present)
+    return "" if view.embedded or here <= set(view.whole) else " †"
+
+
+def means(view: View) -> dict[str, list[str]]:
+    """The means of a table, by name: of the whole tasks where some are, then of all present."""
+    shown, whole = view.present, view.whole
+    found = {f"Mean of {len(whole)} complete": whole} if 0 < len(whole) < len(shown) else {}
+    return found | {f"Mean of {len(shown)}{_mark(view, shown)}": shown}
+
+
+def columns(view: View) -> dict[str, list[str]]:
+    """Headings of the measured scores, each with the tasks it averages: every task, the means."""
+    alone = {
+        paper.task_name(view.published, task) + _mark(view, [task]): [task] for task in view.tasks
+    }
+    return alone | means(view)
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+def spread(view: View) -> pd.DataFrame:
+    """Every cell over its seeds: rows by model and heading, fields of `statistics.Summary`."""
+    rows = {
+        (_name(view, model), title): asdict(statistics.mean_of_tasks(view.records, model, tasks))
+        for model in view.models
+        for title, tasks in columns(view).items()
+    }
+    index = pd.MultiIndex.from_tuples(rows, names=["Model", "Task"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Html | float:
+    """A cell: its median, linked to the records; a mean's interval; n where it has fewer seeds."""
+    found = statistics.mean_of_tasks(view.records, model, tasks)
+    if not found.n:
+        return math.nan
+    text, beside = f"{found.median:.2f}", []
+    if len(tasks) == 1:
+        for metrics in view.of(model, tasks[0])["metrics"]:
+            beside += [100 * metrics[key] for key in metrics if key.startswith("mismatched_")]
+    elif not math.isnan(found.low):
+        text += f" ({found.low:.2f} to {found.high:.2f})"
+    text += f" / {statistics.summary(beside).median:.2f}" if beside else ""
+    fewer = f" (n = {found.n})" if found.n < seeds else ""
+    return html("{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer)
+
+
+def _by_model(view: View, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    index = pd.Index([_name(view, model) for model in view.models], name="Model")
+    return pd.DataFrame(list(rows), index=index)
+
+
+def table1(view: View) -> pd.DataFrame:
+    """The measured counterpart of Table 1."""
+    every = means(view)
+
+    def row(model: str) -> dict[str, Any]:
+        mine = view.of(model)
+        seeds = int(mine.groupby("task").size().max()) if len(mine) else 0
+        cells = {title: _median(view, model, t, seeds) for title, t in columns(view).items()}
+        best = statistics.mean_of_tasks(view.records, model, next(iter(every.values())))
+        cells["Best of n"] = f"{best.best:.2f} (n = {best.n})" if best.n else math.nan
+        return cells | {"Tokens seen": span(mine["pretrain.tokens"]), "Seeds": seeds}
+
+    return _by_model(view, map(row, view.models))
+
+
+def side_by_side(view: View) -> pd.DataFrame:
+    """Published and measured scores; a difference only for tasks that are GLUE's own, whole."""
+    entries, scores = view.published["table1"]["models"], audit.scores(view.published)
+    titles = columns(view)
+    if len(view.present) < len(view.published["tasks"]):
+        titles |= {f"Mean of {len(scores.columns)}": list(scores.columns)}
+    rows = {}
+    for model in view.models:
+        name, entry = _name(view, model), entries.get(model)
+        measured = {t: _median(view, model, tasks) for t, tasks in titles.items()}
+        if entry is None:
+            rows[name, "Measured"] = measured
+            continue
+        published, gaps = {}, {}
+        for title, tasks in titles.items():
+            theirs = paper.mean_of(scores.loc[model], tasks)
+            ours = statistics.mean_of_tasks(view.records, model, tasks)
+            alone = len(tasks) == 1
+            published[title] = (
+                cited(entry["scores"][tasks[0]], view.published) if alone else derived(theirs)
+            )
+            if ours.n and set(tasks) <= set(view.whole):
+                gaps[title] = html("{}&nbsp;<sup>D</sup>", f"{ours.median - theirs:+.2f}")
+        rows[name, html("Published, {}", cited(entry["statistic"], view.published))] = published
+        rows |= {(name, "Measured"): measured, (name, "Difference"): gaps}
+    index = pd.MultiIndex.from_tuples(rows, names=["Model", "Score"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=list(titles))
+
+
+def table2(view: View) -> pd.DataFrame:
+    """Averages as measured; a gap to the reference only where all eight tasks are whole."""
+    base = view.published["reference"]["average"]["value"]
+    below = f"Below {view.published['reference']['name']}"
+    comparable = set(view.whole) == set(view.published["tasks"])
+
+    def row(model: str) -> dict[str, Any]:
+        found = statistics.mean_of_tasks(view.records, model, view.present)
+        cells = {"Parameters": span(view.of(model)["pretrain.parameters"])}
+        cells |= {title: _median(view, model, tasks) for title, tasks in means(view).items()}
+        cells[below] = derived(base - found.median) if comparable and found.n else math.nan
+        return cells | {"Seeds": found.n}
+
+    return _by_model(view, map(row, view.models))
+
+
+def scratch(view: View) -> pd.DataFrame:
+    """What pre-training is worth: means over seeds, and the difference to the model without it."""
+    rows = []
+    for title, tasks in means(view).items():
+        control = statistics.mean_of_tasks(view.records, "scratch", tasks)
+        for model in view.models:
+            found = statistics.mean_of_tasks(view.records, model, tasks)
+            gain, error = statistics.difference(found, control)
+            gain, error = (math.nan, math.nan) if model == "scratch" else (gain, error)
+            rows.append(
+                {
+                    "Model": _name(view, model),
+                    "Tasks": title.removeprefix("Mean of "),
+                    "Mean": found.mean,
+                    "Its error": found.se,
+                    "Difference": gain,
+                    "Error": error,
+                    "In standard errors": gain / error if error > 0 else math.nan,
+                    "Seeds / scratch": f"{found.n} / {control.n}",
+                }
+            )
+    return pd.DataFrame(rows).set_index("Model")
+
+
+def headline(view: View) -> pd.DataFrame:
+    """What was measured, in one small table: the best model first."""
+    main = statistics.counted(view.records, view.tasks)
+    scores = audit.scores(view.published)
+    found = {m: statistics.mean_of_tasks(view.records, m, main) for m in view.models}
+    order = sorted((m for m in found if found[m].n), key=lambda model: -found[model].median)
+    control = found["scratch"].median if "scratch" in order else math.nan
+    rows = []
+    for model in order:
+        median = record_link(f"{found[model].median:.2f}", model)
+        row = {"Model": _name(view, model)}
+        row[f"Mean of {len(main)}, × 100"] = median if view.embedded else _median(view, model, main)
+        if not view.embedded:
+            theirs = scores.loc[model] if model in scores.index else None
+            row["Published"] = math.nan if theirs is None else derived(paper.mean_of(theirs, main))
+        if len(main) < len(view.present):
+            every = statistics.mean_of_tasks(view.records, model, view.present)
+            row[f"Mean of {len(view.present)} †"] = every.median
+        gain = f"{found[model].median - control:+.2f}"
+        row["Above scratch"] = math.nan if model == "scratch" or math.isnan(control) else gain
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("Model")
+
+
+def best_of(view: View) -> pd.DataFrame:
+    """Expected best-of-n of the mean of all tasks, a column per n up to the seeds there are."""
+    values = [statistics.seed_means(view.records, m, view.present).tolist() for m in view.models]
+    most = max(map(len, values))
+
+    def row(mine: list[float]) -> dict[str, float]:
+        best = {f"Best of {n + 1}": statistics.expected_best(mine, n + 1) for n in range(len(mine))}
+        return {"Median": statistics.summary(mine).median} | best
+
+    titles = ["Median", *(f"Best of {n + 1}" for n in range(most))]
+    return _by_model(view, map(row, values)).reindex(columns=titles)
+
+
+def remarks(view: View) -> pd.DataFrame:
+    """Cells with something to know: a note of their records, or no record."""
+    rows = []
+    for model in view.models:
+        for task in view.tasks:
+            notes = view.of(model, task)["note"]
+            found = notes[notes != ""].value_counts(sort=False).to_dict()
+            found |= {} if len(notes) else {"no record": 0}
+            where = (_name(view, model), paper.task_name(view.published, task))
+            rows += [(*where, note, f"{n} of {len(notes)}") for note, n in found.items()]
+    return pd.DataFrame(rows, columns=["Model", "Task", "Remark", "Seeds"])
+
+
+# --- comparisons -------------------------------------------------------------------------------
+
+
+def compared(view: View) -> tuple[list[str], dict[tuple[str, str], Comparison]]:
+    """The models that have all tasks with a record, and a comparison of each pair.
+
+    A run kept without its predictions has the comparisons in a file of their own; these may lack
+    pairs, those of models that were run in different places.
 
     Raises:
-        UserError: None is left, or they come from more than one profile or data source.
+        UserError: Predictions are missing or do not fit their data, or kept comparisons are of
+            other tasks.
     """
-    chosen = records[records["model"].isin(list(models)) & records["task"].isin(list(tasks))]
-    if chosen.empty:
-        raise UserError(f"no record of models {', '.join(models)} on tasks {', '.join(tasks)}")
-    for field in ("profile", "source"):
-        found = _unique(chosen[field])
-        if len(found) > 1:
-            raise UserError(f"records mix {field} {' and '.join(found)}: show one at a time")
-    return chosen.reset_index(drop=True)
+    kept = view.run / COMPARISONS
+    if kept.exists():
+        found = files.read_json(kept)
+        if found["tasks"] != view.present:
+            raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
+        pairs = {(one, two): Comparison(*ends) for one, two, *ends in found["pairs"]}
+        return found["models"], pairs
+    stacks, truth = predictions.stacked(view.run, view.records, view.present)
+    names = [model for model in view.models if model in stacks]
+    if len(names) < 2:
+        return names, {}
+    return names, statistics.compare({name: stacks[name] for name in names}, truth)
 
 
-def complete_tasks(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """The tasks whose records are all on GLUE's own splits, whole."""
-    return [t for t in tasks if t in set(records["task"]) and _of(records, t)["complete"].all()]
+def keep_comparisons(view: View, path: Path) -> None:
+    """Writes what `compared` finds, for a copy of the run that will have no predictions."""
+    names, pairs = compared(view)
+    rows = [[one, two, c.difference, c.low, c.high] for (one, two), c in pairs.items()]
+    files.write_json(path, {"tasks": view.present, "models": names, "pairs": rows})
 
 
-def present_tasks(records: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """The tasks that have at least one record, in the order given."""
-    return [task for task in tasks if task in set(records["task"])]
+def comparisons(view: View) -> pd.DataFrame:
+    """Models by models, row minus column, bold where the 95 % interval leaves zero out."""
+    names, pairs = compared(view)
 
+    def cell(pair: Comparison | None) -> Html | float:
+        if pair is None:
+            return math.nan
+        form = "<strong>{}</strong> ({} to {})" if pair.resolved else "{} ({} to {})"
+        return html(form, *(f"{end:+.2f}" for end in (pair.difference, pair.low, pair.high)))
 
-def is_embedded(records: pd.DataFrame) -> bool:
-    """Whether the records are on the embedded world."""
-    return bool((records["source"] == "embedded").all())
-
-
-def _of(records: pd.DataFrame, task: str) -> pd.DataFrame:
-    return records[records["task"] == task]
-
-
-def official_rows(task: str, split: str) -> int | None:
-    """GLUE's own row count of a split; None where GLUE has no such split."""
-    counts = glue.TASKS[task].official_rows
-    return counts.get(split, counts.get(f"{split}_matched"))
-
-
-def heading(records: pd.DataFrame) -> str:
-    """One line: profile, data source, tokens seen, hardware of the records shown."""
-    source = SOURCES[records["source"].iloc[0]]
-    kind = " (not GLUE)" if is_embedded(records) else ""
-    tokens = span(records.loc[records["pretrain.tokens"] > 0, "pretrain.tokens"])
-    return (
-        f"Profile {escape(records['profile'].iloc[0])} · data: {source}{kind} · "
-        f"tokens seen in pre-training: {tokens} · hardware: {_hardware(records)}"
-    )
-
-
-def _hardware(records: pd.DataFrame, *parts: str) -> str:
-    """The machines behind the records, for pre-training, fine-tuning or both."""
-    found = [value for part in parts or PARTS for value in records[part]]
-    return "; ".join(
-        f"{escape(one['name'])} ({escape(one['device'])}, "
-        f"{one['threads']} thread{'s' * (one['threads'] != 1)})"
-        for one in _unique_dicts(found)
-    )
-
-
-def warnings(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> list[str]:
-    """What a reader must know before reading a measured table.
-
-    Args:
-        records: The records shown.
-        published: The published figures, for names.
-        models: The models asked for.
-        tasks: The tasks asked for.
-
-    Returns:
-        Markdown sentences: embedded data, reduced splits with their row counts, what is missing.
-    """
-    lines = []
-    if is_embedded(records):
-        lines.append(
-            "These scores are on the **embedded world**, a generated language with tasks of "
-            "GLUE's shape. They are not GLUE scores and cannot be compared with published ones."
-        )
-    for task in present_tasks(records, tasks):
-        lines += [] if is_embedded(records) else _reduced(records, published, task)
-    absent = [task for task in tasks if task not in set(records["task"])]
-    if absent:
-        names = ", ".join(task_name(published, task) for task in absent)
-        lines.append(f"Missing tasks (asked for, no record): {names}.")
-    unasked = [task for task in published["tasks"] if task not in tasks]
-    if unasked:
-        names = ", ".join(task_name(published, task) for task in unasked)
-        lines.append(f"Tasks this run did not ask for: {names}.")
-    absent = [model for model in models if model not in set(records["model"])]
-    if absent:
-        lines.append(f"Missing models (asked for, no record): {', '.join(map(escape, absent))}.")
-    for model in present_models(records, models):
-        have = set(records.loc[records["model"] == model, "task"])
-        lacking = [task_name(published, t) for t in present_tasks(records, tasks) if t not in have]
-        if lacking:
-            lines.append(
-                f"{escape(model)} has no record of {', '.join(lacking)}, so it has no mean."
-            )
-    return lines
-
-
-def remarks(records: pd.DataFrame, published: dict[str, Any]) -> list[str]:
-    """Notes on single cells, such as constant predictions, as Markdown sentences."""
-    lines = []
-    noted = records[records["note"] != ""]
-    for (model, task, note), group in noted.groupby(["model", "task", "note"], sort=False):
-        total = len(records[(records["model"] == model) & (records["task"] == task)])
-        lines.append(
-            f"{escape(model)} on {task_name(published, task)}: {escape(note)} "
-            f"({len(group)} of {total} seeds)."
-        )
-    return lines
-
-
-def _reduced(records: pd.DataFrame, published: dict[str, Any], task: str) -> list[str]:
-    """One sentence for a task that is not GLUE's own, whole."""
-    rows = _of(records, task)
-    if rows["complete"].all():
-        return []
-    name = task_name(published, task)
-    parts = []
-    for split in _unique(split for splits in rows["reduced"] for split in splits):
-        counts = " / ".join(f"{n:,}" for n in _unique(r.get(split, 0) for r in rows["rows"]))
-        official = official_rows(task, split)
-        of = f" of GLUE's {official:,}" if official else ""
-        if split == "train":
-            what = "reduced training set"
-        elif split in ("validation", glue.TASKS[task].validation):
-            what = "not GLUE's dev set"
-        else:
-            what = f"reduced {escape(split)} (not in the score)"
-        parts.append(f"{what}: {counts}{of} rows")
-    return [f"{name} †: {'; '.join(parts) or 'not a complete GLUE task'}."]
-
-
-def present_models(records: pd.DataFrame, models: Sequence[str]) -> list[str]:
-    """The models that have at least one record, in the order given."""
-    return [model for model in models if model in set(records["model"])]
-
-
-def _notes(lines: Iterable[str]) -> str:
-    return "".join(f"- {line}\n" for line in lines)
-
-
-def _mark(records: pd.DataFrame, task: str) -> str:
-    """The sign of a task that is not GLUE's own, whole."""
-    rows = _of(records, task)
-    return "" if rows.empty or is_embedded(records) or rows["complete"].all() else " †"
-
-
-def means(records: pd.DataFrame, tasks: Sequence[str]) -> dict[str, list[str]]:
-    """What the means of a table are over.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        tasks: The tasks asked for.
-
-    Returns:
-        Tasks by the name of their mean: those that are GLUE's own, whole, where they are some of
-        the tasks; then all that have a record, marked where one of them is reduced.
-    """
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
-    groups = {f"Mean of {len(whole)} complete": whole} if 0 < len(whole) < len(shown) else {}
-    mark = max((_mark(records, task) for task in shown), default="")
-    return groups | {f"Mean of {len(shown)}{mark}": shown}
-
-
-# --- Table 1 -----------------------------------------------------------------------------------
-
-
-def table1_measured(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """The measured counterpart of Table 1.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures, for names.
-        models: The models asked for.
-        tasks: The tasks asked for.
-
-    Returns:
-        Markdown: heading, what to know, table. Cells are medians over seeds; a missing one is a
-        dash.
-    """
-    shown, groups = present_tasks(records, tasks), means(records, tasks)
-    header = ["Model"]
-    header += [
-        task_name(published, t) + (_mark(records, t) if t in shown else " (missing)") for t in tasks
+    rows = [
+        [cell(pairs.get((one, two))) if two in names[place + 1 :] else "" for two in names[1:]]
+        for place, one in enumerate(names[:-1])
     ]
-    header += [*groups, "Best of n", "Tokens seen", "Seeds"]
-    present = present_models(records, models)
-    rows = []
-    for model in models:
-        if model not in present:
-            rows.append([escape(model), *[NONE] * (len(header) - 1)])
-            continue
-        mine = records[records["model"] == model]
-        seeds = int(mine.groupby("task").size().max())
-        cells = [_cell(records, model, task, seeds) for task in tasks]
-        every = [statistics.mean_of_tasks(records, model, group) for group in groups.values()]
-        for found in every:
-            fewer = f" (n = {found.n})" if 0 < found.n < seeds else ""
-            cells += [_linked(found, model) + fewer]
-        cells += [f"{every[0].best:.2f} (n = {every[0].n})" if every[0].n else NONE]
-        cells += [span(mine["pretrain.tokens"]), str(seeds)]
-        rows.append([escape(model_name(published, model)), *cells])
-    notes = warnings(records, published, models, tasks) + remarks(records, published)
-    text = f"**Measured. {heading(records)}**\n\n"
-    text += _notes(notes) + "\n" + markdown(header, rows)
-    return f"{text}\n{CAPTION}\n"
-
-
-def typical(found: statistics.Summary) -> str:
-    """A median over seeds with its 95 % interval; the interval is left out where there is none."""
-    if math.isnan(found.low):
-        return score(found.median)
-    return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
-def _linked(found: statistics.Summary, model: str) -> str:
-    return record_link(typical(found), model) if found.n else NONE
-
-
-def _cell(records: pd.DataFrame, model: str, task: str, seeds: int) -> str:
-    found = statistics.cell(records, model, task)
-    chosen = records[(records["model"] == model) & (records["task"] == task)]
-    noted = int((chosen["note"] != "").sum())
-    beside = [
-        100 * value
-        for metrics in chosen["metrics"]
-        for name, value in metrics.items()
-        if name.startswith("mismatched_")
-    ]
-    text = score(found.median) + (f" / {statistics.summary(beside).median:.2f}" if beside else "")
-    text = record_link(text, model, task) if found.n else text
-    text += f" (n = {found.n})" if 0 < found.n < seeds else ""
-    return text + (f"\u00a0<sup>{noted} of {found.n} noted</sup>" if noted else "")
-
-
-def table1_side_by_side(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """Published and measured scores beside each other, one small table per model.
-
-    The difference is given only for tasks that are GLUE's own, whole.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures.
-        models: The models asked for.
-        tasks: The tasks asked for.
-
-    Returns:
-        Markdown with a third-level heading per model.
-    """
-    whole = complete_tasks(records, tasks)
-    notes = warnings(records, published, models, tasks) + remarks(records, published)
-    text = _notes(notes) + "\n"
-    if is_embedded(records):
-        text += "The published figures stand beside them for layout only.\n\n"
-    used = {"leaderboard"} & set(published["sources"])
-    for model in models:
-        entry = published["table1"]["models"].get(model)
-        text += f"### {escape(model_name(published, model))}\n\n"
-        mine = records[records["model"] == model]
-        if mine.empty:
-            text += "Asked for; no record.\n\n"
-            continue
-        if entry is None:
-            text += "Nothing was published for this model.\n\n"
-        else:
-            used |= {figure["source"] for figure in entry["scores"].values()}
-            used.add(entry["statistic"]["source"])
-            text += f"Published cells: {cited(entry['statistic'], published)}. "
-            text += "Measured cells: median over seeds.\n\n"
-        header = [
-            "Task",
-            "Published: GLUE dev",
-            f"Measured: p{heading(mine)[1:]}",
-            "Difference",
-            "Seeds",
-        ]
-        rows = [_beside(records, published, model, task, task in whole) for task in tasks]
-        rows += _beside_means(records, published, model, tasks)
-        text += markdown(header, rows) + "\n"
-    return text + source_list(published, used)
-
-
-def _beside(
-    records: pd.DataFrame, published: dict[str, Any], model: str, task: str, comparable: bool
-) -> list[str]:
-    entry = published["table1"]["models"].get(model)
-    figure = entry["scores"][task] if entry and task in entry["scores"] else None
-    found = statistics.cell(records, model, task)
-    name = task_name(published, task) + (_mark(records, task) if found.n else " (missing)")
-    gap = found.median - figure["value"] if figure and comparable and found.n else math.nan
-    return [
-        name,
-        cited(figure, published) if figure else NONE,
-        _cell(records, model, task, found.n),
-        NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
-        str(found.n),
-    ]
-
-
-def _beside_means(
-    records: pd.DataFrame, published: dict[str, Any], model: str, tasks: Sequence[str]
-) -> list[list[str]]:
-    """Rows for the mean of the complete tasks, of those present, and of all eight."""
-    whole, groups = complete_tasks(records, tasks), means(records, tasks)
-    known = list(published["tasks"])
-    scores = audit.scores(published)
-    if len(present_tasks(records, tasks)) < len(known):
-        groups[f"Mean of {len(known)}"] = known
-    rows = []
-    for name, group in groups.items():
-        found = statistics.mean_of_tasks(records, model, group)
-        theirs = mean_of(scores.loc[model], group) if model in scores.index else math.nan
-        gap = found.median - theirs if set(group) <= set(whole) else math.nan
-        rows.append(
-            [
-                f"**{name}**",
-                NONE if math.isnan(theirs) else derived(theirs),
-                _linked(found, model),
-                NONE if math.isnan(gap) else f"{gap:+.2f}\u00a0<sup>D</sup>",
-                str(found.n),
-            ]
-        )
-    return rows
-
-
-# --- Table 2 -----------------------------------------------------------------------------------
-
-
-def table2(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """Averages against BERT-Base, as published and as measured.
-
-    A measured gap is given only where a model has all eight tasks whole.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures.
-        models: The models asked for.
-        tasks: The tasks asked for.
-
-    Returns:
-        Markdown.
-    """
-    reference = published["reference"]
-    base, name = reference["average"], escape(reference["name"])
-    shown, whole = present_tasks(records, tasks), complete_tasks(records, tasks)
-    few = some_but_not_all(whole, published)
-    ours = [f"Mean of {len(whole)} complete"] * few
-    theirs = audit.scores(published)
-
-    size = cited(reference["parameters_millions"], published)
-    rows = [[name, size, *[NONE] * few, cited(base, published), NONE]]
-    used = {base["source"], reference["parameters_millions"]["source"]}
-    for model, entry in published["table1"]["models"].items():
-        size, average = entry["parameters_millions"], entry["average"]
-        used |= {size["source"], average["source"]}
-        row = [escape(entry["name"]), cited(size, published)]
-        row += [derived(mean_of(theirs.loc[model], whole))] * few
-        row += [cited(average, published), derived(base["value"] - average["value"])]
-        rows.append(row)
-    eight = f"Mean of {len(published['tasks'])}, GLUE dev"
-    header = ["Model", "Parameters, millions", *ours, eight, f"Below {name}"]
-    text = "**As published.**\n\n" + markdown(header, rows) + "\n" + source_list(published, used)
-
-    comparable = set(whole) == set(published["tasks"])
-    rows = []
-    for model in models:
-        found = statistics.mean_of_tasks(records, model, shown)
-        own = statistics.mean_of_tasks(records, model, whole)
-        size = span(records.loc[records["model"] == model, "pretrain.parameters"])
-        row = [escape(model_name(published, model)), size]
-        row += [*[_linked(own, model)] * few, _linked(found, model)]
-        row += [derived(base["value"] - found.median) if comparable and found.n else NONE]
-        rows.append([*row, str(found.n)])
-    header = ["Model", "Parameters", *ours, list(means(records, tasks))[-1], f"Below {name}"]
-    header += ["Seeds"]
-    text += f"\n**As measured. {heading(records)}**\n\n" + markdown(header, rows) + "\n"
-    text += f"This run has no {name}. " + _why_no_gap(records, published, whole, name) + "\n\n"
-    return text + _notes(warnings(records, published, models, tasks))
-
-
-def _why_no_gap(
-    records: pd.DataFrame, published: dict[str, Any], whole: Sequence[str], name: str
-) -> str:
-    if set(whole) == set(published["tasks"]):
-        return f"The gap is against the published mean of {name}."
-    if is_embedded(records):
-        return f"No gap is given: the embedded world is not GLUE, and {name}'s mean is GLUE's."
-    names = ", ".join(task_name(published, t) for t in published["tasks"] if t not in whole)
-    return (
-        f"No gap is given: {name}'s mean is over all eight GLUE tasks, and here these are "
-        f"reduced or missing: {names}."
-    )
+    titles = [_name(view, name) for name in names]
+    index = pd.Index(titles[:-1], name="Row minus column")
+    return pd.DataFrame(rows, index=index, columns=titles[1:])
 
 
 # --- the run -----------------------------------------------------------------------------------
 
 
-def rows(records: pd.DataFrame, published: dict[str, Any], tasks: Sequence[str]) -> str:
-    """Rows of every split beside GLUE's own counts.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures, for names.
-        tasks: The tasks asked for.
-
-    Returns:
-        Markdown.
-    """
-    lines = []
-    for task in tasks:
-        mine = _of(records, task)
+def rows(view: View) -> pd.DataFrame:
+    """Rows of every split beside GLUE's own counts."""
+    found = []
+    for task in _unique([*view.tasks, *view.published["tasks"]]):
+        mine, name = view.of(task=task), paper.task_name(view.published, task)
         if mine.empty:
-            lines.append([task_name(published, task), NONE, NONE, NONE, "missing"])
+            mark = "no record" if task in view.tasks else "not asked for"
+            found.append((name, NONE, NONE, math.nan, mark))
         for split in _unique(split for splits in mine["rows"] for split in splits):
             counts = " / ".join(f"{n:,}" for n in _unique(r.get(split, 0) for r in mine["rows"]))
-            official = official_rows(task, split)
+            official = glue.TASKS[task].official_rows
             reduced = any(split in splits for splits in mine["reduced"])
             mark = "reduced" if reduced else "complete" if mine["complete"].all() else "as in GLUE"
-            if is_embedded(records):
-                mark = "embedded world"
-            own = f"{official:,}" if official else NONE
-            lines.append([task_name(published, task), split, counts, own, mark])
-    header = ["Task", "Split", "Rows here", "GLUE's own", "Mark"]
-    text = f"**Rows. {heading(records)}**\n\n" + markdown(header, lines, left=2)
-    if is_embedded(records):
-        text += "\nThe embedded world is not GLUE; GLUE's counts stand for orientation.\n"
-    return text
+            own = official.get(split, official.get(f"{split}_matched"))
+            mark = SOURCES["embedded"] if view.embedded else mark
+            found.append((name, split, counts, f"{own:,}" if own else NONE, mark))
+    return pd.DataFrame(found, columns=["Task", "Split", "Rows here", "GLUE's own", "Mark"])
 
 
-def scratch(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """What pre-training is worth: the difference to the model that had none.
+def run(view: View) -> pd.DataFrame:
+    """What each model took; FLOPs are floating-point operations, times wall-clock seconds."""
+    pretrained = {"Parameters": "parameters", "Generator": "generator_parameters"}
+    pretrained |= {"Steps": "steps", "Tokens": "tokens", "Passes over the corpus": "epochs"}
+    pretrained |= {"FLOPs": "flops", "Seconds": "seconds"}
 
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures, for names.
-        models: The models asked for.
-        tasks: The tasks asked for.
+    def row(model: str) -> dict[str, Any]:
+        mine = view.of(model)
+        cells = {"Size": " / ".join(_unique(mine["size"])) or NONE}
+        cells |= {title: span(mine[f"pretrain.{key}"]) for title, key in pretrained.items()}
+        spent = {"Their FLOPs": "finetune.flops", "Their seconds": "finetune.seconds"}
+        spent = {title: quantity(mine[key].sum()) for title, key in spent.items()}
+        return cells | {"Fine-tunings": len(mine)} | spent
 
-    Returns:
-        Markdown; one sentence where there is no control.
-    """
-    text = f"**Difference to scratch. {heading(records)}**\n\n"
-    if "scratch" not in set(records["model"]):
-        return (
-            text + "The control `scratch` (fine-tuned without pre-training) has no record here.\n"
-        )
-    lines = []
-    for what, group in means(records, tasks).items():
-        control = statistics.mean_of_tasks(records, "scratch", group)
-        for model in present_models(records, models):
-            found = statistics.mean_of_tasks(records, model, group)
-            gain, error = statistics.difference(found, control)
-            own = model == "scratch"
-            ratio = NONE if own or not error > 0 else f"{gain / error:.1f}"
-            mean = record_link(plus_minus(found.mean, found.se), model)
-            cells = [mean, NONE if own else signed(gain, error), ratio]
-            name = escape(model_name(published, model))
-            lines.append([name, what.removeprefix("Mean of "), *cells, f"{found.n} / {control.n}"])
-    header = ["Model", "Tasks", "Mean", "Difference", "In standard errors", "Seeds / scratch"]
-    text += markdown(header, lines) + "\n"
-    text += (
-        "Mean of the tasks by seed, then over seeds, ± its standard error. The error of a "
-        "difference is the root of the two summed squares; it needs two seeds on both sides.\n\n"
-    )
-    return text + _notes(warnings(records, published, models, tasks))
+    return _by_model(view, map(row, view.models))
 
 
-def headline(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """What was measured, in one small table: the best model first.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures, for names and means.
-        models: The models asked for.
-        tasks: The tasks asked for.
-
-    Returns:
-        Markdown: what the data was, table. Medians over seeds of the mean of the tasks: of the
-        complete ones with its interval and beside the published mean of the same, then of all.
-    """
-    shown, main = present_tasks(records, tasks), statistics.counted(records, tasks)
-    found = {
-        model: statistics.mean_of_tasks(records, model, main)
-        for model in present_models(records, models)
-    }
-    order = sorted((m for m in found if found[m].n), key=lambda m: -found[m].median)
-    control = found["scratch"].median if "scratch" in order else math.nan
-    embedded, fewer = is_embedded(records), len(main) < len(shown)
-    theirs = audit.scores(published)
-    rows = []
-    for model in order:
-        own = found[model]
-        gain = NONE if model == "scratch" else signed(own.median - control, math.nan)
-        row = [escape(model_name(published, model)), record_link(_typical(own, embedded), model)]
-        if not embedded:
-            row += [_published_mean(theirs, model, main)]
-        if fewer:
-            row += [score(statistics.mean_of_tasks(records, model, shown).median)]
-        rows.append([*row, gain])
-    header = ["Model", f"Mean of {len(main)}, × 100"]
-    header += [] if embedded else ["Published"]
-    header += [f"Mean of {len(shown)} †"] * fewer + ["Above scratch"]
-    return f"{_what_data(records, published, main, fewer)}\n\n{markdown(header, rows)}"
-
-
-def _typical(found: statistics.Summary, embedded: bool) -> str:
-    return score(found.median) if embedded else typical(found)
-
-
-def _published_mean(scores: pd.DataFrame, model: str, tasks: Sequence[str]) -> str:
-    return derived(mean_of(scores.loc[model], tasks)) if model in scores.index else NONE
-
-
-def _what_data(
-    records: pd.DataFrame, published: dict[str, Any], main: Sequence[str], fewer: bool
-) -> str:
-    """What stands above the headline: the run, its corpus, which tasks count."""
-    source = SOURCES[records["source"].iloc[0]]
-    text = f"Profile {escape(records['profile'].iloc[0])}, {source}"
-    if is_embedded(records):
-        return (
-            f"{text}: a generated language, **not GLUE**. Compare these means with each other only."
-        )
-    trained = records[records["pretrain.tokens"] > 0]
-    if not trained.empty:
-        corpora = "; ".join(escape(corpus) for corpus in _unique(trained["corpus"]))
-        passes = span(trained["pretrain.epochs"])
-        text += f"; pre-trained on {span(trained['pretrain.tokens'])} tokens, {passes} passes over "
-        text += corpora
-    names = ", ".join(task_name(published, task) for task in main)
-    text += f". Medians over seeds; the mean of {len(main)} is that of {names}"
-    if complete := set(main) == set(complete_tasks(records, main)):
-        text += ", which are GLUE's own, whole"
-    if fewer and complete:
-        text += "; † counts reduced tasks too, and compares with nothing published"
-    return text + "."
-
-
-def run(records: pd.DataFrame, published: dict[str, Any], models: Sequence[str]) -> str:
-    """What was run: data, budget, hardware and versions, by model.
-
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures, for names.
-        models: The models asked for.
-
-    Returns:
-        Markdown. FLOPs are floating-point operations, times are wall-clock seconds.
-    """
-    header = [
-        "Model",
-        "Size",
-        "Parameters",
-        "Generator",
-        "Steps",
-        "Tokens",
-        "Passes over the corpus",
-    ]
-    header += ["FLOPs", "Seconds", "Fine-tunings", "Their FLOPs", "Their seconds"]
-    lines = []
-    for model in models:
-        mine = records[records["model"] == model]
-        if mine.empty:
-            lines.append([escape(model), "missing", *[NONE] * (len(header) - 2)])
-            continue
-        spans = ("parameters", "generator_parameters", "steps", "tokens", "epochs")
-        spans += ("flops", "seconds")
-        row = [escape(model_name(published, model)), escape(" / ".join(_unique(mine["size"])))]
-        row += [span(mine[f"pretrain.{key}"]) for key in spans]
-        row += [
-            str(len(mine)),
-            *(quantity(mine[f"finetune.{key}"].sum()) for key in ("flops", "seconds")),
-        ]
-        lines.append(row)
-    versions = "; ".join(
-        " / ".join(f"{escape(name)} {escape(value)}" for name, value in found.items())
-        for found in _unique_dicts(records["versions"])
-    )
-    corpora = "; ".join(escape(corpus) for corpus in _unique(records["corpus"]))
+def facts(view: View) -> pd.DataFrame:
+    """What the run was made of and on: a row each for corpus, machines, precision, versions."""
+    records = view.records
     trained = records[records["pretrain.steps"] > 0]
-    precision = ", ".join(map(escape, _unique(records["precision"])))
-    facts = [
-        f"Corpus: {corpora}.",
-        f"Pre-training on {_hardware(trained, 'pretrain_hardware') or NONE}.",
-        f"Fine-tuning on {_hardware(records, 'hardware')}, precision {precision}.",
-        f"Versions: {versions}.",
-    ]
-    return (
-        f"**Run. {heading(records)}**\n\n" + _notes(facts) + "\n" + markdown(header, lines, left=2)
-    )
+    versions = _unique(tuple(sorted(found.items())) for found in records["versions"])
+    lines = {
+        "Corpus": "; ".join(_unique(records["corpus"])),
+        "Pre-training on": _hardware(trained, "pretrain_hardware"),
+        "Fine-tuning on": _hardware(records, "hardware"),
+        "Precision": ", ".join(_unique(records["precision"])),
+        "Versions": "; ".join(" / ".join(map(" ".join, found)) for found in versions),
+    }
+    return pd.DataFrame({"This run": lines}).rename_axis("Fact")
 
 
-def _unique_dicts(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [dict(items) for items in _unique(tuple(sorted(value.items())) for value in values)]
+def records(view: View) -> pd.DataFrame:
+    """The records behind every cell; the first of each has the anchor that figures link to."""
+    found, seen = [], set()
+    for model in view.models:
+        for task in view.tasks:
+            for row in view.of(model, task).to_dict("records"):
+                names = [names for names in ((model,), (model, task)) if names not in seen]
+                seen |= set(names)
+                marks = [html('<span id="{}"></span>', anchor(*key)) for key in names]
+                commit, clean = row["code"]["commit"], row["code"]["clean"]
+                place = f"../records/{model}/{task}/seed-{row['seed']}.json"
+                found.append(
+                    {
+                        "Model": html("{}" * (len(marks) + 1), *marks, _name(view, model)),
+                        "Task": paper.task_name(view.published, task),
+                        "Seed": row["seed"],
+                        "Score": row["score"],
+                        "Predictions": html("<code>{}</code>", row["predictions"][:12]),
+                        "Commit": _commit(commit, clean) if commit else math.nan,
+                        "Device": row["hardware"]["name"],
+                        "Record": link("JSON", place),
+                    }
+                )
+    return pd.DataFrame(found)
 
 
-def summary(
-    records: pd.DataFrame, published: dict[str, Any], models: Sequence[str], tasks: Sequence[str]
-) -> str:
-    """The measured scores as plain text, for a terminal.
+def _commit(commit: str, clean: bool) -> Html:
+    return html("<code>{}</code>{}", commit[:12], "" if clean else " and changes")
 
-    Args:
-        records: Records of one profile and data source (`select`).
-        published: The published figures, for names.
-        models: The models asked for.
-        tasks: The tasks asked for.
 
-    Returns:
-        Aligned lines: heading, table (medians over seeds; mean ± standard error), what to know.
-    """
-    shown, groups = present_tasks(records, tasks), means(records, tasks)
-    header = ["model", *(task_name(published, t) + _mark(records, t) for t in shown)]
-    header += [*(name.lower() for name in groups), "seeds"]
-    table = [header]
-    for model in present_models(records, models):
-        cells = [score(statistics.cell(records, model, task).median) for task in shown]
-        found = [statistics.mean_of_tasks(records, model, group) for group in groups.values()]
-        cells += [plus_minus(one.mean, one.se) for one in found]
-        table.append([model, *cells, str(found[-1].n)])
-    widths = [max(len(line[k]) for line in table) for k in range(len(header))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if k == 0 else c.rjust(w)
-            for k, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
-    notes = warnings(records, published, models, tasks) + remarks(records, published)
-    notes = [line.replace("**", "") for line in notes]
-    text = "\n".join([heading(records), "", *lines, "", *notes])
-    return html.unescape(text).rstrip() + "\n"
+def summary(view: View) -> str:
+    """The measured scores as plain text, for a terminal: medians over seeds, means with errors."""
+    found, every = spread(view), means(view)
+    text = found["median"].map("{:.2f}".format)
+    errors = found["se"].map(lambda error: "" if math.isnan(error) else f" ± {error:.2f}")
+    of_means = found.index.get_level_values("Task").isin(every)
+    text[of_means] = found["mean"].map("{:.2f}".format)[of_means] + errors[of_means]
+    table = text.where(found["n"] > 0, NONE).unstack(sort=False).rename_axis(None)
+    table["Seeds"] = found["n"].groupby("Model", sort=False).max()
+    reduced = rows(view).query("Mark == 'reduced'")
+    notes = [f.to_string(index=False) for f in (reduced, remarks(view)) if len(f)]
+    return "\n\n".join([heading(view), table.rename_axis(None, axis=1).to_string(), *notes]) + "\n"
+
+
+def write(view: View, folder: Path) -> None:
+    """Writes the tables as plain text: ``summary.txt``, two CSV files and the comparisons."""
+    files.write_text(folder / "summary.txt", summary(view))
+    files.write_text(folder / "table1.csv", spread(view).to_csv())
+    files.write_text(folder / "scratch.csv", scratch(view).to_csv())
+    keep_comparisons(view, folder / COMPARISONS)

@@ -1,7 +1,7 @@
 """From a run's files back to its figures.
 
-``make verify`` calls :func:`verify`. It trusts nothing that it can compute: scores follow from the
-kept predictions and the labels, tables from the records.
+:func:`verify` trusts nothing that it can compute: scores follow from the kept predictions and the
+labels, tables from the records.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import glue
+from helpers.pages import tables, view
 from helpers.score.predictions import recompute
 from helpers.train import records
 
@@ -85,27 +86,22 @@ def _verify_record(run: Path, path: Path, record: dict[str, Any]) -> Iterator[st
 def _verify_tables(
     run: Path, published: Path, models: list[str], tasks: list[str]
 ) -> Iterator[str]:
-    from helpers.pages import write
-
+    shown = view.open_run(run, models, tasks, str(published))
     with tempfile.TemporaryDirectory() as name:
-        again = Path(name)
-        write.write(run / "records", published, again, models, tasks)
-        for path in sorted(again.iterdir()):
-            there = run / "tables" / path.name
+        tables.write(shown, Path(name))
+        for again in sorted(Path(name).iterdir()):
+            there = run / "tables" / again.name
             if not there.exists():
                 yield f"{there}: missing"
-            elif there.read_bytes() != path.read_bytes():
-                yield f"{there}: {_first_difference(there, path)}"
+            elif there.read_bytes() != again.read_bytes():
+                yield f"{there}: {_first_difference(there, again)}"
 
 
 def _first_difference(old: Path, new: Path) -> str:
-    """The first line that differs; of a table's row, the cell."""
+    """The first line that differs."""
     lines = [path.read_text(encoding="utf-8").splitlines() for path in (old, new)]
     for number, (one, two) in enumerate(zip(*lines, strict=False), 1):
         if one != two:
-            cells = [line.split("|") for line in (one, two)]
-            if len(cells[0]) == len(cells[1]) > 2 and new.suffix == ".md":
-                one, two = next((a, b) for a, b in zip(*cells, strict=True) if a != b)
             return f"line {number} has {one.strip()[:80]!r}, the records give {two.strip()[:80]!r}"
     return f"{len(lines[0])} lines, the records give {len(lines[1])}"
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
+from markupsafe import Markup
 
-from helpers.base import files
+from helpers.base import files, text
 from helpers.base.errors import UserError
-from helpers.pages import tables
+from helpers.data import glue
 from helpers.score import paper
+from helpers.train import records as records_of
 
 MEASURED = "results/measured"  # runs that are kept in the repository
 VARIABLE = "SMALL_BENCH_RUN"
 """The environment variable that names the run a book is built for; set by the build."""
+NOTE = "book/_note.html"
+RUN = "run.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +32,7 @@ class View:
 
     Attributes:
         run: Its folder.
-        records: One row per fine-tuning (`tables.load_records`), of the models and tasks asked for.
+        records: One row per fine-tuning (`load_records`), of the models and tasks asked for.
         published: `paper.load`.
         models: Rows asked for, in order; some may have no record.
         tasks: Columns asked for, in order.
@@ -39,18 +46,99 @@ class View:
     tasks: tuple[str, ...]
     facts: dict[str, Any]
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the scores are on the embedded world, not on GLUE."""
+        return bool((self.records["source"] == "embedded").all())
 
-def open_run(run: Path, published: str = "results/published.json") -> View:
-    """Reads a run; its ``run.json`` says which models and tasks were asked for.
+    def of(self, model: str | None = None, task: str | None = None) -> pd.DataFrame:
+        """The records of a model, of a task, or of a model's task."""
+        found = self.records
+        found = found if model is None else found[found["model"] == model]
+        return found if task is None else found[found["task"] == task]
+
+    @property
+    def present(self) -> list[str]:
+        """The tasks that have a record, in the order asked for."""
+        return [task for task in self.tasks if not self.of(task=task).empty]
+
+    @property
+    def whole(self) -> list[str]:
+        """The tasks whose records are all on GLUE's own splits, whole."""
+        return [task for task in self.present if self.of(task=task)["complete"].all()]
+
+
+def load_records(folder: Path) -> pd.DataFrame:
+    """Reads every record of a run that its manifests vouch for.
+
+    Args:
+        folder: ``<run>/records``, with ``<model>/<task>/seed-<n>.json`` below it.
+
+    Returns:
+        One row per fine-tuning, sorted by model, task and seed. Columns are the fields of
+        `records.Record`, those of its parts with a dot (``pretrain.tokens``); scores are
+        metric x 100, times in seconds.
+
+    Raises:
+        UserError: There is no record, or one is damaged, incomplete or of an unknown task.
+    """
+    folder = Path(folder)
+    if folder.name != "records":
+        raise UserError(f"{folder}: the folder of a run's records is named records")
+    cells = sorted(path.parent for path in folder.glob("*/*/manifest.json"))
+    models, tasks = ({cell.parts[place] for cell in cells} for place in (-2, -1))
+    found = records_of.read_all(folder.parent, sorted(models), sorted(tasks))
+    if not found:
+        raise UserError(f"{folder}: no record; run notebooks/04_finetune.ipynb first")
+    for record in found:
+        glue.get(record["task"])
+        for part in ("pretrain", "finetune"):
+            record |= {f"{part}.{key}": value for key, value in record.pop(part).items()}
+    return pd.DataFrame(found).sort_values(["model", "task", "seed"], ignore_index=True)
+
+
+def select(records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """The records of the models and tasks asked for.
+
+    Raises:
+        UserError: None is left, or they come from more than one profile or data source.
+    """
+    chosen = records[records["model"].isin(list(models)) & records["task"].isin(list(tasks))]
+    if chosen.empty:
+        raise UserError(f"no record of models {', '.join(models)} on tasks {', '.join(tasks)}")
+    for field in ("profile", "source"):
+        found = list(dict.fromkeys(chosen[field]))
+        if len(found) > 1:
+            raise UserError(f"records mix {field} {' and '.join(found)}: show one at a time")
+    return chosen.reset_index(drop=True)
+
+
+def open_run(
+    run: Path,
+    models: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    published: str = "results/published.json",
+) -> View:
+    """Reads a run; without `models` and `tasks`, those that its ``run.json`` names.
 
     Raises:
         UserError: It has no records of them, or a file is damaged.
     """
-    facts = files.read_json(run / "run.json")
-    asked = facts["parameters"]
-    models, tasks = tuple(asked["models"]), tuple(asked["tasks"])
-    records = tables.select(tables.load_records(run / "records"), models, tasks)
-    return View(run, records, paper.load(files.find(published)), models, tasks, facts)
+    asked = {"models": list(models), "tasks": list(tasks)} if models and tasks else {}
+    there = (run / RUN).exists() or not asked
+    facts = files.read_json(run / RUN) if there else {}
+    parameters = facts.get("parameters", {}) | asked
+    records = select(load_records(run / "records"), parameters["models"], parameters["tasks"])
+    names = tuple(parameters["models"]), tuple(parameters["tasks"])
+    facts["parameters"] = parameters
+    return View(run, records, paper.load(files.find(published)), *names, facts)
+
+
+def save_facts(view: View) -> None:
+    """Writes ``run.json``, where the run has none or one of other models and tasks."""
+    place = view.run / RUN
+    if not place.exists() or files.read_json(place) != view.facts:
+        files.write_json(place, view.facts)
 
 
 def current() -> View:
@@ -59,12 +147,25 @@ def current() -> View:
     return open_run(Path(wanted) if wanted else kept_run())
 
 
-def inline(**numbers: float) -> None:
-    """Gives numbers to a page's sentences, where ``{glue:text}`name:.2f``` prints one."""
-    from myst_nb import glue
+def note(view: View, executed: bool = True) -> text.Html:
+    """What a reader must know of a run before its figures, by ``book/_note.html``; may be empty."""
+    template = jinja2.Environment(autoescape=True).from_string(
+        files.find(NOTE).read_text(encoding="utf-8")
+    )
+    tokens = text.quantity(view.facts.get("tokens", 0))
+    shown = template.render(view.facts, tokens=tokens, embedded=view.embedded, executed=executed)
+    return text.Html(Markup(" ".join(shown.split())))
 
-    for name, value in numbers.items():
-        glue(name, value if isinstance(value, str) else float(value), display=False)
+
+def inline(**values: Any) -> None:  # noqa: ANN401
+    """Gives values to a page's sentences: ``{glue:text}`name:.2f``` prints a number.
+
+    A table, a figure or an `Html` stands where ``{glue}`` names it, in any box of the page.
+    """
+    from myst_nb import glue as paste
+
+    for name, value in values.items():
+        paste(name, float(value) if isinstance(value, Real) else value, display=False)
 
 
 def kept_run(wanted: str = "") -> Path:

@@ -226,7 +226,7 @@ def stacked(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """What ``statistics.compare`` takes, of every model that has all tasks.
 
-    `found` are a run's records (`tables.load_records`). The result is model to task to [seeds,
+    `found` are a run's records (`view.load_records`). The result is model to task to [seeds,
     examples] on the headline split, and task to labels [examples].
     """
     split = {task: glue.get(task).validation for task in tasks}

@@ -121,7 +121,7 @@ def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False)
 
 
 def cell(records: pd.DataFrame, model: str, task: str) -> Summary:
-    """Summarises a model's scores x 100 on one task; `records` is of `tables.load_records`."""
+    """Summarises a model's scores x 100 on one task; `records` is of `view.load_records`."""
     chosen = records[(records["model"] == model) & (records["task"] == task)]
     return summary(chosen["score"])
 

@@ -15,7 +15,7 @@ from helpers.base.errors import UserError
 from helpers.base.text import escape, quantity
 from helpers.data import glue
 from helpers.model import registry
-from helpers.pages import tables
+from helpers.pages import view
 from helpers.score import statistics
 from helpers.train import records as records_of
 
@@ -55,7 +55,7 @@ def export(run: Path, model: str, out: Path) -> Path:
     """
     source = run / "models" / model
     manifest = files.require_manifest(source, "03_pretrain", f" with model = {model}")
-    records = tables.load_records(run / "records")
+    records = view.load_records(run / "records")
     mine = records[records["model"] == model]
     if mine.empty:
         raise UserError(f"{run}: no record of {model}; run notebooks/04_finetune.ipynb first")
@@ -84,7 +84,8 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> M
         manifest: Of the pre-training.
         records: Its records; scores of the embedded world are named as such.
     """
-    embedded, size = tables.is_embedded(records), manifest["size"]
+    embedded = bool((records["source"] == "embedded").all())
+    size = manifest["size"]
     tasks = [task for task in glue.TASKS if task in set(records["task"])]
     cells = {task: statistics.cell(records, model, task) for task in tasks}
     data = ModelCardData(

@@ -11,10 +11,10 @@ import os
 import shutil
 from pathlib import Path
 
-from helpers.base import config, files, text
+from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import UserError
-from helpers.pages import build, details, recipes
+from helpers.pages import build, recipes
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
 from helpers.study import grid, jobs, notebook
@@ -46,7 +46,7 @@ def report(profile: Profile) -> int:
         grid.write_run(view, profile, missing=missing)
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
         shown = [*_shown(found).values(), *_analyse(view, given)]
-        if build.build(view, shown, _unfinished(missing), partial=True):
+        if build.build(view, shown, partial=True):
             return 1
         grid.print_result(view)
     if missing:
@@ -87,17 +87,6 @@ def _shown(found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
     return chosen
 
 
-def _unfinished(missing: dict[str, str]) -> str:
-    """What the pages of an unfinished run say at their top."""
-    if not missing:
-        return ""
-    jobs = ", ".join(f"`{name}` ({state})" for name, state in missing.items())
-    return (
-        ":::{warning}\nThis run is not finished. The book shows what was there when it was built; "
-        f"models without a record, and means that lack a task, are dashes. Missing: {jobs}.\n:::\n"
-    )
-
-
 def keep(profile: Profile, corpus: str, remark: str) -> int:
     """Copies what is small of a finished run to ``results/measured/<profile>``.
 
@@ -130,7 +119,7 @@ def measure_recipes(profile: Profile) -> int:
     _finished(profile)
     loop.quiet()
     ranks = {name: recipes.effective_rank(profile.folder, name) for name in profile.models}
-    found = recipes.measure(tables_of.load_records(profile.folder / "records"), profile, ranks)
+    found = recipes.measure(page_view.load_records(profile.folder / "records"), profile, ranks)
     place = ROOT / "results" / "beyond.json"
     files.write_json(place, found)
     print(recipes.effects(found).round(2).to_string(index=False))
@@ -151,8 +140,9 @@ def _keep(
     for model in profile.models:
         log = Path("models", model, "log.csv")
         files.write_text(target / log, (profile.folder / log).read_text(encoding="utf-8"))
-    frame = tables_of.load_records(target / "records")
-    details.keep_comparisons(profile.folder, frame, profile.models, profile.tasks, target)
+    frame = page_view.load_records(target / "records")
+    whole = page_view.open_run(profile.folder, profile.models, profile.tasks)
+    tables_of.keep_comparisons(whole, target / tables_of.COMPARISONS)
     shown = _shown(found)
     if not shown:
         raise UserError(f"{profile.profile}: has no executed notebook to keep")
@@ -214,26 +204,12 @@ def site(run: str) -> int:
     about = files.read_json(kept / "run.json")
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
-        _link(kept, view, ["records", "run.json", details.COMPARISONS])
+        _link(kept, view, ["records", "run.json", tables_of.COMPARISONS])
         shown = about["parameters"]
         given = {"profile": "site", "runs": RUNS, "models": shown["models"]}
         pages = _analyse(view, given | {"tasks": shown["tasks"]})
         stages = sorted((kept / "notebooks").glob("*.json"))
-        if build.build(view, [*stages, *pages], _measured(kept.name, about), partial=True):
+        if build.build(view, [*stages, *pages], partial=True):
             return 1
     grid.print_result(view)
     return 0
-
-
-def _measured(name: str, about: dict[str, object]) -> str:
-    """Where the figures of the pages come from."""
-    repository = build.repository()
-    commits = ", ".join(f"`{commit[:12]}`" for commit in about["commits"]) or "not known"
-    return (
-        f":::{{note}}\nMeasured, and not rerun for this page: run `{name}`, finished on "
-        f"{about['finished'][:10]} on {', '.join(about['hardware'])}, commit {commits}. "
-        f"Pre-training read {text.quantity(about['tokens'])} tokens of its corpus: "
-        f"{text.escape(about['corpus'])}. {text.escape(about['remark'])} Its "
-        f"records, loss logs and executed notebooks are kept in "
-        f"[results/measured/{name}]({repository}/results/measured/{name}).\n:::\n"
-    )

@@ -8,12 +8,25 @@ from pathlib import Path
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from makers import MODELS, PUBLISHED, ROOT, TASKS, executed_notebook, make_run, table_rows
+from makers import (
+    HARDWARE,
+    MODELS,
+    PUBLISHED,
+    ROOT,
+    TASKS,
+    executed_notebook,
+    make_record,
+    make_view,
+    table_rows,
+    write_record,
+)
 
-from helpers.pages import plots, write
+from helpers.base import files
+from helpers.pages import tables, view, write
 from helpers.score import paper
 
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
+NASTY = "<script>alert(1)</script> | *x* `y` [z](http://a) $q$ {{ r }}"
 SUFFIX = {"02_tokenizer": "-wordpiece", "03_pretrain": "-deberta", "04_finetune": "-deberta"}
 
 
@@ -35,7 +48,13 @@ CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 
 
 def make_tables_and_notebooks(run):
-    write.write(make_run(run / "records"), PUBLISHED, run / "tables", MODELS, TASKS)
+    make_view(run)
+    record = make_record("bert", "cola", 1, note=NASTY, hardware=HARDWARE | {"name": NASTY})
+    write_record(run / "records", record)
+    shown = view.open_run(run, MODELS, TASKS)
+    view.save_facts(shown)
+    files.write_json(run / tables.COMPARISONS, {"tasks": TASKS, "models": MODELS, "pairs": []})
+    write.write(shown, run / "tables")
     paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
     for stage, path in zip(STAGES, paths, strict=True):
         executed_notebook(path, stage)
@@ -83,20 +102,6 @@ def test_every_stage_of_the_table_of_contents_is_a_notebook():
         assert (ROOT / "notebooks" / f"{stage}.ipynb").is_file()
 
 
-def test_pages_include_only_fragments_that_are_written():
-    known = {f"generated/{name}" for name in (*write.FRAGMENTS, *plots.FIGURES)}
-    used = set()
-    for path in (ROOT / "book").glob("*.md"):
-        used |= set(re.findall(r"generated/\S+", path.read_text(encoding="utf-8")))
-    assert used <= known
-    assert known - used == {"generated/summary.txt"}
-
-
-def test_pages_have_no_kernel():
-    for path in (ROOT / "book").glob("*.md"):
-        assert not path.read_text(encoding="utf-8").startswith("---"), path.name
-
-
 def test_published_scores_are_not_copied_into_prose():
     text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "book").glob("*.md"))
     published = paper.load(PUBLISHED)
@@ -117,13 +122,6 @@ def test_a_missing_run_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "no such run" in done.stderr
-
-
-def test_a_missing_fragment_is_one_line(tmp_path):
-    done = script("-m", "helpers.pages.build", "--run", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "tables/claim.md: missing" in done.stderr
 
 
 def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
@@ -208,6 +206,32 @@ def test_built_pages_label_the_embedded_world(pages):
     text = pages["book/measured.html"].get_text()
     assert "embedded world (not GLUE)" in text
     assert "cannot be compared" in text
+
+
+@pytest.mark.slow
+def test_text_from_records_is_text_on_the_pages(pages):
+    for name in ("measured", "seeds", "records", "data"):
+        page = pages[f"book/{name}.html"].article
+        assert NASTY in " ".join(page.get_text().split()), name
+        assert not page.select("script, td em, td math, caption em, a[href^='http://a']"), name
+
+
+@pytest.mark.slow
+def test_every_page_has_its_title_first(pages):
+    for entry in TOC:
+        headings = pages[f"{entry}.html"].article.find_all(re.compile("^h[1-6]$"))
+        assert [tag.name for tag in headings].count("h1") == 1, entry
+        assert headings[0].name == "h1", entry
+
+
+@pytest.mark.slow
+def test_figures_lead_to_their_records(run, pages):
+    targets = {tag["id"] for tag in pages["book/records.html"].find_all(id=re.compile("^records-"))}
+    links = pages["book/measured.html"].find_all("a", href=re.compile(r"records\.html#records-"))
+    assert len(links) > len(MODELS) * len(TASKS)
+    assert {link["href"].split("#")[1] for link in links} <= targets
+    for link in pages["book/records.html"].find_all("a", string="JSON"):
+        assert (run / "book" / "html" / "book" / link["href"]).resolve().is_file()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from makers import (
 )
 
 from helpers.base import files
-from helpers.pages import tables, view, write
+from helpers.pages import tables, view
 from helpers.score import paper
 
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
@@ -54,7 +54,6 @@ def make_tables_and_notebooks(run):
     shown = view.open_run(run, MODELS, TASKS)
     view.save_facts(shown)
     files.write_json(run / tables.COMPARISONS, {"tasks": TASKS, "models": MODELS, "pairs": []})
-    write.write(shown, run / "tables")
     paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
     for stage, path in zip(STAGES, paths, strict=True):
         executed_notebook(path, stage)

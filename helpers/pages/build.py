@@ -125,21 +125,14 @@ def inputs(run: Path) -> str:
 
 def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str, bytes]:
     """Every file of the book's source, by its path in the repository; arguments as for `build`."""
-    from helpers.pages import write
-
     if not run.is_dir():
         raise ValueError(f"{run}: no such run; `make book` makes runs/tiny")
     found = {name: (ROOT / name).read_bytes() for name in ("_config.yml", "_toc.yml")}
     for path in sorted((ROOT / "book").rglob("*")):
         place = path.relative_to(ROOT)
-        if path.is_file() and not {"generated", "__pycache__"} & set(place.parts):
+        if path.is_file() and "__pycache__" not in place.parts:
             found[place.as_posix()] = path.read_bytes()
     shown = view.open_run(run)
-    for name in (*write.FRAGMENTS, *write.FIGURES):
-        path = run / "tables" / name
-        if not path.is_file():
-            raise ValueError(f"{path}: missing; notebooks/05_analysis.ipynb writes it")
-        found[f"book/generated/{name}"] = path.read_bytes()
     for path in notebooks:
         if not path.is_file():
             raise ValueError(f"{path}: no such executed notebook")

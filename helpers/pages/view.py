@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ def inline(**values: Any) -> None:  # noqa: ANN401
     from myst_nb import glue as paste
 
     for name, value in values.items():
-        paste(name, float(value) if isinstance(value, Real) else value, display=False)
+        paste(name, float(value) if hasattr(value, "__float__") else value, display=False)
 
 
 def kept_run(wanted: str = "") -> Path:

@@ -1,1 +1,10 @@
-"""The command line, the jobs of a study, and what becomes of a finished run."""
+"""The study as a user runs it.
+
+cli       the command line, `small-bench`
+jobs      what there is to do, and how far it is
+grid      Snakemake does it, here or on a cluster
+notebook  one notebook through papermill
+prepare   what a notebook opened alone needs
+publish   the book of an unfinished or a kept run, and what is kept
+export    a model for the Hub; card.md is its card
+"""

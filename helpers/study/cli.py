@@ -36,7 +36,7 @@ def _study(
     seeds: Annotated[str, Option(help='Fine-tuning seeds: "0 1 2".')] = "",
     steps: Annotated[int | None, Option(help="Steps of each pre-training.")] = None,
 ) -> dict[str, Any]:
-    """The options that name a study, as arguments of `jobs.load`."""
+    """The options that name a study, as `config.layers` and `jobs.load` take them."""
     changes = {"data": data, "models": models, "tasks": tasks, "seeds": seeds}
     return {"name": profile, **changes, "pretrain_steps": steps}
 
@@ -82,12 +82,8 @@ def status(study: Study, cores: Cores = CORES, gpu_jobs: GpuJobs = 1) -> None:
     from helpers.study import grid, jobs
 
     profile = jobs.load(**study)
-    found, holder = jobs.survey(profile), files.lock_holder(profile.folder)
-    about = f"held by process {holder}" if holder else "no grid is running"
-    print(f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}\n")
-    print(jobs.table(found))
     beside = gpu_jobs if grid.GPU.exists() else max(1, cores // profile.threads)
-    print("\n".join(["", *jobs.rest(profile, found, beside)]).rstrip())
+    print(jobs.status(profile, beside))
 
 
 @_command

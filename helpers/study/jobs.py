@@ -7,6 +7,7 @@ executed notebooks, so it holds while a grid runs, after it was killed, and for 
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,3 +247,11 @@ def table(found: dict[Job, State]) -> str:
     )
     counts = {name: sum(s.state == name for s in found.values()) for name in STATES}
     return f"{text}\n\n" + ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+
+
+def status(profile: Profile, side_by_side: int) -> str:
+    """Who holds the run, its jobs, and how long the rest will take."""
+    found, holder = survey(profile), files.lock_holder(profile.folder)
+    about = f"held by process {holder}" if holder else "no grid is running"
+    head = f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}\n"
+    return "\n".join([head, table(found), "", *rest(profile, found, side_by_side)]).rstrip()

@@ -342,7 +342,10 @@ def render(text):
 
 
 def page_cells(path):
-    """The code of the cells of a page, without their options."""
+    """The code of the cells of a page or notebook, without their options and magics."""
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        return [re.sub(r"^%.*\n", "", cell.source, flags=re.M) for cell in cells]
     options = r"(?:---\n.*?---\n|(?::[^\n]*\n)*)"
     cell = re.compile(r"```\{code-cell\} python\n" + options + r"(.*?)```", re.S)
     return cell.findall(path.read_text(encoding="utf-8"))
@@ -350,7 +353,7 @@ def page_cells(path):
 
 def run_page(name, run=None):
     """A page's cells, run here: their names, the values shown, the numbers of the prose."""
-    path = ROOT / "book" / f"{name}.md"
+    path = ROOT / (f"book/{name}.md" if "/" not in name else f"{name}.ipynb")
     names, shown, numbers = {}, [], {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(view, "inline", numbers.update)

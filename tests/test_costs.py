@@ -116,8 +116,11 @@ def test_another_profile_is_priced_with_its_own_tokens(gpus, published):
         ({"utilisation": 0.0}, "utilisation = 0.0.*greater than 0"),
         ({"utilisation": 5.0}, "utilisation = 5.0.*less than or equal to 1"),
         ({"utilisation": "5 %"}, "utilisation = '5 %'"),
-        ({"price_per_hour": {"a10": 1.0}}, r"price_per_hour\['a10'\] = 1.0: no such GPU.*a100"),
-        ({"price_per_hour": {"a100": -1.0}}, r"price_per_hour\['a100'\] = -1.0: must be 0 or more"),
+        ({"price_per_hour": {"a10": 1.0}}, "price_per_hour: 'a10': no such GPU.*a100"),
+        (
+            {"price_per_hour": {"a100": -1.0}},
+            "price_per_hour.a100 = -1.0.*greater than or equal to 0",
+        ),
         ({"price_per_kwh": math.nan}, "price_per_kwh = nan"),
         ({"names": ["bart"]}, "model = 'bart'"),
         ({"profile": "papers"}, "did you mean paper"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import pandas as pd
 from pydantic import Field
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from helpers.model import registry
     from helpers.train import objectives
 
-NO_HEAD, AT_MASKED = "encoders without a head", "head at masked positions"
-AT_ALL = "head at all positions"
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # widths of a generator
 
 # The geometric mean of the lowest and highest utilisation that peers' measured rates come to.
@@ -47,12 +45,15 @@ class Gpus(Strict):
     gpus: dict[str, Gpu] = Field(min_length=1)
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Assumptions(Strict):
     """What the estimates rest on beside FLOP and data sheets."""
 
     utilisation: float = Field(gt=0, le=1, description="the model's own FLOP over the GPU's peak")
-    price_per_hour: dict[str, float] = Field(description="price of one hour, by GPU")
-    price_per_kwh: float | None = Field(ge=0, allow_inf_nan=False, description="price of a kWh")
+    price_per_hour: dict[str, Price] = Field(description="price of one hour, by GPU")
+    price_per_kwh: Price | None = Field(description="price of a kWh")
 
 
 def load(path: Path) -> dict[str, Gpu]:
@@ -141,13 +142,11 @@ def table(
     """
     from helpers.model import registry
 
-    given = {
-        "utilisation": utilisation,
-        "price_per_hour": dict(price_per_hour or {}),
-        "price_per_kwh": price_per_kwh,
-    }
-    assumed = validate(Assumptions, given, "costs")
-    _check_prices(assumed.price_per_hour, gpus)
+    given = {"utilisation": utilisation, "price_per_hour": dict(price_per_hour or {})}
+    assumed = validate(Assumptions, given | {"price_per_kwh": price_per_kwh}, "costs")
+    for key in set(assumed.price_per_hour) - set(gpus):
+        hint = did_you_mean(key, dict(gpus))
+        raise UserError(f"costs: price_per_hour: {key!r}: no such GPU; {hint}")
     study = config.load_profile(profile)
     if names is None:
         names = [name for name, spec in registry.REGISTRY.items() if spec.objective != "none"]
@@ -183,15 +182,6 @@ def _priced(
         "rent": hours * assumed.price_per_hour.get(row["gpu"], math.nan),
         "electricity": kwh * per_kwh,
     }
-
-
-def _check_prices(prices: Mapping[str, float], gpus: Mapping[str, Gpu]) -> None:
-    for key, price in prices.items():
-        if key not in gpus:
-            hint = did_you_mean(key, dict(gpus))
-            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: no such GPU; {hint}")
-        if not (math.isfinite(price) and price >= 0):
-            raise UserError(f"costs: price_per_hour[{key!r}] = {price}: must be 0 or more")
 
 
 def tokens(name: str, profile: config.Profile) -> int:
@@ -260,42 +250,3 @@ def generator_sizes(name: str, profile: str = "paper") -> pd.DataFrame:
             "mflop": objectives.flops_per_token(task, _length(name, study)) / 1e6,
         }
     return pd.DataFrame(lines).T
-
-
-def generator_flops(published: Mapping[str, Any], profile: str = "paper") -> pd.DataFrame:
-    """MFLOP per token of pre-training, forward and backward, by where the MLM head is computed.
-
-    Returns:
-        Indexed by model (those with a published count, and the full-size generator's quarter-size
-        sibling): `NO_HEAD` (generator's encoder included), `AT_MASKED` (with the discriminator's
-        head, and the MLM head at 15 % of the positions), `AT_ALL` (at all of them), published (NaN
-        where there is none) and matches (which of them rounds to the published count; empty where
-        none does).
-    """
-    study = config.load_profile(profile)
-    counts = {entry["model"]: float(entry["mflop"]) for entry in published["flop_per_token"]}
-    lines = {}
-    for name in dict.fromkeys([*counts, "electra-deberta-quarter"]):
-        found = _by_head(name, study)
-        stated = counts.get(name, math.nan)
-        near = [column for column, mflop in found.items() if abs(mflop - stated) <= 0.5]
-        lines[name] = {**found, "published": stated, "matches": ", ".join(near)}
-    return pd.DataFrame(lines).T.astype(dict.fromkeys(("published", *found), float))
-
-
-def _by_head(name: str, study: config.Profile) -> dict[str, float]:
-    from helpers.model import registry
-    from helpers.model.flops import head_flops, token_flops
-    from helpers.train import objectives
-
-    task, length = outline(name, study), _length(name, study)
-    parts = [registry.encoder(task.model).config]
-    if isinstance(task, objectives.ReplacedTokenDetection):
-        parts.insert(0, task.generator.config)  # the MLM head is the generator's
-    masked = objectives.flops_per_token(task, length)
-    rest = (1 - registry.MASK_FRACTION) * head_flops(parts[0])
-    return {
-        NO_HEAD: sum(token_flops(part, length) for part in parts) / 1e6,
-        AT_MASKED: masked / 1e6,
-        AT_ALL: (masked + rest) / 1e6,
-    }

@@ -103,7 +103,7 @@ def _kernel(run: Path) -> str:
         ],
         "display_name": "Python 3",
         "language": "python",
-        "env": {"PYTHONPATH": str(ROOT)},
+        "env": {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
     }
     files.write_json(folder / "kernels" / "python3" / "kernel.json", kernel)
     return str(folder.resolve())

@@ -266,6 +266,8 @@ def _weighted_scores(
         return 100 * counts @ (predictions == truth).T / counts.sum(1, keepdims=True)
     if metric == "matthews_correlation":
         return 100 * _matthews(predictions, truth, counts)
+    if metric != "spearman":
+        raise ValueError(f"{task}: {metric} is not computed from weighted examples here")
     picked = [np.repeat(np.arange(len(truth)), n.astype(int)) for n in counts]
     return 100 * np.array([[_spearman(row[p], truth[p]) for row in predictions] for p in picked])
 

@@ -18,7 +18,6 @@ from makers import ROOT, SMALL, stop_training
 
 from helpers.base import config, files
 from helpers.base.errors import Preempted, UserError
-from helpers.data import glue
 from helpers.study import prepare
 from helpers.train import finetune, loop, pretrain
 
@@ -337,20 +336,3 @@ def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
     assert (run / "tables" / "cost.md").exists()
     record = files.read_json(run / "records" / "scratch" / "cola" / "seed-0.json")
     assert record["code"] == {"commit": colab.commit, "clean": True}
-
-
-@pytest.mark.long
-@pytest.mark.skipif(
-    not os.environ.get("SMALL_BENCH_DEFAULTS"), reason="minutes; SMALL_BENCH_DEFAULTS=1 runs it"
-)
-def test_each_notebook_with_its_defaults(colab, tmp_path):
-    before = colab.torch()
-    # The first makes all that the others need; what they find is not made again.
-    first = ("04_finetune", "05_analysis")
-    for stage in (*first, *(name for name in config.NOTEBOOKS if name not in first)):
-        done = colab.open(stage, tmp_path / "content")
-        assert done.returncode == 0, done.stderr[-2000:]
-    run = tmp_path / "content" / "runs" / "tiny"
-    assert len(list((run / "records" / "bert").glob("*/seed-*.json"))) == 2 * len(glue.TASKS)
-    assert files.read_json(run / "models" / "bert" / "manifest.json")["pretrain"]["steps"] == 1800
-    assert colab.torch() == before

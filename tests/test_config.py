@@ -18,10 +18,6 @@ def test_every_profile_is_valid_and_named_after_its_file(name):
     assert config.load_profile(name).profile == name
 
 
-def test_the_profiles_of_the_issue_exist():
-    assert {"tiny", "mini", "colab", "paper"} <= set(PROFILES)
-
-
 def test_the_paper_profile_states_the_released_recipe():
     paper = config.load_profile("paper")
     assert paper.pretrain_steps == 1_000_000
@@ -92,15 +88,6 @@ def test_the_audit_declares_its_own_defaults_and_passes_over_a_profile():
     for wrong, says in (({"resample": 5}, "did you mean resamples"), ({"resamples": 5}, "1000")):
         with pytest.raises(UserError, match=says):
             config.read(config.Audit, values | wrong)
-
-
-@pytest.mark.parametrize("stage", config.NOTEBOOKS)
-def test_source_notebooks_hold_no_outputs(stage):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs
-            assert cell.execution_count is None
 
 
 def tiny(**changes):

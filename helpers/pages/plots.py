@@ -448,8 +448,8 @@ def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
     """What chance does to a leaderboard.
 
     Args:
-        boards: float64 [boards, models], points from the true average (`audit.equal_models`).
-        flips: Shares by true difference, one column per protocol (`audit.flips`).
+        boards: float64 [boards, models], points from the true average.
+        flips: Shares by true difference, one column per protocol.
         shown: Leaderboards drawn.
 
     Returns:

@@ -166,11 +166,7 @@ rule finetune:
 rule analyse:
     input:
         records=RECORDS,
-        figures=[
-            f"{UP}/results/{name}.json"
-            for name in ("published", "bench", "curves", "profile", "gpus", "beyond")
-        ],
-        leaderboard=tracked("leaderboard"),
+        figures=f"{UP}/results/published.json",
         notebook=notebook("05_analysis"),
     output:
         "tables/summary.txt",
@@ -203,8 +199,7 @@ rule book:
         "book/audited",
         f"{UP}/_config.yml",
         f"{UP}/_toc.yml",
-        tracked("book"),
-        f"{UP}/helpers/pages/build.py",
+        tracked("book", "results", "leaderboard", "helpers"),
     output:
         touch("book/built"),
     params:

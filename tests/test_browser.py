@@ -195,7 +195,7 @@ class TestPages:
     def test_what_scrolls_has_a_name(self, page):
         page.set_viewport_size(PHONE)
         page.goto("/book/leaderboard.html")
-        boxes = page.locator(".pst-scrollable-table-container[tabindex='0']")
+        boxes = page.locator(".sortable .output[tabindex='0'], .tag_sortable .output[tabindex='0']")
         assert boxes.count() == 2
         for box in boxes.all():
             assert box.get_attribute("aria-label").startswith("Table, scrolls: Leaderboard")

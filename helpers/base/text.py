@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -13,15 +13,7 @@ NONE = "–"
 
 
 def escape(text: object) -> str:
-    """Make text that comes from data inert in Markdown and HTML.
-
-    Args:
-        text: Anything; its `str` is taken, on one line.
-
-    Returns:
-        The text with every character that could begin markup as a numeric HTML entity: anywhere,
-        and those that do so at the start of a line only (lists, comments, targets) there.
-    """
+    """Text from outside on one line, inert in Markdown: entities for all that begins markup."""
     line = " ".join(str(text).split())
     return re.sub(
         r"[^\w .,:;()+/%=×·–'\-]|(?<![^\W_])_|_(?![^\W_])|^\W|^\d(?=\d*[.)](?: |$))",
@@ -30,38 +22,12 @@ def escape(text: object) -> str:
     )
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Lay cells out as a Markdown table.
-
-    Args:
-        header: Column headings, as Markdown.
-        rows: Cells, as Markdown, without line breaks.
-        left: How many leading columns are aligned left; the others are aligned right.
-
-    Returns:
-        The table, ending with a newline.
-    """
-    rule = [":--" if number < left else "--:" for number in range(len(header))]
-    lines = [header, rule, *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def quantity(value: float) -> str:
     """A count in a short form: 2048000 is ``2.05 M``; zero is ``0``."""
     for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value:.2e}"
     return f"{value:g}"
-
-
-def score(value: float | None, decimals: int = 2) -> str:
-    """A score x 100 with two decimals, or a dash where there is none."""
-    return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
-
-
-def plus_minus(mean: float, error: float) -> str:
-    """A mean and its standard error; the error is left out where there is none."""
-    return score(mean) if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
 
 
 def signed(value: float, error: float) -> str:

@@ -1,7 +1,4 @@
-"""Build the book of one run: prose, generated tables and executed notebooks, as HTML.
-
-Usage: ``python scripts/build_book.py --run runs/tiny runs/tiny/notebooks/01_data.ipynb ...``;
-`make report` and `make site` call `build`.
+"""Builds the book of one run: pages that compute themselves and executed notebooks, as HTML.
 
 The sources are put together in ``<run>/book/source`` and the pages written to
 ``<run>/book/html``; ``index.html`` there is the page to open. Sphinx warnings are errors. Files
@@ -74,13 +71,11 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     # Sphinx copies style sheets only when a page is written, and does not watch extensions.
     every = any(place.startswith(("book/_static/", "book/_ext/")) for place in changed)
     cache = run / "book" / "cache" / inputs(run)
-    if not cache.exists():  # a page whose cells have not changed shows another run's figures
-        every = True
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
     os.environ |= {view.VARIABLE: str(run.resolve()), **QUIET, "JUPYTER_PATH": _kernel(run)}
-    status = _sphinx(source, pages, cache, run / "book" / "doctrees", every)
+    status = _sphinx(source, pages, cache, every)
     if status == 0:
         found = (run / "records").glob("*/*/seed-*.json")  # beside the pages that link to them
         found = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(found)}
@@ -156,10 +151,8 @@ def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str
 def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
     """An executed notebook without widgets, run metadata, remote images and this machine's paths.
 
-    Args:
-        path: The notebook.
-        note: Markdown for a cell below its title.
-        rows: Keep outputs that show rows of the data, those of the cells tagged ``data-rows``.
+    `note` is Markdown for a cell below its title; without `rows`, outputs that show rows of the
+    data are left out, those of the cells tagged ``data-rows``.
 
     Raises:
         ValueError: The file is not a notebook.
@@ -204,7 +197,7 @@ def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:
     return changed
 
 
-def _sphinx(source: Path, pages: Path, cache: Path, doctrees: Path, every: bool) -> int:
+def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
     """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
@@ -218,7 +211,7 @@ def _sphinx(source: Path, pages: Path, cache: Path, doctrees: Path, every: bool)
     )
     config["extensions"] = [name for name in config["extensions"] if name not in UNUSED]
     config.pop("comments_config", None)
-    config["nb_execution_cache_path"] = str(cache)
+    config["nb_execution_cache_path"] = str(cache / "cells")
     # sphinx-external-toc looks at every object alive, torch's deprecated ones among them.
     warnings.simplefilter("ignore", FutureWarning)
     with patch_docutils(str(source)), docutils_namespace():
@@ -226,7 +219,7 @@ def _sphinx(source: Path, pages: Path, cache: Path, doctrees: Path, every: bool)
             srcdir=source,
             confdir=None,
             outdir=pages,
-            doctreedir=doctrees,
+            doctreedir=cache / "doctrees",
             buildername="html",
             confoverrides=config,
             status=None,
@@ -243,12 +236,6 @@ def _no_launch(app: Any, pagename: str, *_: object) -> None:  # noqa: ANN401
     """Keeps the theme from a Colab link to a page that computes: only notebooks open there."""
     if not pagename.startswith("notebooks/"):
         app.env.metadata[pagename].pop("kernelspec", None)
-
-
-def repository() -> str:
-    """The address of the repository's files."""
-    about = _yaml(ROOT / "_config.yml")["repository"]
-    return f"{about['url']}/tree/{about['branch']}"
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def show(
 
 def _holds_words(column: pd.Series) -> bool:
     """Whether a value begins with a letter."""
-    texts = (Markup(value).striptags() for value in column if not isinstance(value, float))
+    texts = (Markup(value).striptags() for value in column if isinstance(value, str | Html))
     return any(text[:1].isalpha() for text in texts)
 
 

@@ -1,1 +1,9 @@
-"""Tables, figures and the book."""
+"""Tables, figures and the book.
+
+view     one run as the pages read it
+tables   DataFrames of a run, and how a page shows one
+plots    figures
+recipes  what each change of a recipe was worth
+build    the pages built from a run
+verify   from a run's files back to its figures
+"""

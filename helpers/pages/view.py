@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class View:
     tasks: tuple[str, ...]
     facts: dict[str, Any]
 
-    @property
+    @cached_property
     def embedded(self) -> bool:
         """Whether the scores are on the embedded world, not on GLUE."""
         return bool((self.records["source"] == "embedded").all())
@@ -56,12 +57,12 @@ class View:
         found = found if model is None else found[found["model"] == model]
         return found if task is None else found[found["task"] == task]
 
-    @property
+    @cached_property
     def present(self) -> list[str]:
         """The tasks that have a record, in the order asked for."""
         return [task for task in self.tasks if not self.of(task=task).empty]
 
-    @property
+    @cached_property
     def whole(self) -> list[str]:
         """The tasks whose records are all on GLUE's own splits, whole."""
         return [task for task in self.present if self.of(task=task)["complete"].all()]

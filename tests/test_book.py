@@ -22,7 +22,7 @@ from makers import (
 )
 
 from helpers.base import files
-from helpers.pages import tables, view
+from helpers.pages import build, tables, view
 from helpers.score import paper
 
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
@@ -128,6 +128,17 @@ def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
     done = command("-m", "helpers.pages.build", "--run", tmp_path, *paths, other)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "second notebook" in done.stderr
+
+
+def test_pages_are_computed_again_where_a_record_or_a_fact_has_changed(tmp_path):
+    shown = make_view(tmp_path, models=["bert"], tasks=["cola"])
+    found = [build.inputs(tmp_path)]
+    view.save_facts(shown)
+    found.append(build.inputs(tmp_path))
+    assert build.inputs(tmp_path) == found[-1]
+    write_record(tmp_path / "records", make_record("bert", "cola", 0, score=1.0))
+    found.append(build.inputs(tmp_path))
+    assert len(set(found)) == 3
 
 
 # --- one build

@@ -43,7 +43,7 @@ UP = os.path.relpath(ROOT)
 # Every name and value in a shell command is quoted; these hold the folders of this machine.
 PYTHON = shlex.quote(sys.executable)
 # `exec`: the runner takes the place of the shell, which would end at SIGTERM before it has saved.
-NOTEBOOK = f"exec {PYTHON} -m helpers.study.notebook {{input.notebook:q}} {{log:q}} --parameters {{params.stage:q}}"
+NOTEBOOK = f"exec {PYTHON} -m helpers.study.notebook {{input.notebook:q}} {{log:q}} {{params.stage:q}}"
 MODELS = [job.model for job in JOBS if job.stage == "03_pretrain"]
 CELLS = [(job.model, task) for job in JOBS for task in job.tasks]
 TASKS = list(dict.fromkeys(task for _, task in CELLS))

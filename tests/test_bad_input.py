@@ -738,8 +738,8 @@ def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("notebook", "parameters", "says"),
     [
-        ("notebooks/01_data.ipynb", "{", "--parameters: not JSON"),
-        ("notebooks/01_data.ipynb", "[1]", "--parameters = [1]: must be a JSON object"),
+        ("notebooks/01_data.ipynb", "{", "parameters: not JSON"),
+        ("notebooks/01_data.ipynb", "[1]", "parameters = [1]: must be a JSON object"),
         ("notebooks/07_more.ipynb", "{}", "07_more.ipynb: not a stage"),
         (
             "01_data.ipynb",
@@ -750,7 +750,7 @@ def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
 )
 def test_the_runner_refuses_in_one_line(tmp_path, notebook, parameters, says):
     out = tmp_path / "out.ipynb"
-    done = command("-m", "helpers.study.notebook", notebook, str(out), "--parameters", parameters)
+    done = command("-m", "helpers.study.notebook", notebook, str(out), parameters)
     one_line(done, says)
     assert not out.exists()
 
@@ -762,11 +762,11 @@ def test_a_bad_file_goes_through_a_notebook_as_one_line(tmp_path):
     values = data_stage(tmp_path, folder).model_dump()
     runner = ["-m", "helpers.study.notebook", "notebooks/01_data.ipynb"]
     out = tmp_path / "out.ipynb"
-    done = command(*runner, str(out), "--parameters", json.dumps(values))
+    done = command(*runner, str(out), json.dumps(values))
     one_line(done, "a.parquet: row 0: text is not UTF-8")
     assert out.exists()  # kept, with the error
     out = "/proc/out.ipynb"
-    one_line(command(*runner, out, "--parameters", json.dumps(values)), "/proc: cannot write")
+    one_line(command(*runner, out, json.dumps(values)), "/proc: cannot write")
 
 
 @pytest.mark.slow
@@ -779,7 +779,7 @@ def test_a_folder_without_the_right_to_write(tmp_path):
     (tmp_path / "runs").chmod(0o555)
     values = small_profile(tmp_path / "runs").stage(config.Data)
     call = [sys.executable, "-m", "helpers.study.notebook", "notebooks/01_data.ipynb"]
-    call += [str(tmp_path / "out.ipynb"), "--parameters", json.dumps(values)]
+    call += [str(tmp_path / "out.ipynb"), json.dumps(values)]
     done = subprocess.run(
         [*(drop if os.geteuid() == 0 else []), *call], cwd=ROOT, capture_output=True, text=True
     )

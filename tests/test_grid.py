@@ -85,12 +85,12 @@ def test_a_failing_notebook_is_named_with_its_cell_and_kept(tmp_path):
     out = tmp_path / "notebooks" / "03_pretrain-bert.ipynb"
     done = command(
         *("-m", "helpers.study.notebook", "notebooks/03_pretrain.ipynb", str(out)),
-        *("--parameters", json.dumps(values)),
+        json.dumps(values),
     )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "failed" in line]
     assert "03_pretrain-bert.ipynb: code cell" in line
-    assert "run notebooks/02_tokenizer.ipynb first" in line
+    assert "run notebooks/02_tokenizer.ipynb" in line
     assert "Traceback" not in done.stderr
     assert out.exists()
 

@@ -132,7 +132,7 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
     values |= {"checkpoint_steps": 100_000}
     out = other.folder / "notebooks" / "03_pretrain-bert.ipynb"
     call = [sys.executable, "-m", "helpers.study.notebook", "notebooks/03_pretrain.ipynb", out]
-    call += ["--parameters", json.dumps(values)]
+    call += [json.dumps(values)]
     process = subprocess.Popen(call, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:  # the first line of progress: training has begun
         if "pre-train bert" in line:

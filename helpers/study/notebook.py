@@ -5,7 +5,6 @@ go to the terminal, each with the job's name. While it runs, three files stand b
 papermill has written so far, the runner's lock, and the progress that the stage tells.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -92,27 +91,11 @@ def check(notebook: Path, parameters: dict[str, object]) -> None:
     """
     cls = config.NOTEBOOKS.get(notebook.stem)
     if cls is None:
-        raise UserError(
-            f"{notebook.name}: not a stage; {did_you_mean(notebook.stem, config.NOTEBOOKS)}"
-        )
+        hint = did_you_mean(notebook.stem, config.NOTEBOOKS)
+        raise UserError(f"{notebook.name}: not a stage; {hint}")
     config.validate(cls, parameters, notebook.name)
     if not notebook.is_file():
         raise UserError(f"{notebook}: no such file")
-
-
-def parse(text: str) -> dict[str, object]:
-    """Parameters from a command line.
-
-    Raises:
-        UserError: When the text is no JSON object.
-    """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--parameters: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"--parameters = {text[:80]}: must be a JSON object")
-    return found
 
 
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
@@ -273,18 +256,17 @@ def _parts(parameters: config.Strict) -> list[str]:
 
 
 def main() -> int:
-    """Command line of the grid; `small-bench notebook` is the reader's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebook", type=Path, help="notebooks/<stage>.ipynb")
-    parser.add_argument("executed", type=Path, help="where to write the executed notebook")
-    parser.add_argument("--parameters", default="{}", help="JSON object")
-    options = parser.parse_args()
+    """The grid's way in: a notebook, where to write it, its parameters as a JSON object."""
+    if len(sys.argv) != 4:
+        raise UserError("give a notebook, where to write it, and its parameters")
+    source, out, text = sys.argv[1:]
     try:
-        parameters = parse(options.parameters)
-    except UserError as error:
-        print(f"[{options.executed.stem}] failed: {error}", file=sys.stderr, flush=True)
-        return 1
-    return run(options.notebook, options.executed, parameters)
+        parameters = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"parameters: not JSON: {error}") from None
+    if not isinstance(parameters, dict):
+        raise UserError(f"parameters = {text[:80]}: must be a JSON object")
+    return run(Path(source), Path(out), parameters)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from helpers.model import registry
     from helpers.train import objectives
 
-FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # widths of a generator
-
 # The geometric mean of the lowest and highest utilisation that peers' measured rates come to.
 UTILISATION = 0.05
 
@@ -231,22 +229,3 @@ def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
     count = epochs * rows * length * len(profile.seeds)
     own = registry.encoder(outline(name, profile).model).config
     return Finetuning(steps, count, count * token_flops(own, length))
-
-
-def generator_sizes(name: str, profile: str = "paper") -> pd.DataFrame:
-    """MFLOP per token of pre-training (mflop) and the generator's own parameters (parameters).
-
-    Indexed by the generator's width over the discriminator's, `FRACTIONS`.
-    """
-    from helpers.model import registry
-    from helpers.train import objectives
-
-    lines = {}
-    for fraction in FRACTIONS:
-        study = config.load_profile(profile, generator_fraction=fraction)
-        task = outline(name, study)
-        lines[fraction] = {
-            "parameters": registry.count(task) - registry.count(task.model),
-            "mflop": objectives.flops_per_token(task, _length(name, study)) / 1e6,
-        }
-    return pd.DataFrame(lines).T

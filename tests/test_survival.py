@@ -14,6 +14,7 @@ import kills
 import pytest
 import torch
 from makers import (
+    LONGER,
     ROOT,
     STUDY,
     command,
@@ -158,7 +159,7 @@ def test_kills_in_training_change_nothing(tmp_path):
 
 @pytest.mark.long
 def test_kills_of_the_whole_study_change_nothing(tmp_path, whole_study):
-    path = write_study(tmp_path)
+    path = write_study(tmp_path, **LONGER)
     assert kills.kill_study([*STUDY, "run", "--profile", str(path), "--cores", "2"], 3, Random(0))
     assert kills.outcome(tmp_path / "study") == whole_study
 

@@ -528,7 +528,7 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
 
     found = check.check_entry(entry, FIGURES, Labels())
     assert (found.error, found.level) == ("", "claimed")
-    assert found.undone == ("scores not recomputed: no dev labels at hand (DATA=folder)",)
+    assert found.undone == ("scores not recomputed: no dev labels at hand (--data folder)",)
 
     for path in entry.glob("*/*"):
         path.unlink()
@@ -798,6 +798,6 @@ def test_the_command_line_checks_and_names_what_is_wrong(entry):
     done = command("-m", "helpers.study.cli", "check", "--folder", entry.parent)
     assert (done.returncode, done.stderr) == (1, "")
     first, second, last = done.stdout.splitlines()
-    assert first == ("mine: claimed; scores not recomputed: no dev labels at hand (DATA=folder)")
+    assert first == ("mine: claimed; scores not recomputed: no dev labels at hand (--data folder)")
     assert second.startswith(f"error: {bad}/submission.yaml: name = 'mine'")
     assert last == "2 entries, 1 refused"

@@ -354,11 +354,8 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
     """Where the values of a profile stand, by the name of the place; a later one goes over.
 
     ``profiles/tiny.yaml`` says everything; another file, in ``profiles/`` or not, says what differs
-    and its own name; `changes` come from a command line.
-
-    Args:
-        name: A profile's name or a file ending in .yaml.
-        **changes: Fields to replace, where not empty; ``data`` also sets ``source`` to ``folder``.
+    and its own name. `name` is a profile's or a file ending in .yaml. `changes` come from a command
+    line and count where they are not empty; ``data`` also sets ``source`` to ``folder``.
 
     Raises:
         UserError: When the file is missing or not YAML.

@@ -21,14 +21,10 @@ LINE = re.compile(r".+: +\d+ %, \d+/\d+ \S+, .* left\b")
 
 
 class Progress(tqdm):
-    """Units done of those wanted, with rate and time left, both since this process began.
+    """Units done of those wanted, with rate and time left, both since this process began."""
 
-    Attributes:
-        tokens: Tokens this process has read; shown as a rate once there are any.
-    """
-
-    tokens = 0
-    written = 0.0
+    tokens = 0  # that this process has read; shown as a rate once there are any
+    written = 0.0  # when the file was
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -108,8 +104,6 @@ def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) ->
 
     Args:
         total: Units of work in all; 0 where that is not known.
-        what: Label.
-        unit: Name of one unit.
         done: Units an earlier, interrupted run has finished.
         scale: Print thousands and millions of units as k and M, in a terminal.
     """

@@ -319,7 +319,7 @@ def _grade(
 ) -> tuple[Level, tuple[str, ...]]:
     """The level of an entry whose files hold, and what was not done."""
     if not labels.dev and not labels.absent:
-        return "claimed", ("scores not recomputed: no dev labels at hand (DATA=folder)",)
+        return "claimed", ("scores not recomputed: no dev labels at hand (--data folder)",)
     if labels.absent:
         reasons: dict[str, list[str]] = {}
         for task, reason in labels.absent.items():

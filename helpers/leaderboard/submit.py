@@ -57,7 +57,7 @@ def submit(
         # Beside the entry, so that the last step is a rename.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as part:
             folder = Path(part) / out.name
-            submission.write(folder, values, "about (options or ABOUT=file)")
+            submission.write(folder, values, "about (options or --about file)")
             _copy(run, model, found, folder)
             entry = check.check_entry(folder, figures, Labels())
             if entry.error:

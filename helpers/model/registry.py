@@ -48,53 +48,38 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Spec:
-    """One model of the study.
+    """One model of the study."""
 
-    Attributes:
-        architecture: ``bert`` (with the factored embedding of ELECTRA's code, which the released
-            BERT-small was trained with), ``roberta``, ``deberta`` (v1, c2p|p2c), or
-            ``transformers``: the one that `model_type` names.
-        objective: ``mlm``, ``rtd`` (replaced-token detection) or ``none`` (no pre-training).
-        tokenizer: ``wordpiece`` (uncased) or ``bpe`` (cased, byte-level).
-        weight_decay: Of pre-training.
-        masking: Of the chosen 15 % of tokens, the parts replaced by the mask and by a random
-            token; the rest is kept.
-        generator_fraction: Width of the generator over that of the discriminator; 0 without one.
-        tie_softmax: Whether the generator's output softmax shares the token embeddings.
-        model_type: transformers' name of an architecture, as in ``config.json``: ``roformer``.
-        config: Fields of its configuration that differ from the size and from its defaults.
-        recipe: What differs from the profile in its pre-training.
-    """
-
+    # bert has the factored embedding of ELECTRA's code, which the released BERT-small was trained
+    # with; deberta is v1, c2p|p2c; transformers stands for the architecture `model_type` names.
     architecture: Literal["bert", "roberta", "deberta", "transformers"]
-    objective: Literal["mlm", "rtd", "none"]
-    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"
-    weight_decay: float = 0.01
+    objective: Literal["mlm", "rtd", "none"]  # rtd: replaced-token detection; none: fresh weights
+    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"  # uncased; cased and byte-level
+    weight_decay: float = 0.01  # of pre-training
+    # Of the chosen 15 % of tokens, the parts replaced by the mask and by a random token.
     masking: tuple[float, float] = (0.85, 0.0)
-    generator_fraction: float = 0.0
-    tie_softmax: bool = True
-    model_type: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    recipe: Recipe = Recipe()
+    generator_fraction: float = 0.0  # width of the generator over the discriminator's; 0: none
+    tie_softmax: bool = True  # the generator's output softmax shares the token embeddings
+    model_type: str = ""  # transformers' name, as in config.json: roformer
+    config: dict[str, Any] = field(default_factory=dict)  # fields unlike size and defaults
+    recipe: Recipe = Recipe()  # what differs from the profile in its pre-training
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of an encoder; `embedding` is the width of the token embeddings.
-
-    `positions` is the length of BERT's position table (512 in the released BERT-small and ELECTRA,
-    though they train at 128); 0 means the training length, as in the other released models.
-    `initial` is the standard deviation of fresh weights: 0.02 is the released value, and too small
-    for narrow models, whose first hundreds of steps it wastes.
-    """
+    """Shape of an encoder."""
 
     layers: int
     hidden: int
     heads: int
     feed_forward: int
-    embedding: int
+    embedding: int  # width of the token embeddings
     roberta_embedding: int
+    # Length of BERT's position table: 512 in the released BERT-small and ELECTRA, though they
+    # train at 128; 0 is the training length, as in the other released models.
     bert_positions: int = 0
+    # Standard deviation of fresh weights: 0.02 is the released value, and too small for narrow
+    # models, whose first hundreds of steps it wastes.
     initial: float = 0.02
 
 
@@ -116,19 +101,12 @@ REGISTRY: dict[str, Spec] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A model that differs from another in one thing, or in several that are named.
+    """A model that differs from another in one thing, or in several that are named."""
 
-    Attributes:
-        base: The other one, of the registry.
-        change: What differs, for a reader.
-        spec: Its entry.
-        replicate: Whether nothing differs but chance, so that it measures the noise.
-    """
-
-    base: str
-    change: str
+    base: str  # the other one, of the registry
+    change: str  # what differs, for a reader
     spec: Spec
-    replicate: bool = False
+    replicate: bool = False  # nothing differs but chance: it measures the noise
 
 
 def _variant(change: str, base: str = "electra-deberta", **changes: Any) -> Variant:  # noqa: ANN401

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from helpers.base import files, seeding
-from helpers.data import glue
+from helpers.data import glue, tokenizer
 from helpers.train import loop
 
 POOL = 32  # batches that are sorted by length together
@@ -73,21 +73,13 @@ class Segments:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split as token ids, examples end to end.
+    """A split as token ids, examples end to end."""
 
-    Attributes:
-        ids: int32 [tokens].
-        types: uint8 [tokens], 1 in a pair's second sentence.
-        lengths: int64 [n], tokens per example.
-        labels: int64 [n], or float64 [n] for a regression.
-        idx: int64 [n], GLUE's row numbers.
-    """
-
-    ids: np.ndarray
-    types: np.ndarray
-    lengths: np.ndarray
-    labels: np.ndarray
-    idx: np.ndarray
+    ids: np.ndarray  # int32 [tokens]
+    types: np.ndarray  # uint8 [tokens], 1 in a pair's second sentence
+    lengths: np.ndarray  # int64 [n], tokens per example
+    labels: np.ndarray  # int64 [n], or float64 [n] for a regression
+    idx: np.ndarray  # int64 [n], GLUE's row numbers
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -104,12 +96,8 @@ def encode(
 ) -> Encoded:
     """Tokenises a split; too long pairs lose tokens from the longer sentence first.
 
-    Args:
-        table: As :func:`helpers.data.glue.load` gives it.
-        task: The task.
-        tok: Tokenizer.
-        max_length: Tokens per example at most, specials included.
-        swap: Also add every pair with its sentences swapped.
+    `table` is as :func:`helpers.data.glue.load` gives it; `max_length` counts special tokens too;
+    `swap` also adds every pair with its sentences swapped.
     """
     if swap:
         first, second = task.columns
@@ -133,11 +121,8 @@ def encode_once(path: Path, make: Callable[[], Encoded]) -> Encoded:
     except (FileNotFoundError, SafetensorError, TypeError):  # not there, or damaged
         split = make()
     arrays = {f.name: np.ascontiguousarray(getattr(split, f.name)) for f in fields(split)}
-    with files.replacing(path) as temporary:
-        try:
-            save_file(arrays, temporary)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+    with files.replacing(path) as temporary, tokenizer.saving():
+        save_file(arrays, temporary)
     return split
 
 
@@ -152,14 +137,8 @@ def encode_splits(
 ) -> dict[str, Encoded]:
     """The splits of a task, tokenised once for all models that share a tokenizer.
 
-    Args:
-        run: The run's folder; encoded splits are kept in it.
-        name: The task.
-        tok: Tokenizer.
-        vocabulary: SHA-256 of its file.
-        manifest: Of the task's data.
-        length: Tokens per example at most.
-        swap: Double the train pairs by swapping them.
+    They are kept in the run's folder, named by what they follow from: `vocabulary`, the SHA-256 of
+    the tokenizer's file, and the `manifest` of the task's data among it.
     """
     task, splits = glue.get(name), {}
     for split in manifest["rows"]:
@@ -177,13 +156,7 @@ def encode_splits(
 def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Batches of examples of like length: shuffled, sorted inside pools, shuffled again.
 
-    Args:
-        lengths: int64 [n].
-        size: Examples per batch.
-        rng: Source of the order.
-
-    Yields:
-        int64 [at most size]; together every example once.
+    Yields numbers of examples, int64 [at most size]; together every example once.
     """
     order = rng.permutation(len(lengths))
     cut = []

@@ -19,7 +19,7 @@ from torch import nn
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.base.files import replacing
+from helpers.data import tokenizer
 
 KEPT = 2
 PARAMETERS = ("checkpoint_steps", "checkpoint_minutes", "checkpoints")
@@ -47,23 +47,17 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
             f"{bad} is not finite after step {state['step']}: lower the learning rate (training "
             f"then begins anew); {last(folder, state['spec'])}"
         )
-    path = folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors"
-    _write(path, tensors, state)
+    path, text = (
+        folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors",
+        json.dumps(state),
+    )
+    with files.replacing(path) as temporary, tokenizer.saving():
+        save_file(tensors, temporary, metadata={"state": text, "digest": _digest(text, tensors)})
     newest = _all(folder, state["spec"])[:KEPT]
     for old in folder.glob("checkpoint-*.safetensors"):
         if old not in newest:  # older ones, and what another specification left
             old.unlink(missing_ok=True)
     return path
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
-    text = json.dumps(state)
-    about = {"state": text, "digest": _digest(text, tensors)}
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=about)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:

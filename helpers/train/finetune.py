@@ -113,11 +113,9 @@ def check_tokenizer(folder: Path, tok: PreTrainedTokenizerBase) -> None:
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy, or mean squared error for one output; a scalar.
+    """Cross-entropy of logits, float [batch, labels]; mean squared error for one output.
 
-    Args:
-        logits: float [batch, labels].
-        labels: int64 [batch], or float [batch] for a regression, between 0 and 1.
+    A regression's labels are float [batch], between 0 and 1.
     """
     if logits.shape[-1] == 1:
         return functional.mse_loss(logits.float().squeeze(-1), labels.float())
@@ -145,16 +143,7 @@ def predict(
 
 
 class Step:
-    """An optimiser step of fine-tuning: forward, backward, clipped gradient, Adam.
-
-    Args:
-        parameters: Of the stage.
-        model: With a head, on its device.
-        dtype: Number format of the forward pass.
-
-    Attributes:
-        shapes: Lengths of batches that few graphs are enough for, see :func:`batches.collate`.
-    """
+    """An optimiser step of fine-tuning; `shapes` are those :func:`collate` is to give it."""
 
     def __init__(self, parameters: config.Finetune, model: nn.Module, dtype: torch.dtype) -> None:
         self.model, self.dtype, self.clip = model, dtype, parameters.clip
@@ -273,19 +262,12 @@ def count_steps(parameters: config.Finetune, name: str, rows: int) -> int:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell of the table: a model on a task, whatever the seed.
-
-    Attributes:
-        parameters: Of the stage.
-        name: The task.
-        pretrained: Manifest of the model.
-        data: Manifest of the task's data.
-    """
+    """A cell of the table: a model on a task, whatever the seed."""
 
     parameters: config.Finetune
-    name: str
-    pretrained: dict[str, Any]
-    data: dict[str, Any]
+    name: str  # of the task
+    pretrained: dict[str, Any]  # manifest of the model
+    data: dict[str, Any]  # manifest of the task's data
 
     @property
     def folder(self) -> Path:

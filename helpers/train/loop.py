@@ -23,14 +23,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The number format of a training run, with the reason.
-
-    Args:
-        wanted: ``auto`` or a format.
-        device: Where the run takes place.
-
-    Returns:
-        dtype and a sentence that says why.
+    """The number format of a training run, and a sentence that says why.
 
     Raises:
         UserError: For float16 on a CPU.
@@ -60,12 +53,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def choose_place(size: int, device: torch.device) -> tuple[bool, str]:
-    """Whether the packed corpus is copied to the device, with the reason.
-
-    Args:
-        size: Its bytes.
-        device: Where the run takes place.
-    """
+    """Whether the packed corpus of `size` bytes is copied to the device, with the reason."""
     if device.type == "cpu":
         return False, "memory map: the CPU reads it"
     free, _ = torch.cuda.mem_get_info(device)
@@ -102,22 +90,14 @@ def quiet() -> None:
 
 
 def schedule(step: int, warmup: int, total: int, end: float = 0.0) -> float:
-    """Factor on the peak learning rate: linear warm-up, then linear decay.
+    """Factor on the peak learning rate: linear warm-up, then linear decay to `end`.
 
-    Args:
-        step: Steps already taken.
-        warmup: Steps of warm-up.
-        total: Steps in all.
-        end: Factor that the decay ends at; 1 is no decay.
+    >>> [schedule(step, warmup=2, total=6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
     if step < warmup:
         return (step + 1) / warmup
     return end + (1 - end) * (total - step) / max(1, total - warmup)
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts on a parameter: matrices yes, biases and norms no."""
-    return parameter.ndim > 1 and "norm" not in name.lower()
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:

@@ -15,17 +15,11 @@ from helpers.model.flops import head_flops, token_flops
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking needs to know of a tokenizer.
+    """What masking needs to know of a tokenizer."""
 
-    Attributes:
-        mask: Id of the mask token.
-        special: bool tensor [vocabulary]; True where a token is never masked.
-        ordinary: int64 tensor of the ids a random replacement is drawn from.
-    """
-
-    mask: int
-    special: torch.Tensor
-    ordinary: torch.Tensor
+    mask: int  # id of the mask token
+    special: torch.Tensor  # bool [vocabulary], True where a token is never masked
+    ordinary: torch.Tensor  # int64, the ids that a random replacement is drawn from
 
     @classmethod
     def of(cls, tok: PreTrainedTokenizerBase, device: torch.device) -> "Vocabulary":
@@ -37,20 +31,12 @@ class Vocabulary:
 
 
 class Masked(NamedTuple):
-    """A batch with a part of its tokens hidden.
+    """A batch with a part of its tokens hidden; K = max(1, round(0.15 length))."""
 
-    Attributes:
-        inputs: int64 [batch, length], what the model reads.
-        positions: int64 [batch, K], the chosen positions; K = max(1, round(0.15 length)).
-        targets: int64 [batch, K], the tokens that stood there.
-        weights: float32 [batch, K], 1 for a chosen position, 0 for filler in a row with too few
-            ordinary tokens.
-    """
-
-    inputs: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
+    inputs: torch.Tensor  # int64 [batch, length], what the model reads
+    positions: torch.Tensor  # int64 [batch, K], the chosen positions
+    targets: torch.Tensor  # int64 [batch, K], the tokens that stood there
+    weights: torch.Tensor  # float32 [batch, K], 1; 0 for filler in a row with few ordinary tokens
 
 
 def mask_tokens(
@@ -224,13 +210,10 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
     ) -> dict[str, torch.Tensor]:
-        """Loss of one pass: scalars by name, ``loss`` is the one to minimise.
+        """Loss of one pass over tokens, int64 [batch, length]: scalars by name.
 
-        Args:
-            tokens: int64 [batch, length].
-            masked: The same, masked.
-            chosen: float32 scalar, masked tokens of the whole step.
-            read: Tokens of the whole step.
+        ``loss`` is the one to minimise. `chosen` (a float32 scalar) and `read` are the masked and
+        all tokens of the whole step, which may take several passes.
         """
         logits = masked_logits(self.model, masked.inputs, masked.positions)
         return {"loss": masked_loss(logits, masked, chosen)}
@@ -283,15 +266,8 @@ def build(
 ) -> MaskedLanguageModel | ReplacedTokenDetection:
     """The model of a registry entry under its objective; weights from torch's global generator.
 
-    Args:
-        spec: Registry entry.
-        size: Shape of the encoder.
-        vocabulary: Tokens.
-        max_length: Positions.
-        dropout: Hidden and attention.
-        fraction: Width of the generator; 0 takes the registry's own.
-        fast: Exchange DeBERTa's attention and every dropout for ours; without, transformers' and
-            torch's own stay.
+    `fraction` is the width of the generator, 0 the registry's own. Unless `fast`, DeBERTa's
+    attention and dropout are transformers' and torch's own, not ours.
     """
     config = registry.build_config(spec, size, vocabulary, max_length, dropout)
     if spec.objective == "rtd":

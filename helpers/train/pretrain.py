@@ -44,6 +44,8 @@ are random, in so many lines of the log in succession. A spike that comes down a
 class Step:
     """An optimiser step of pre-training, as often as it is called; nothing in it waits for the GPU.
 
+    Masks come from `generator`, dropout and samples from torch's own; the caller seeds both.
+
     Args:
         task: A :class:`MaskedLanguageModel` or :class:`ReplacedTokenDetection` on its device.
         vocabulary: Of the tokenizer.
@@ -51,12 +53,6 @@ class Step:
         clip: Largest L2 norm of the gradient.
         rows: Segments in one forward pass; larger batches are accumulated. 0: no limit.
         mode: Of torch.compile, or ``none``.
-
-    Attributes:
-        optimiser: AdamW over the parameters of `task`.
-        generator: Source of masks, on the device of `task`; dropout and samples come from torch's
-            own. The caller seeds both.
-        scaler: Of the loss; not enabled but for float16.
     """
 
     def __init__(

@@ -10,7 +10,7 @@
     root.dataset.theme = dark ? "dark" : "light";
   }
 
-  const BOXES = ".pst-scrollable-table-container, .math-block, figure, .cell_output .output, pre";
+  const BOXES = ".pst-scrollable-table-container, .math-block, figure, .output, pre";
 
   // A box that scrolls is reached with the tab key and says what it is.
   const label = (box) => {

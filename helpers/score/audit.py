@@ -29,12 +29,8 @@ Published = Mapping[str, Any]
 def scores(published: Published) -> pd.DataFrame:
     """Table 1 as numbers: a row per published model, a column per task, metric x 100."""
     entries = published["table1"]["models"]
-    return pd.DataFrame(
-        {
-            model: {task: figure["value"] for task, figure in entry["scores"].items()}
-            for model, entry in entries.items()
-        }
-    ).T.astype(float)
+    rows = {m: {t: f["value"] for t, f in e["scores"].items()} for m, e in entries.items()}
+    return pd.DataFrame(rows).T.astype(float)
 
 
 def _figures(published: Published, field: str) -> pd.Series:
@@ -54,8 +50,8 @@ def ranks(published: Published) -> pd.DataFrame:
     """By model: average, rank as printed and recomputed (ties share the better), and agrees."""
     average, printed = _figures(published, "average"), _figures(published, "rank")
     rank = average.rank(ascending=False, method="min").astype(int)
-    columns = {"average": average, "printed": printed, "recomputed": rank}
-    return pd.DataFrame({**columns, "agrees": rank == printed})
+    found = pd.DataFrame({"average": average, "printed": printed, "recomputed": rank})
+    return found.assign(agrees=rank == printed)
 
 
 def gaps(published: Published) -> pd.DataFrame:
@@ -88,20 +84,13 @@ def average_deviation(published: Published) -> float:
 def best_of(spread: pd.Series, resamples: int, seed: int, most: int = MOST_SEEDS) -> pd.DataFrame:
     """What the best of n fine-tunings is worth above their median, by simulation.
 
-    Scores of a task over seeds are drawn as normal and independent between tasks, so the median of
-    the law is its mean and a best is counted from there. Real scores have a longer tail below (runs
-    that fail) and a hard ceiling above; both make the best worth less.
+    `spread` holds `deviations`. Scores are drawn as normal and independent between tasks, so the
+    median of the law is its mean and a best is counted from there. Real scores have a longer tail
+    below (runs that fail) and a hard ceiling above; both make the best worth less.
 
-    Args:
-        spread: Standard deviation by task (`deviations`).
-        resamples: Simulated sets of fine-tunings.
-        seed: Of the simulation.
-        most: The largest n.
-
-    Returns:
-        Indexed by n from 1 to `most`: one column per task, the expected best of n; then
-        the average's gain where each task's best is taken (`EACH`) and where the run with the best
-        average is taken whole (`ONE`), and the standard deviation of the former (`SPREAD`).
+    By n from 1 to `most`: each task's expected best of n; the average's gain where each task's best
+    is taken (`EACH`) and where the run with the best average is taken whole (`ONE`); the standard
+    deviation of the former (`SPREAD`).
     """
     generator = numpy_generator(seed, "best of n")
     runs, bests = np.zeros((resamples, most)), np.zeros((resamples, most))
@@ -135,23 +124,15 @@ def pretraining_deviation(published: Published, gains: pd.DataFrame) -> float:
 
 
 def dev_errors(published: Published) -> pd.DataFrame:
-    """How finely a dev set can measure, at the scores of Table 1's first row.
+    """How finely a dev set can measure, at the scores of Table 1's first row, by task.
 
-    Returns:
-        Indexed by task: rows, step (one row, points; NaN for a correlation), dev (standard error
-        of an accuracy over that many rows, points), seed (published deviation over seeds, points).
+    Columns: rows, step (one row, points), dev (standard error of an accuracy over that many rows,
+    points), seed (published deviation over seeds, points); step and dev are NaN for a correlation.
     """
-    first = min(published["table1"]["models"].values(), key=lambda entry: entry["rank"]["value"])
-    spread, lines = deviations(published), {}
-    for name, task in glue.TASKS.items():
-        rows = task.official_rows[task.validation]
-        right = first["scores"][name]["value"] / 100
-        counted = task.metric == "accuracy"
-        error = 100 * math.sqrt(right * (1 - right) / rows)
-        lines[name] = {
-            "rows": rows,
-            "step": 100 / rows if counted else math.nan,
-            "dev": error if counted else math.nan,
-            "seed": spread[name],
-        }
-    return pd.DataFrame(lines).T
+    right = scores(published).loc[_figures(published, "rank").idxmin()] / 100
+    tasks = pd.Series(glue.TASKS)
+    rows = tasks.map(lambda task: float(task.official_rows[task.validation]))
+    found = pd.DataFrame({"rows": rows, "step": 100 / rows})
+    found["dev"] = 100 * (right * (1 - right) / rows) ** 0.5
+    found.loc[tasks.map(lambda task: task.metric != "accuracy"), ["step", "dev"]] = math.nan
+    return found.assign(seed=deviations(published))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, median, stdev
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,12 +82,10 @@ def expected_best(values: Sequence[float], n: int) -> float:
     return sum(value * math.comb(place, n - 1) / subsets for place, value in enumerate(ordered))
 
 
-@dataclass(frozen=True)
-class Reach:
+class Reach(NamedTuple):
     """Where a printed percentage lies among those that counts can give."""
 
-    below: int  # the largest count whose percentage is not above the printed one
-    below_percent: float
+    below_percent: float  # the largest percentage of a count that is not above the printed one
     above_percent: float  # of the next count
     rounded: bool  # whether some count prints as the percentage when rounded
     cut: bool  # whether some count does when further decimals are dropped
@@ -101,14 +100,10 @@ def reach(value: float, rows: int, decimals: int = 2) -> Reach:
     units = round(value * scale)
     below = units * rows // (100 * scale)
     near = [k for k in (below - 1, below, below + 1) if 0 <= k <= rows]
-    return Reach(
-        below,
-        below * 100 / rows,
-        (below + 1) * 100 / rows,
-        # Half up, in whole numbers: floor(100 scale k / rows + 1/2).
-        any((200 * scale * k + rows) // (2 * rows) == units for k in near),
-        any(100 * scale * k // rows == units for k in near),
-    )
+    # Half up, in whole numbers: floor(100 scale k / rows + 1/2).
+    rounded = any((200 * scale * k + rows) // (2 * rows) == units for k in near)
+    cut = any(100 * scale * k // rows == units for k in near)
+    return Reach(100 * below / rows, 100 * (below + 1) / rows, rounded, cut)
 
 
 def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False) -> bool:

@@ -150,8 +150,8 @@ def test_a_generator_of_the_registry_costs_what_its_width_does():
         assert costs.flops("electra-deberta", study) == pytest.approx(own)
 
 
-def test_scores_and_prices_are_read_without_torch():
-    modules = ("audit", "costs", "paper", "predictions", "statistics")
+def test_scores_are_read_without_torch():
+    modules = ("audit", "paper", "predictions", "statistics")
     line = "; ".join(f"import helpers.score.{name}" for name in modules)
     command("-c", f"import sys; {line}; assert 'torch' not in sys.modules", check=True)
 

@@ -1,26 +1,23 @@
-"""What a pre-training costs: a model's FLOP, a GPU's peak rate and a utilisation give the rest.
-
-torch is imported by the functions that build a model, so that reading the GPUs does not need it.
-"""
+"""What a pre-training costs: a model's FLOP, a GPU's peak rate and a utilisation give the rest."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
+import torch
 from pydantic import Field
 
 from helpers.base import config, files
 from helpers.base.config import Strict, validate
 from helpers.base.errors import UserError, did_you_mean
-from helpers.data import glue
-
-if TYPE_CHECKING:
-    from helpers.model import registry
-    from helpers.train import objectives
+from helpers.data import glue, tokenizer
+from helpers.model import registry
+from helpers.model.flops import token_flops
+from helpers.train import finetune, objectives, pretrain
 
 # The geometric mean of the lowest and highest utilisation that peers' measured rates come to.
 UTILISATION = 0.05
@@ -55,11 +52,7 @@ class Assumptions(Strict):
 
 
 def load(path: Path) -> dict[str, Gpu]:
-    """The GPUs of ``results/gpus.json`` by their short names, in the file's order.
-
-    Raises:
-        UserError: The file is missing or not JSON, or a field is missing or wrong.
-    """
+    """The GPUs of ``results/gpus.json`` by their short names, in the file's order."""
     return validate(Gpus, files.read_json(Path(path)), str(path)).gpus
 
 
@@ -68,19 +61,9 @@ def outline(
 ) -> objectives.MaskedLanguageModel | objectives.ReplacedTokenDetection:
     """A model under its objective as a profile would pre-train it, on torch's ``meta`` device.
 
-    Args:
-        name: Registry entry.
-        profile: Vocabulary, length, generator's width, and the size where `size` is None.
-        size: Another shape of the encoder.
-
-    Raises:
-        UserError: For an unknown model or size.
+    `size` is another shape of the encoder than the profile's. An unknown model or size is a
+    `UserError`, here and in what follows.
     """
-    import torch
-
-    from helpers.model import registry
-    from helpers.train import objectives
-
     spec = registry.get(name)
     vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
     fraction = profile.generator_fraction if spec.objective == "rtd" else 0.0
@@ -90,21 +73,12 @@ def outline(
 
 
 def flops(name: str, profile: config.Profile) -> float:
-    """Matrix-product FLOP per token of pre-training, forward and backward.
-
-    Raises:
-        UserError: For an unknown model or size.
-    """
-    from helpers.train import objectives
-
+    """Matrix-product FLOP per token of pre-training, forward and backward."""
     return objectives.flops_per_token(outline(name, profile), _length(name, profile))
 
 
 def _length(name: str, profile: config.Profile) -> int:
     """Tokens of a segment that the model reads: RoBERTa's positions begin at 2."""
-    from helpers.data import tokenizer
-    from helpers.model import registry
-
     return tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
 
 
@@ -120,29 +94,19 @@ def table(
 ) -> pd.DataFrame:
     """Rates, hours, energy and price of each model's pre-training on each GPU.
 
-    Args:
-        gpus: `load`.
-        published: `paper.load`, for the peers' measured rates.
-        names: Registry entries; every one that is pre-trained where None.
-        profile: The profile whose size, length and number of tokens are priced.
-        utilisation: The model's own FLOP over the GPU's peak, 0 to 1: an assumption.
-        price_per_hour: Price of an hour by GPU, in any currency; a GPU without one has no rent.
-        price_per_kwh: Price of a kWh in the same currency.
+    `published` (`paper.load`) has the rates that peers measured; `names` are registry entries,
+    every one that is pre-trained where None; prices are in any one currency, and a GPU without one
+    has no rent. What is unknown or out of range is a `UserError`.
 
-    Returns:
-        One row per model and GPU, followed by the rates others measured on the pair. Columns:
-        model, gpu (short names), measured (bool), utilisation (0 to 1), tokens (read in all),
-        tokens_per_second, hours, kwh (board power x hours), rent, electricity (NaN without a
-        price), source and status (keys of the published figures; empty for an estimate).
-
-    Raises:
-        UserError: A model, GPU or profile is unknown, or an assumption is out of range.
+    One row per model and GPU, followed by the rates others measured on the pair. Columns: model,
+    gpu (short names), tokens (read in all), measured (bool), source and status (keys of the
+    published figures; empty for an estimate), utilisation (0 to 1), tokens_per_second, hours, kwh
+    (board power x hours), rent, electricity (NaN without a price).
     """
-    from helpers.model import registry
-
-    given = {"utilisation": utilisation, "price_per_hour": dict(price_per_hour or {})}
-    assumed = validate(Assumptions, given | {"price_per_kwh": price_per_kwh}, "costs")
-    for key in set(assumed.price_per_hour) - set(gpus):
+    prices = dict(price_per_hour or {})
+    given = {"utilisation": utilisation, "price_per_hour": prices, "price_per_kwh": price_per_kwh}
+    validate(Assumptions, given, "costs")
+    for key in set(prices) - set(gpus):
         hint = did_you_mean(key, dict(gpus))
         raise UserError(f"costs: price_per_hour: {key!r}: no such GPU; {hint}")
     study = config.load_profile(profile)
@@ -152,34 +116,23 @@ def table(
     for name in names:
         per_token, count = flops(name, study), tokens(name, study)
         for key, gpu in gpus.items():
-            rate = assumed.utilisation * gpu.peak_tflops * 1e12 / per_token
-            found = [{"rate": rate, "measured": False, "source": "", "status": ""}]
+            pair = {"model": name, "gpu": key, "tokens": count, "flop": per_token}
+            rate = utilisation * gpu.peak_tflops * 1e12 / per_token
+            rows.append(pair | {"rate": rate, "measured": False, "source": "", "status": ""})
             for entry in published["throughput"]:
                 if (entry["model"], entry["gpu"]) == (name, key):
                     about = {"source": entry["source"], "status": entry["status"]}
-                    rates = entry["tokens_per_second"]
-                    found += [{"rate": rate, "measured": True, **about} for rate in rates]
-            pair = {"model": name, "gpu": key, "tokens": count}
-            rows += [_priced(pair | row, gpu, per_token, assumed) for row in found]
-    return pd.DataFrame(rows)
-
-
-def _priced(
-    row: dict[str, Any], gpu: Gpu, per_token: float, assumed: Assumptions
-) -> dict[str, Any]:
-    """A row with what follows from its rate, tokens per second."""
-    rate = float(row.pop("rate"))
-    hours = row["tokens"] / rate / 3600
-    kwh = hours * gpu.watts / 1000
-    per_kwh = math.nan if assumed.price_per_kwh is None else assumed.price_per_kwh
-    return row | {
-        "utilisation": rate * per_token / (gpu.peak_tflops * 1e12),
-        "tokens_per_second": rate,
-        "hours": hours,
-        "kwh": kwh,
-        "rent": hours * assumed.price_per_hour.get(row["gpu"], math.nan),
-        "electricity": kwh * per_kwh,
-    }
+                    rates = map(float, entry["tokens_per_second"])
+                    rows += [pair | {"rate": rate, "measured": True, **about} for rate in rates]
+    found = pd.DataFrame(rows)
+    rate, per_token, own = found.pop("rate"), found.pop("flop"), found["gpu"].map(gpus)
+    found["utilisation"] = rate * per_token / own.map(lambda gpu: gpu.peak_tflops * 1e12)
+    found["tokens_per_second"] = rate
+    found["hours"] = found["tokens"] / rate / 3600
+    found["kwh"] = found["hours"] * own.map(lambda gpu: gpu.watts) / 1000
+    found["rent"] = found["hours"] * found["gpu"].map(prices)
+    found["electricity"] = found["kwh"] * (math.nan if price_per_kwh is None else price_per_kwh)
+    return found
 
 
 def tokens(name: str, profile: config.Profile) -> int:
@@ -189,14 +142,7 @@ def tokens(name: str, profile: config.Profile) -> int:
 
 
 def pretraining(name: str, profile: config.Profile) -> config.Pretrain:
-    """Parameters of a model's pre-training, with what its own recipe changes.
-
-    Raises:
-        UserError: For an unknown model, or a recipe that leaves an impossible parameter.
-    """
-    from helpers.model import registry
-    from helpers.train import pretrain
-
+    """Parameters of a model's pre-training, with what its own recipe changes."""
     given = config.Pretrain(**profile.stage(config.Pretrain, model=name))
     return pretrain.recipe(given, registry.get(name))
 
@@ -210,15 +156,7 @@ class Finetuning(NamedTuple):
 
 
 def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
-    """Work of one model on one task at full length, an upper bound: batches are padded to less.
-
-    Raises:
-        UserError: For an unknown model, size or task.
-    """
-    from helpers.model import registry
-    from helpers.model.flops import token_flops
-    from helpers.train import finetune
-
+    """Work of one model on one task at full length, an upper bound: batches are padded to less."""
     kind, length = glue.get(task), _length(name, profile)
     rows = glue.train_rows(profile.source, profile.data, task)
     rows = min(rows, profile.train_rows or rows)

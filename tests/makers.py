@@ -19,7 +19,6 @@ import torch
 import yaml
 from bs4 import BeautifulSoup
 from docutils.core import publish_parts
-from markdown_it import MarkdownIt
 from myst_parser.parsers.docutils_ import Parser
 
 from helpers.base import config, files, progress
@@ -306,21 +305,6 @@ def executed_notebook(path, stage):
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
-
-
-def parse(markdown):
-    html = MarkdownIt("commonmark").enable("table").render(markdown)
-    return BeautifulSoup(html, "html.parser")
-
-
-def table_rows(markdown, number=0):
-    table = parse(markdown).find_all("table")[number]
-    for mark in table.find_all("sup"):
-        mark.decompose()
-    return [
-        [cell.get_text().strip() for cell in row.find_all(["th", "td"])]
-        for row in table.find_all("tr")
-    ]
 
 
 def render(text):

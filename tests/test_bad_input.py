@@ -74,18 +74,6 @@ def refused(says, folder):
 TINY = (ROOT / "profiles" / "tiny.yaml").read_text()
 
 PROFILES = {
-    "an unknown source": (
-        TINY.replace("source: embedded", "source: imbedded"),
-        "source = 'imbedded': input should be 'embedded', 'folder' or 'hub'",
-    ),
-    "a rate that YAML reads as text": (
-        TINY.replace("1.5e-3", "1e-4"),
-        "pretrain_learning_rate = '1e-4'.*write 1.0e-4",
-    ),
-    "a negative batch": (
-        TINY.replace("pretrain_batch_size: 32", "pretrain_batch_size: -32"),
-        "pretrain_batch_size = -32",
-    ),
     "more positions than any model has": (
         TINY.replace("max_length: 32", "max_length: 1024"),
         "max_length = 1024: .*less than or equal to 512",

@@ -12,7 +12,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import bench
 
 from helpers.base import files
-from helpers.train import objectives
 
 
 def test_a_ratio_is_the_median_of_pairs_and_the_first_pair_is_thrown_away():
@@ -99,15 +98,3 @@ def test_losses_of_both_sides_are_of_one_size(measured):
     assert len(found) == len(bench.MODELS) * len(bench.SIDES)
     for (name, _), final in found.items():
         assert final == pytest.approx(found[name, "stock"], rel=0.05)
-
-
-def test_gumbel_noise_and_the_inverted_distribution_sample_alike():
-    tokens = torch.full((20_000, 1), 6)
-    masked = objectives.Masked(tokens, torch.zeros_like(tokens), tokens, torch.ones(len(tokens), 1))
-    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5]).expand(len(tokens), 1, 5)
-    torch.manual_seed(0)
-    shares = [
-        corrupt(tokens, masked, logits)[0][:, 0].bincount(minlength=5) / len(tokens)
-        for corrupt in (bench.corrupt_by_gumbel, objectives.corrupt)
-    ]
-    torch.testing.assert_close(shares[0], shares[1], rtol=0, atol=0.02)

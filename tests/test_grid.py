@@ -146,17 +146,11 @@ def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
     folder = path.parent / "grid"
     assert done.returncode == 0, done.stderr[-3000:]
     first = jobs(done)
+    models, tasks = values["models"], values["tasks"]
     assert first == [
-        "01_data",
-        "02_tokenizer-wordpiece",
-        "03_pretrain-electra",
-        "03_pretrain-scratch",
-        "04_finetune-electra-cola",
-        "04_finetune-electra-rte",
-        "04_finetune-scratch-cola",
-        "04_finetune-scratch-rte",
-        "05_analysis",
-        "06_audit",
+        *("01_data", "02_tokenizer-wordpiece", *(f"03_pretrain-{model}" for model in models)),
+        *(f"04_finetune-{model}-{task}" for model in models for task in tasks),
+        *("05_analysis", "06_audit"),
     ]
     for name in first:
         notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)

@@ -37,6 +37,27 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("masking", [(0.85, 0.0), (0.8, 0.1)])
+def test_masking_rates(vocabulary, masking):
+    tokens = batch()
+    masked = objectives.mask_tokens(tokens, vocabulary, masking, seeded())
+    chosen = masked.weights > 0
+    ordinary = int((~vocabulary.special[tokens]).sum())
+    # The number per row is fixed, so the rate is exact but for rounding.
+    assert int(chosen.sum()) / ordinary == pytest.approx(0.15, abs=0.01)
+
+    now = masked.inputs.gather(1, masked.positions)[chosen]
+    then = masked.targets[chosen]
+    n = len(then)
+    for share, found in [
+        (masking[0], int((now == 4).sum())),
+        (1 - sum(masking), int((now == then).sum())),
+    ]:
+        # A random replacement equals the original once in 45.
+        expected = share + (masking[1] / 45 if share < 0.5 else 0)
+        assert stats.binomtest(found, n, expected).pvalue > 1e-4
+
+
 def test_a_row_of_specials_loses_nothing(vocabulary):
     tokens = torch.full((2, 16), 3)
     tokens[1, 5] = 9

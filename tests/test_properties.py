@@ -229,6 +229,22 @@ def test_masks_hide_ordinary_tokens_only_and_can_be_undone(rows, masking, seed):
     assert (~SPECIAL[changed] | (changed == VOCABULARY.mask)).all()
 
 
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 20.0]))
+def test_labels_of_replaced_tokens_say_where_tokens_differ(seed, sharpness):
+    torch.manual_seed(seed)
+    tokens = torch.randint(0, 50, (3, 24))
+    masked = mask(tokens, (0.85, 0.0), seed)
+    logits = sharpness * torch.randn(*masked.positions.shape, 50)
+    corrupted, labels = objectives.corrupt(tokens, masked, logits)
+    assert (labels.bool() == (corrupted != tokens)).all()
+    chosen = torch.zeros_like(tokens).scatter(1, masked.positions, masked.weights.long()).bool()
+    assert not labels[~chosen].any()
+    if sharpness == 20.0:  # every sample is among the likely ones
+        got = corrupted.gather(1, masked.positions)
+        chance = logits.softmax(-1).gather(-1, got.unsqueeze(-1)).squeeze(-1)
+        assert (chance[masked.weights > 0] > 0).all()
+
+
 # --- scores --------------------------------------------------------------------------------------
 
 CLASSES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)

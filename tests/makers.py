@@ -25,7 +25,7 @@ from helpers.base import config, files, progress
 from helpers.data import glue
 from helpers.leaderboard import check
 from helpers.pages import tables, view
-from helpers.score import paper
+from helpers.score import paper, statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -287,6 +287,11 @@ def statement(name, scores, selection="median", seeds=SEEDS, **changes):
 def claimed(name, average, selection="median", **changes):
     values = statement(name, dict.fromkeys(TASKS, average), selection, **changes)
     return check.Entry(name, stated=check.Submission(**values))
+
+
+def paired_bootstrap(first, second, labels, resamples=1000, seed=0):
+    models = {"first": first, "second": second}
+    return statistics.compare(models, labels, resamples, seed)["first", "second"]
 
 
 def executed_notebook(path, stage):

@@ -22,6 +22,7 @@ from makers import (
     claimed,
     command,
     make_record,
+    paired_bootstrap,
     run_page,
     statement,
 )
@@ -33,7 +34,7 @@ from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
 from helpers.leaderboard import check, ranking, submit
-from helpers.score import predictions, statistics
+from helpers.score import predictions
 from helpers.score.predictions import Labels
 
 
@@ -762,9 +763,7 @@ def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
     first, second, last = ranking.ranked(check.check(tmp_path, FIGURES, labels))
     truth = {task: dev.label for task, dev in labels.dev.items()}
     near, far = (ranking.gap(*pair, FIGURES, labels) for pair in ((first, second), (second, last)))
-    wanted = statistics.paired_bootstrap(
-        first.predictions, second.predictions, truth, resamples=100, seed=0
-    )
+    wanted = paired_bootstrap(first.predictions, second.predictions, truth, resamples=100, seed=0)
     assert (near.low, near.high) == (wanted.low, wanted.high)
     assert (near.ground == "") == (wanted.low > 0 or wanted.high < 0)
     assert far.ground == ""

@@ -18,7 +18,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from makers import ROOT, make_record, render
+from makers import ROOT, make_record, paired_bootstrap, render
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -316,11 +316,11 @@ def test_a_comparison_turned_round_changes_its_sign(seed, task):
         (lambda *n: rng.uniform(0, 5, n)) if task == "stsb" else lambda *n: rng.integers(2, size=n)
     )
     truth, one, two = {task: draw(30)}, {task: draw(3, 30)}, {task: draw(3, 30)}
-    there = statistics.paired_bootstrap(one, two, truth, resamples=20, seed=seed)
-    back = statistics.paired_bootstrap(two, one, truth, resamples=20, seed=seed)
+    there = paired_bootstrap(one, two, truth, resamples=20, seed=seed)
+    back = paired_bootstrap(two, one, truth, resamples=20, seed=seed)
     assert back.difference == pytest.approx(-there.difference)
     assert there.low <= there.high
-    own = statistics.paired_bootstrap(one, one, truth, resamples=20, seed=seed)
+    own = paired_bootstrap(one, one, truth, resamples=20, seed=seed)
     assert own.difference == 0
     assert own.low <= 0 <= own.high
 

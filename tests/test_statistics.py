@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from makers import command
+from makers import command, paired_bootstrap
 from scipy import stats
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
@@ -123,12 +123,12 @@ def test_a_comparison_finds_the_error_of_a_difference_of_accuracies():
     truth, good = made("sst2", 800, 0.9, [0], rng)
     _, other = made("sst2", 800, 0.85, [0], rng)
     other = np.where(other == 1, truth, 1 - truth)[:1]
-    found = statistics.paired_bootstrap({"sst2": good}, {"sst2": other}, {"sst2": truth}, 4000)
+    found = paired_bootstrap({"sst2": good}, {"sst2": other}, {"sst2": truth}, 4000)
     paired = 100 * ((good[0] == truth).astype(float) - (other[0] == truth))
     assert found.difference == pytest.approx(paired.mean())
     error = paired.std() / math.sqrt(800)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
-    again = statistics.paired_bootstrap({"sst2": good}, {"sst2": other}, {"sst2": truth}, 4000)
+    again = paired_bootstrap({"sst2": good}, {"sst2": other}, {"sst2": truth}, 4000)
     assert found == again
 
 
@@ -147,11 +147,9 @@ def test_comparisons_of_equal_models_are_seldom_resolved():
 def test_examples_and_tasks_must_be_the_same():
     truth = np.zeros(5, int)
     with pytest.raises(ValueError, match="second, sst2: 4 predictions, 5 labels"):
-        statistics.paired_bootstrap(
-            {"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((2, 4))}, {"sst2": truth}
-        )
+        paired_bootstrap({"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((2, 4))}, {"sst2": truth})
     with pytest.raises(ValueError, match="first: tasks"):
-        statistics.paired_bootstrap({"cola": truth}, {"sst2": truth}, {"sst2": truth})
+        paired_bootstrap({"cola": truth}, {"sst2": truth}, {"sst2": truth})
 
 
 def test_reading_scores_loads_no_torch():

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -26,12 +26,13 @@ from helpers.score import statistics
 from helpers.score.predictions import Labels, read_predictions
 from helpers.train import records
 
-Level = Literal["claimed", "recomputed", "reproduced"]
-LEVELS: tuple[Level, ...] = ("reproduced", "recomputed", "claimed")  # the strongest first
+Level = Literal["reproduced", "recomputed", "claimed"]  # the strongest first
+LEVELS: tuple[Level, ...] = get_args(Level)
+Files = Mapping[tuple[str, int], Path]  # by task and seed
+Records = Mapping[tuple[str, int], dict[str, Any]]
 
 # Bytes of one file. The largest real one, QQP's 40,430 rows, takes about a quarter of a MiB.
 FILE_LIMIT = 4 * 2**20
-LINE_LIMIT = 1000  # characters of an error line
 
 
 @dataclass(frozen=True)
@@ -54,38 +55,31 @@ class Entry:
         return fmean(self.medians.values()) if self.level != "claimed" else self.stated.average
 
 
-# --- files -------------------------------------------------------------------------------------
-
-
-def _files(folder: Path) -> dict[tuple[str, int], Path]:
+def _files(folder: Path) -> Files:
     """The prediction files of an entry by task and seed; it holds nothing else but records."""
     kinds: dict[str, dict[tuple[str, int], Path]] = {"parquet": {}, "json": {}}
     for path in sorted(folder.iterdir()):
         if path.name == FILE:
             continue
-        if path.name not in glue.TASKS or not _mode(path, stat.S_ISDIR):
+        if path.name not in glue.TASKS or not stat.S_ISDIR(path.lstat().st_mode):
             raise UserError(
                 f"{folder}: {path.name!r}: not part of an entry: it holds {FILE} and, by task, "
                 f"folders without links; {did_you_mean(path.name, glue.TASKS)}"
             )
         for inner in sorted(path.iterdir()):
             named = re.fullmatch(r"seed-(0|[1-9][0-9]{0,9})\.(parquet|json)", inner.name)
-            if not named or not _mode(inner, stat.S_ISREG):
+            if not named or not stat.S_ISREG((about := inner.lstat()).st_mode):
                 raise UserError(
                     f"{path}: {inner.name!r}: not part of an entry: a task's folder holds "
                     "seed-<n>.parquet and seed-<n>.json, no links"
                 )
-            if (size := inner.stat().st_size) > FILE_LIMIT:
-                raise UserError(f"{inner}: size = {size} bytes: at most {FILE_LIMIT}")
+            if about.st_size > FILE_LIMIT:
+                raise UserError(f"{inner}: size = {about.st_size} bytes: at most {FILE_LIMIT}")
             kinds[named[2]][path.name, int(named[1])] = inner
     found, kept = kinds.values()
     for task, seed in sorted(set(kept) - set(found)):
         raise UserError(f"{folder}/{task}/seed-{seed}.json: has no predictions beside it")
     return found
-
-
-def _mode(path: Path, kind: Any) -> bool:  # noqa: ANN401
-    return kind(path.lstat().st_mode)
 
 
 def _expect(where: Path, stated: Submission, found: Iterable[tuple[str, int]]) -> None:
@@ -101,9 +95,7 @@ def _expect(where: Path, stated: Submission, found: Iterable[tuple[str, int]]) -
         raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: {fault} protocol.seeds")
 
 
-def _read_records(
-    found: Mapping[tuple[str, int], Path], stated: Submission, where: Path
-) -> dict[tuple[str, int], dict[str, Any]]:
+def _read_records(found: Files, stated: Submission, where: Path) -> Records:
     """The records beside the predictions, each checked against its place and its entry."""
     kept = {}
     for (task, seed), path in sorted(found.items()):
@@ -144,10 +136,8 @@ def check_source(record: Mapping[str, Any], where: Path) -> None:
             raise UserError(f"{where}: rows.{split} = {rows}: GLUE's has {official}")
 
 
-def _check_same(
-    kept: Mapping[tuple[str, int], dict[str, Any]], stated: Submission, where: Path
-) -> None:
-    """All records are of one model, whose size and tokens are those stated."""
+def _check_same(kept: Records, stated: Submission, where: Path) -> None:
+    """All records are of one model and pre-training, whose size and tokens are those stated."""
     names = sorted({record["model"] for record in kept.values()})
     if len(names) > 1:
         raise UserError(f"{where}: records of {names[0]!r} and {names[1]!r}: an entry is one model")
@@ -156,24 +146,20 @@ def _check_same(
         for name, own in facts.items():
             if own != (theirs := record["pretrain"][name]):
                 raise UserError(f"{where}: {name} = {own}: the records say {theirs}")
-    origins = [
-        {"hashes.encoder": r["hashes"]["encoder"], "pretrain_code": r["pretrain_code"]}
-        for r in kept.values()
-    ]
-    for name in origins[0] if origins else ():
-        if any(origin[name] != origins[0][name] for origin in origins):
+    for name in ("hashes.encoder", "pretrain_code"):
+        part, _, key = name.partition(".")
+        origins = [record[part][key] if key else record[part] for record in kept.values()]
+        if any(origin != origins[0] for origin in origins):
             raise UserError(
                 f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
             )
 
 
-# --- one entry ---------------------------------------------------------------------------------
-
-
 def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Entry:
     """Checks one entry against the published `figures` and computes its level of evidence."""
     try:
-        if not _mode(folder, stat.S_ISDIR) or not re.fullmatch(r"[A-Za-z0-9._-]+", folder.name):
+        plain = re.fullmatch(r"[A-Za-z0-9._-]+", folder.name)
+        if not plain or not stat.S_ISDIR(folder.lstat().st_mode):
             raise UserError(
                 f"{folder.parent}: {folder.name!r}: an entry is a folder, no link, named with "
                 "letters, digits, '.', '_' and '-'"
@@ -194,10 +180,11 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
         }
         scores = _recompute(arrays, kept, labels, where)
         _check_scores(where, stated, scores, "predictions")
-        _check_scores(where, stated, _recorded(kept, stated, set(scores)), "records")
-    except (UserError, OSError) as error:
-        text = str(error) if isinstance(error, UserError) else f"{folder}: cannot read: {error}"
-        return Entry(folder.name, _line(text))
+        _check_scores(where, stated, _recorded(kept, stated, scores), "records")
+    except UserError as error:
+        return Entry(folder.name, str(error))
+    except OSError as error:
+        return Entry(folder.name, str(UserError(f"{folder}: cannot read: {error}")))
     level, undone = _grade(kept, len(found), labels)
     stacked = {
         task: np.stack([arrays[task, seed] for seed in stated.protocol.seeds])
@@ -205,12 +192,6 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
     }
     medians = {task: median(values) for task, values in scores.items()}
     return Entry(folder.name, "", stated, level, remarks, undone, stacked, medians)
-
-
-def _line(text: str) -> str:
-    """Text that may quote a stranger's file, as one printable line of bounded length."""
-    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-    return line if len(line) <= LINE_LIMIT else f"{line[:LINE_LIMIT]}…"
 
 
 def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -224,28 +205,21 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
     name = stated.published.row
     if name not in rows:
         raise UserError(f"{where}: published.row = {name!r}: {did_you_mean(name, rows)}")
-    wanted = _published_facts(rows[name])
-    for place, value in wanted.items():
-        stands = stated
-        for part in place.split("."):
-            stands = stands[part] if isinstance(stands, dict) else getattr(stands, part)
+    row = rows[name]
+    millions = row["parameters_millions"]["value"]
+    facts = [
+        ("title", stated.title, row["name"]),
+        ("published.source", stated.published.source, row["average"]["source"]),
+        ("parameters.total", stated.parameters.total, millions and round(millions * 1e6)),
+        ("protocol.selection", stated.protocol.selection, row["statistic"]["value"].split()[0]),
+        ("average", stated.average, row["average"]["value"]),
+        *((f"scores.{task}", stated.scores[task], f["value"]) for task, f in row["scores"].items()),
+    ]
+    for place, stands, value in facts:
         if stands != value:
             raise UserError(f"{where}: {place} = {stands!r}: results/published.json has {value!r}")
     unknown = ["parameters not known: the limit of the class could not be checked"]
     return (*odd, *(unknown if stated.parameters.both is None else []))
-
-
-def _published_facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row of ``results/published.json`` says, by the field of a submission."""
-    millions = row["parameters_millions"]["value"]
-    return {
-        "title": row["name"],
-        "published.source": row["average"]["source"],
-        "parameters.total": None if millions is None else round(millions * 1e6),
-        "protocol.selection": row["statistic"]["value"].split()[0],
-        "average": row["average"]["value"],
-        **{f"scores.{task}": figure["value"] for task, figure in row["scores"].items()},
-    }
 
 
 def _impossible(stated: Submission) -> list[str]:
@@ -263,10 +237,7 @@ def _impossible(stated: Submission) -> list[str]:
 
 
 def _recompute(
-    arrays: Mapping[tuple[str, int], np.ndarray],
-    kept: Mapping[tuple[str, int], dict[str, Any]],
-    labels: Labels,
-    where: Path,
+    arrays: Mapping[tuple[str, int], np.ndarray], kept: Records, labels: Labels, where: Path
 ) -> dict[str, list[float]]:
     """Scores by task, one per seed, of the tasks whose labels are at hand."""
     scores: dict[str, list[float]] = {}
@@ -286,9 +257,7 @@ def _recompute(
     return scores
 
 
-def _recorded(
-    kept: Mapping[tuple[str, int], dict[str, Any]], stated: Submission, done: set[str]
-) -> dict[str, list[float]]:
+def _recorded(kept: Records, stated: Submission, done: Iterable[str]) -> dict[str, list[float]]:
     """Scores by the records, of the tasks that have one for every seed and no labels at hand."""
     seeds = stated.protocol.seeds
     return {
@@ -314,9 +283,7 @@ def _check_scores(
         raise UserError(f"{where}: {'; '.join(wrong)}")
 
 
-def _grade(
-    kept: Mapping[tuple[str, int], dict[str, Any]], found: int, labels: Labels
-) -> tuple[Level, tuple[str, ...]]:
+def _grade(kept: Records, found: int, labels: Labels) -> tuple[Level, tuple[str, ...]]:
     """The level of an entry whose files hold, and what was not done."""
     if not labels.dev and not labels.absent:
         return "claimed", ("scores not recomputed: no dev labels at hand (--data folder)",)
@@ -331,9 +298,6 @@ def _grade(
         without = f"{found - whole} of {found} records missing or without a commit"
         return "recomputed", (f"not reproduced: {without}",)
     return "reproduced", ()
-
-
-# --- all entries -------------------------------------------------------------------------------
 
 
 def check(folder: Path, figures: Mapping[str, Any], labels: Labels) -> list[Entry]:

@@ -56,11 +56,9 @@ def gap(first: Entry, second: Entry, figures: Mapping[str, Any], labels: Labels)
     difference = first.average - second.average
     if first.level != "claimed" and second.level != "claimed":
         truth = {task: dev.label for task, dev in labels.dev.items()}
-        found = statistics.paired_bootstrap(
-            first.predictions, second.predictions, truth, resamples=RESAMPLES, seed=0
-        )
-        apart = found.low > 0 or found.high < 0
-        return Gap(difference, "" if apart else BOOTSTRAP, found.low, found.high)
+        pair = {"first": first.predictions, "second": second.predictions}
+        (found,) = statistics.compare(pair, truth, RESAMPLES).values()
+        return Gap(difference, "" if found.resolved else BOOTSTRAP, found.low, found.high)
     chosen = [entry.stated.protocol.selection for entry in (first, second)]
     if chosen == ["best", "median"]:  # the other way round the lead is only understated
         return Gap(difference, KIND)
@@ -69,18 +67,12 @@ def gap(first: Entry, second: Entry, figures: Mapping[str, Any], labels: Labels)
 
 
 def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) -> pd.DataFrame:
-    """The ranking.
+    """The ranking of entries that were checked with these `labels`.
 
-    Args:
-        entries: `check.check`.
-        figures: `paper.load`.
-        labels: Dev labels the entries were checked with.
-
-    Returns:
-        One row per entry that holds, as `ranked` orders them: entry (the `Entry`), rank, the
-        fields of the `Gap` to the next entry of its level (NaN and an empty ground for the last),
-        a column per task (x 100: medians where they could be recomputed, else as stated) and
-        made_of (what the scores are).
+    One row per entry that holds, as `ranked` orders them. Columns: entry (the `Entry`), rank,
+    made_of (what the scores are), the fields of the `Gap` to the next entry of its level (NaN and
+    an empty ground for the last), and one per task (x 100: medians where they could be recomputed,
+    else as stated).
     """
     held = ranked(entries)
     rows = []
@@ -89,9 +81,8 @@ def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) 
         if second and second.level == entry.level:
             ahead = gap(entry, second, figures, labels)
         scores = entry.stated.scores if entry.level == "claimed" else entry.medians
-        by_task = {task: scores[task] for task in glue.TASKS}
         own = {"entry": entry, "rank": rank, "made_of": _made_of(entry)}
-        rows.append(own | ahead._asdict() | by_task)
+        rows.append(own | ahead._asdict() | {task: scores[task] for task in glue.TASKS})
     return pd.DataFrame(rows)
 
 

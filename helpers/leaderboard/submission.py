@@ -10,10 +10,10 @@ from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from helpers.base import files
-from helpers.base.config import Name, Seed, read_yaml, validate
+from helpers.base.config import Name, Seed, Strict, read_yaml, validate
 from helpers.base.errors import UserError, did_you_mean
 from helpers.data import glue
 
@@ -42,11 +42,7 @@ Link = Annotated[str, Field(max_length=300), AfterValidator(_https)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Parameters(_Strict):
+class Parameters(Strict):
     """Size of the model that is fine-tuned, without its task head."""
 
     encoder: int | None = Field(ge=0, description="parameters without the embeddings")
@@ -61,7 +57,7 @@ class Parameters(_Strict):
         return self.encoder + self.embeddings
 
 
-class Hardware(_Strict):
+class Hardware(Strict):
     """What the model was pre-trained on."""
 
     device: Text = Field(description="the GPU, with its memory")
@@ -69,7 +65,7 @@ class Hardware(_Strict):
     hours: Number | None = Field(ge=0, description="wall-clock hours of pre-training")
 
 
-class Protocol(_Strict):
+class Protocol(Strict):
     """How a task's score was made of several fine-tunings."""
 
     selection: Literal["median", "best"] = Field(
@@ -85,14 +81,14 @@ class Protocol(_Strict):
     rule: int = Field(ge=1, le=RULE, description="version of the benchmark's rules")
 
 
-class Published(_Strict):
+class Published(Strict):
     """Marks a row that others published, copied as it stands in ``results/published.json``."""
 
     source: str = Field(description="key of sources")
     row: str = Field(description="key of table1.models")
 
 
-class Submission(_Strict):
+class Submission(Strict):
     """One entry. Scores are the task's metric x 100; a field that is not known is null."""
 
     name: Name = Field(max_length=60, description="the entry's folder")

@@ -31,15 +31,10 @@ def submit(
     figures: Mapping[str, Any],
     selection: str = "median",
 ) -> check.Entry:
-    """Writes an entry, whole or not at all, and checks it without labels.
+    """Writes the entry of a model with finished records on all eight tasks, whole or not at all.
 
-    Args:
-        run: ``runs/<profile>``, with finished records of the model on all eight tasks.
-        model: Registry name.
-        out: ``leaderboard/<name>``, which must not exist.
-        about: Fields of `ABOUT`; those of ``hardware`` and ``parameters`` go over the run's own.
-        figures: Of ``results/published.json``.
-        selection: ``median`` or ``best``.
+    It is checked, without labels. `about` has fields of `ABOUT`; those of ``hardware`` and
+    ``parameters`` go over the run's own. `selection` is ``median`` or ``best``.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; delete it or give another name")
@@ -58,7 +53,11 @@ def submit(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as part:
             folder = Path(part) / out.name
             submission.write(folder, values, "about (options or --about file)")
-            _copy(run, model, found, folder)
+            for record in found:  # byte for byte, because records hold hashes
+                task, seed = record["task"], record["seed"]
+                (folder / task).mkdir(exist_ok=True)
+                for name in (f"seed-{seed}.json", f"seed-{seed}.parquet"):
+                    shutil.copyfile(records.folder(run, model, task) / name, folder / task / name)
             entry = check.check_entry(folder, figures, Labels())
             if entry.error:
                 raise UserError(entry.error.replace(str(folder), str(out)))
@@ -66,16 +65,6 @@ def submit(
     except OSError as error:
         raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
     return entry
-
-
-def _copy(run: Path, model: str, found: list[dict[str, Any]], folder: Path) -> None:
-    """Records and predictions, byte for byte, because records hold hashes."""
-    for record in found:
-        source = records.folder(run, model, record["task"]) / f"seed-{record['seed']}.json"
-        for path in (source, source.with_suffix(".parquet")):
-            target = folder / record["task"] / path.name
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
 
 
 def _records(run: Path, model: str) -> list[dict[str, Any]]:
@@ -102,9 +91,7 @@ def _values(run: Path, found: list[dict[str, Any]], selection: str) -> dict[str,
     """What the records say, as fields of a submission."""
     first = found[0]
     trained, machine = first["pretrain"], first["pretrain_hardware"]
-    choose = {"median": median, "best": max}.get(selection)
-    if choose is None:
-        raise UserError(f"selection = {selection!r}: must be median or best")
+    choose = max if selection == "best" else median
     seeds = sorted({record["seed"] for record in found})
     scores = {
         task: round(choose([r["score"] for r in found if r["task"] == task]), 2)

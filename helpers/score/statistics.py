@@ -169,18 +169,6 @@ class Comparison:
         return not self.low <= 0 <= self.high
 
 
-def paired_bootstrap(
-    first: Mapping[str, np.ndarray],
-    second: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Comparison:
-    """:func:`compare` of a pair."""
-    models = {"first": first, "second": second}
-    return compare(models, labels, resamples, seed)["first", "second"]
-
-
 def compare(
     models: Mapping[str, Mapping[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],

@@ -14,50 +14,36 @@ import gc
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from statistics import fmean, median
+from typing import NamedTuple
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
-from stock import (
-    DROPOUT,
-    LENGTH,
-    RATE,
-    STOCK,
-    Dense,
-    Inputs,
-    Place,
-    StockStep,
-    Timed,
-    build,
-    corrupt_by_gumbel,
-    prepare,
-    stock_step,
-    timed,
-    with_trainer,
-)
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity
-from torch.profiler import profile as profiler
+from torch.profiler import ProfilerActivity, profile
+from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError, run_main
-from helpers.data import glue, tokenizer
-from helpers.model import registry
+from helpers.data import corpus, glue, tokenizer
+from helpers.model import disentangled, registry
+from helpers.model.dropout import use_fast_dropout
 from helpers.train import batches, finetune, loop, objectives, pretrain, provenance
 
+LENGTH, DROPOUT, RATE = 128, 0.1, 5e-4
 SPEEDS = ("pretrain", "switches", "finetune", "pack")  # of bench.json
 PARTS = (*SPEEDS, "profile", "curves")
-SHAPE = ("size", "batch", "steps", "threads")
 MODES = ("none", "default", "reduce-overhead")  # of torch.compile, on a GPU
 GOALS = {"electra-deberta": 3.0, "deberta": 3.0, "bert": 1.6}  # ratios to float32, on a CPU
 # Goals on one H200 in bfloat16, tokens per second; the order in which a GPU takes the models.
@@ -68,10 +54,27 @@ SIDES = ("stock", "ours, float32", "ours, bfloat16")
 POINT, END = 10, 50  # steps averaged into one point of a curve, and into the final loss
 PEAK_RATE = 2e-3  # of the curves
 CPU = torch.device("cpu")
+STOCK = "attention, dropout"  # without our exchanges: transformers' own modules alone
+
+Timed = Callable[[int], float]  # steps to seconds
 
 
-@dataclass(frozen=True)
-class Work:
+class Place(NamedTuple):
+    """Where and at what size both sides run, and what both read."""
+
+    folder: Path  # for temporary files
+    device: torch.device
+    size: str  # row of registry.SIZES
+    batch: int  # segments per pre-training step
+    steps: int  # pre-training steps in one timing
+    vocabulary: int  # rows of the embedding tables; the tokenizer has so many at most
+    profile: config.Profile  # of a run with a corpus and rows of tasks
+    tok: transformers.PreTrainedTokenizerBase
+    texts: list[str]
+    rows: np.ndarray  # uint16 [segments, LENGTH]
+
+
+class Work(NamedTuple):
     """One comparison of our side with a reference."""
 
     name: str
@@ -85,6 +88,264 @@ class Work:
     flops: float | None = None  # matrix-product FLOP of our model per unit
     dtype: str = "float32"  # of our products
     rate: float | None = None  # units per second aimed at, on the GPU that RATES names
+
+
+def prepare(
+    options: argparse.Namespace, folder: Path, size: str, batch: int, steps: int, vocabulary: int
+) -> Place:
+    """A place with the data of a folder, or of the embedded world."""
+    values = {"train_rows": options.rows, "dev_rows": 8, "documents": 2000, "data": options.data}
+    profile = config.load_profile("tiny", runs=str(folder / "runs"), **values)
+    corpus.run(config.Data(**profile.stage(config.Data)))
+    texts = list(corpus.read(profile.folder / "data" / "corpus"))
+    tok = tokenizer.train("wordpiece", vocabulary, lambda: iter(texts))
+    rows = np.concatenate(list(tokenizer.pack(texts, tok, LENGTH))).astype(np.uint16)
+    if batch > len(rows):
+        raise UserError(f"--batch {batch}: the corpus has {len(rows)} segments")
+    device = torch.device(options.device)
+    return Place(folder, device, size, batch, steps, vocabulary, profile, tok, texts, rows)
+
+
+def build(
+    place: Place,
+    name: str,
+    without: str = "",
+    half: bool = False,
+    rate: float = DROPOUT,
+    seed: int = 0,
+) -> nn.Module:
+    """A registry entry; each of our exchanges can be left out.
+
+    With `half` transformers' DeBERTa-v1 attention runs under bfloat16 autocast: its float32 biases
+    lift the queries to float32, whose lowest number does not fit the scores it is written into.
+    """
+    torch.manual_seed(seed)
+    shape = registry.get_size(place.size)
+    task = objectives.build(registry.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
+    task = task if "attention" in without else disentangled.speed_up(task)
+    task = task if "dropout" in without else use_fast_dropout(task)
+    for module in task.modules():
+        if half and isinstance(module, DisentangledSelfAttention):
+            for bias in (module.q_bias, module.v_bias):
+                bias.data = bias.data.bfloat16()
+    return task.to(place.device).train()
+
+
+def timed(step: Callable[[], object], device: torch.device) -> Timed:
+    """A timing of `step` repeated; it ends when the device has done it."""
+
+    def seconds(steps: int) -> float:
+        loop.wait(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        loop.wait(device)
+        return time.perf_counter() - began
+
+    return seconds
+
+
+def our_step(place: Place, task: nn.Module, dtype: str = "bfloat16", mode: str = "none") -> Timed:
+    """Optimiser steps of ``pretrain``; like a Trainer, each timing has new moments."""
+    vocabulary = objectives.Vocabulary.of(place.tok, place.device)
+    segments = batches.Segments(place.rows, place.batch, 0, place.device)
+    step = pretrain.Step(task, vocabulary, getattr(torch, dtype), mode=mode)
+
+    def seconds(steps: int) -> float:
+        for moment in chain.from_iterable(m.values() for m in step.optimiser.state.values()):
+            moment.zero_()
+        return timed(lambda: step(segments.batch(0), RATE), place.device)(steps)
+
+    return seconds
+
+
+def stock_step(place: Place, task: nn.Module, dtype: str) -> tuple[Callable, Timed]:
+    """A plain loop's step over stock classes, the collator's masks, and its timing."""
+    tokens = torch.from_numpy(place.rows[: place.batch].astype(np.int64))
+    optimiser = torch.optim.AdamW(task.parameters(), eps=1e-6, weight_decay=0.01)
+    mask, swap = task.spec.masking  # the model's own, so that losses compare
+    masks = {"mask_replace_prob": mask, "random_replace_prob": swap}
+    collator = transformers.DataCollatorForLanguageModeling(place.tok, **masks)
+
+    def step(tokens: torch.Tensor, rate: float) -> dict[str, torch.Tensor]:
+        made = collator([{"input_ids": row} for row in tokens.cpu()])
+        with loop.autocast(place.device, getattr(torch, dtype)):
+            loss = stock_loss(task, *(made[k].to(place.device) for k in ("input_ids", "labels")))
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        optimiser.zero_grad()
+        return {"loss": loss.detach()}
+
+    def seconds(steps: int) -> float:
+        optimiser.state.clear()  # like a Trainer
+        return timed(lambda: step(tokens, RATE), place.device)(steps)
+
+    return step, seconds
+
+
+def stock_loss(task: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits at every position; int64 [batch, length] both, labels -100 where not masked."""
+    if isinstance(task, objectives.MaskedLanguageModel):
+        return task.model(inputs, labels=labels).loss
+    chosen, corrupted = labels != -100, inputs.clone()
+    logits = task.generator(inputs).logits
+    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+    corrupted[chosen] = sample(logits[chosen])
+    replaced = (corrupted != torch.where(chosen, labels, inputs)).float()
+    hidden = registry.encoder(task.model)(corrupted).last_hidden_state
+    scores = task.model.discriminator_predictions(hidden).float()
+    found = nn.functional.binary_cross_entropy_with_logits(scores, replaced)
+    return loss + registry.DISCRIMINATOR_WEIGHT * found
+
+
+def with_trainer(
+    place: Place, model: nn.Module, rows: list[dict], collator: object = None, **more: object
+) -> Timed:
+    """Transformers' Trainer over `rows`, timed by its own clock, which leaves its set-up out."""
+    more |= {"save_strategy": "no", "logging_strategy": "no", "report_to": []}
+    more |= {"learning_rate": RATE, "disable_tqdm": True, "use_cpu": True}
+
+    def seconds(steps: int) -> float:
+        arguments = transformers.TrainingArguments(
+            str(place.folder), **{"max_steps": steps, **more}
+        )
+        trainer = transformers.Trainer(model, arguments, collator, rows)
+        trainer.remove_callback(transformers.PrinterCallback)
+        return trainer.train().metrics["train_runtime"]
+
+    return seconds
+
+
+def sample(logits: torch.Tensor) -> torch.Tensor:
+    """A draw of each row of logits by Gumbel noise, as the released ELECTRA-DeBERTa code does."""
+    logits = logits.detach().float()
+    noise = -torch.log(-torch.log(torch.rand_like(logits).clamp(1e-9, 1 - 1e-7)))
+    return (logits + noise).argmax(-1)
+
+
+def corrupt_by_gumbel(
+    tokens: torch.Tensor, masked: objectives.Masked, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``objectives.corrupt`` with a random number for every entry of the vocabulary."""
+    sampled = torch.where(masked.weights > 0, sample(logits), masked.targets)
+    corrupted = tokens.scatter(1, masked.positions, sampled)
+    return corrupted, (corrupted != tokens).float()
+
+
+def dense(self: nn.Module, tokens: torch.Tensor, masked: objectives.Masked, *_: object) -> dict:
+    """``MaskedLanguageModel.forward`` with the logits of every position, as in stock classes."""
+    labels = torch.full_like(tokens, -100).scatter(1, masked.positions, masked.targets)
+    return {"loss": self.model(masked.inputs, labels=labels).loss}
+
+
+def products(place: Place, step: Timed, dtype: torch.dtype) -> Timed:
+    """The matrix products of one training step at the same shapes, from contiguous operands.
+
+    An estimate of what a step cannot do without; attention counts as the products it is.
+    """
+    first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+    with sdpa_kernel(SDPBackend.MATH), profile(record_shapes=True) as seen:
+        step(1)
+    pairs = []
+    for event in seen.events():
+        if (place_of := first.get(event.name.removeprefix("aten::"))) is not None:
+            pairs.append([tuple(s) for s in event.input_shapes[place_of : place_of + 2]])
+    operands = {s: torch.randn(s, device=place.device).to(dtype) for s in chain(*pairs)}
+    return timed(lambda: [operands[one] @ operands[two] for one, two in pairs], place.device)
+
+
+def pretraining(place: Place, _: argparse.Namespace) -> Iterator[Work]:
+    """Pre-training steps against transformers'.
+
+    On a CPU a masked language model is compared with the Trainer, in either number format. On a
+    GPU all are compared with a plain loop under the same autocast, ours compiled or not.
+    """
+    gpu, half = place.device.type == "cuda", ("bfloat16", "bfloat16")
+    collator = transformers.DataCollatorForLanguageModeling(place.tok)
+    examples = [{"input_ids": row.tolist()} for row in place.rows]
+    forms = [half] if gpu else [("float32", "float32"), ("bfloat16", "float32"), half]
+    for name, (mine, other) in product(RATES if gpu else GOALS, forms):
+        halved = other == "bfloat16"
+        stock = build(place, name, STOCK, halved)
+        if gpu or registry.get(name).objective == "rtd":
+            theirs, kind = stock_step(place, stock, other)[1], "stock classes"
+        else:
+            more = {"per_device_train_batch_size": place.batch, "bf16": halved}
+            theirs = with_trainer(place, stock.model, examples, collator, **more)
+            kind = "Trainer"
+        for mode in MODES if gpu else ("none",):
+            task = build(place, name)
+            label = f"pre-train {name}, {mine}" + (f", {mode}" if mode != "none" else "")
+            about = (label, f"{kind}, {other}", "tokens/s", place.batch * LENGTH, place.steps)
+            goal = GOALS[name] if not gpu and other == "float32" else None
+            flops = objectives.flops_per_token(task, LENGTH)
+            ours, rate = our_step(place, task, mine, mode), RATES[name] if gpu else None
+            yield Work(*about, ours, theirs, goal, flops, mine, rate)
+
+
+def switches(place: Place, _: argparse.Namespace) -> Iterator[Work]:
+    """Our bfloat16 step against itself with one thing changed, then against its products."""
+
+    def step(name: str, dtype: str = "bfloat16", mode: str = "none", **changes: object) -> Timed:
+        return our_step(place, build(place, name, **changes), dtype, mode)
+
+    def work(name: str, change: str, theirs: Timed, dtype: str = "bfloat16", **more: float) -> Work:
+        more |= {"flops": objectives.flops_per_token(build(place, name), LENGTH), "dtype": dtype}
+        about = (f"{name}, {dtype}", change, "tokens/s", place.batch * LENGTH, place.steps)
+        return Work(*about, step(name, dtype), theirs, **more)
+
+    stock_attention = step("deberta", without="attention", half=True)
+    yield work("deberta", "with stock attention", stock_attention)
+    yield work("deberta", "with torch's dropout", step("deberta", without="dropout"))
+    yield work("deberta", "without dropout", step("deberta", rate=0.0))
+    yield work("deberta", "with float32", step("deberta", "float32"))
+    yield work("deberta", "with torch.compile", step("deberta", mode="default"))
+    everywhere = patch.object(objectives.MaskedLanguageModel, "forward", dense)(step("bert"))
+    yield work("bert", "with logits everywhere", everywhere)
+    noisy = patch.object(objectives, "corrupt", corrupt_by_gumbel)(step("electra-deberta"))
+    yield work("electra-deberta", "with Gumbel sampling", noisy)
+    for name, dtype in product(("bert", "deberta"), ("float32", "bfloat16")):
+        peak = products(place, step(name, dtype), getattr(torch, dtype))
+        yield work(name, "its matrix products alone", peak, dtype, goal=0.65)
+
+
+def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
+    """One epoch over the first rows of three tasks, ours by length against padding to 128."""
+    profile, tok, batch, encoder = place.profile, place.tok, 32, place.folder / "encoder"
+    build(place, "electra", STOCK).model.save_pretrained(encoder)
+    changes = {"finetune_batch_size": batch, "max_length": LENGTH, "finetune_learning_rate": 1e-4}
+    parameters = config.Finetune(**profile.stage(config.Finetune) | changes)
+    epochs = {"per_device_train_batch_size": batch, "num_train_epochs": 1, "max_steps": -1}
+    for name, goal in (("cola", 5.0), ("sst2", 5.0), ("rte", 1.5)):
+        glue.run(config.Data(**profile.stage(config.Data)), name)
+        table, task = glue.load(profile.folder, name, "train"), glue.get(name)
+        encoded = batches.encode(table, task, tok, LENGTH)
+        texts = [table[column].tolist() for column in task.columns]
+        padded = tok(*texts, truncation="longest_first", max_length=LENGTH, padding="max_length")
+        tok.backend_tokenizer.no_truncation()
+        tok.backend_tokenizer.no_padding()
+        rows = pd.DataFrame({**padded, "label": encoded.labels}).to_dict("records")
+        classifier = transformers.AutoModelForSequenceClassification
+        stock = classifier.from_pretrained(encoder, use_safetensors=True)
+        theirs = with_trainer(place, stock, rows, **epochs)
+        mine = finetune.open_encoder(encoder, task, DROPOUT)
+        epoch = partial(finetune.train, parameters, mine, encoded, tok, 1, 0, torch.float32)
+        label = f"fine-tune {task.name} ({f'{len(rows)} rows' if options.data else 'embedded'})"
+        about = (label, f"Trainer, padded to {LENGTH}", "examples/s", len(rows), 1)
+        yield Work(*about, timed(epoch, CPU), theirs, goal)
+
+
+def packing(place: Place, _: argparse.Namespace) -> Iterator[Work]:
+    """Tokenising and packing in memory against the tokenizer library's encoding alone."""
+    texts, encode = place.texts, place.tok.backend_tokenizer.encode_batch_fast
+    ours = timed(lambda: [*tokenizer.pack(texts, place.tok, LENGTH)], CPU)
+    theirs = timed(lambda: encode(texts, add_special_tokens=False), CPU)
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    about = ("tokenise and pack, in memory", "encode_batch_fast alone", "MB/s", size, 1)
+    yield Work(*about, ours, theirs, 0.85)
 
 
 def compare(work: Work, pairs: int, peaks: dict[str, float]) -> dict[str, object]:
@@ -135,163 +396,17 @@ def _resident(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP per second of this machine's products of square matrices, the best of ten."""
-    side = 8192 if device.type == "cuda" else 2048
-    one, two = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = timed(lambda: one @ two, device)
-    return 2 * side**3 / min(seconds(1) for _ in range(10))
-
-
-def our_step(
-    place: Place, data: Inputs, task: nn.Module, dtype: str = "bfloat16", mode: str = "none"
-) -> Timed:
-    """Optimiser steps of ``pretrain``; like a Trainer, each timing has new moments."""
-    vocabulary = objectives.Vocabulary.of(data.tok, place.device)
-    segments = batches.Segments(data.rows, place.batch, 0, place.device)
-    step = pretrain.Step(task, vocabulary, getattr(torch, dtype), mode=mode)
-
-    def seconds(steps: int) -> float:
-        for moments in step.optimiser.state.values():
-            for moment in moments.values():
-                moment.zero_()
-        return timed(lambda: step(segments.batch(0), RATE), place.device)(steps)
-
-    return seconds
-
-
-def pretraining(place: Place) -> Iterator[Work]:
-    """Pre-training steps against transformers'.
-
-    On a CPU a masked language model is compared with the Trainer, in either number format. On a
-    GPU all are compared with a plain loop under the same autocast, ours compiled or not.
-    """
-    data, half = prepare(place), ("bfloat16", "bfloat16")
-    collator = transformers.DataCollatorForLanguageModeling(data.tok)
-    examples = [{"input_ids": row.tolist()} for row in data.rows]
-    forms = [half] if place.gpu else [("float32", "float32"), ("bfloat16", "float32"), half]
-    for name, (mine, other) in product(RATES if place.gpu else GOALS, forms):
-        halved = other == "bfloat16"
-        stock = build(place, name, **STOCK, half=halved)
-        if place.gpu or registry.get(name).objective == "rtd":
-            theirs, kind = stock_step(place, data, stock, other), "stock classes"
-        else:
-            theirs = with_trainer(place, stock.model, examples, place.batch, collator, halved)
-            kind = "Trainer"
-        for mode in MODES if place.gpu else ("none",):
-            task = build(place, name)
-            label = f"pre-train {name}, {mine}" + (f", {mode}" if mode != "none" else "")
-            about = (label, f"{kind}, {other}", "tokens/s", place.batch * LENGTH, place.steps)
-            goal = GOALS[name] if not place.gpu and other == "float32" else None
-            flops = objectives.flops_per_token(task, LENGTH)
-            ours, rate = our_step(place, data, task, mine, mode), RATES[name] if place.gpu else None
-            yield Work(*about, ours, theirs, goal, flops, mine, rate)
-
-
-def switches(place: Place) -> Iterator[Work]:
-    """Our bfloat16 step against itself with one thing changed, then against its products."""
-    data, amount = prepare(place), place.batch * LENGTH
-
-    def step(name: str, dtype: str = "bfloat16", mode: str = "none", **changes: object) -> Timed:
-        return our_step(place, data, build(place, name, **changes), dtype, mode)
-
-    def work(name: str, change: str, theirs: Timed, dtype: str = "bfloat16", **more: float) -> Work:
-        task = build(place, name)
-        more |= {"flops": objectives.flops_per_token(task, LENGTH), "dtype": dtype}
-        about = (f"{name}, {dtype}", change, "tokens/s", amount, place.steps)
-        return Work(*about, our_step(place, data, task, dtype), theirs, **more)
-
-    stock_attention = step("deberta", attention=False, half=True)
-    yield work("deberta", "with stock attention", stock_attention)
-    yield work("deberta", "with torch's dropout", step("deberta", cheap_dropout=False))
-    yield work("deberta", "without dropout", step("deberta", rate=0.0))
-    yield work("deberta", "with float32", step("deberta", "float32"))
-    yield work("deberta", "with torch.compile", step("deberta", mode="default"))
-    dense = Dense(build(place, "bert")).train()
-    yield work("bert", "with logits everywhere", our_step(place, data, dense))
-    noisy = step("electra-deberta")
-
-    def by_gumbel(steps: int) -> float:
-        with patch.object(objectives, "corrupt", corrupt_by_gumbel):
-            return noisy(steps)
-
-    yield work("electra-deberta", "with Gumbel sampling", by_gumbel)
-    for name, dtype in product(("bert", "deberta"), ("float32", "bfloat16")):
-        peak = products(place, step(name, dtype), getattr(torch, dtype))
-        yield work(name, "its matrix products alone", peak, dtype, goal=0.65)
-
-
-def products(place: Place, step: Timed, dtype: torch.dtype) -> Timed:
-    """The matrix products of one training step at the same shapes, from contiguous operands.
-
-    An estimate of what a step cannot do without; attention counts as the products it is.
-    """
-    first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-    with sdpa_kernel(SDPBackend.MATH), profiler(record_shapes=True) as seen:
-        step(1)
-    pairs = []
-    for event in seen.events():
-        if (place_of := first.get(event.name.removeprefix("aten::"))) is not None:
-            pairs.append([tuple(s) for s in event.input_shapes[place_of : place_of + 2]])
-    shapes = {shape for pair in pairs for shape in pair}
-    operands = {s: torch.randn(s, device=place.device).to(dtype) for s in shapes}
-    return timed(lambda: [operands[one] @ operands[two] for one, two in pairs], place.device)
-
-
-def finetuning(place: Place, data: str, count: int) -> Iterator[Work]:
-    """One epoch over the first rows of three tasks, ours by length against padding to 128."""
-    inputs, batch, encoder = prepare(place, data, count), 32, place.folder / "encoder"
-    profile, tok = inputs.profile, inputs.tok
-    build(place, "electra", **STOCK).model.save_pretrained(encoder)
-    changes = {"finetune_batch_size": batch, "max_length": LENGTH, "finetune_learning_rate": 1e-4}
-    parameters = config.Finetune(**profile.stage(config.Finetune) | changes)
-    for name, goal in (("cola", 5.0), ("sst2", 5.0), ("rte", 1.5)):
-        glue.run(config.Data(**profile.stage(config.Data)), name)
-        table, task = glue.load(profile.folder, name, "train"), glue.get(name)
-        encoded = batches.encode(table, task, tok, LENGTH)
-        texts = [table[column].tolist() for column in task.columns]
-        padded = tok(*texts, truncation="longest_first", max_length=LENGTH, padding="max_length")
-        tok.backend_tokenizer.no_truncation()
-        tok.backend_tokenizer.no_padding()
-        rows = [
-            {key: padded[key][i] for key in padded} | {"label": int(label)}
-            for i, label in enumerate(encoded.labels)
-        ]
-        classifier = transformers.AutoModelForSequenceClassification
-        stock = classifier.from_pretrained(encoder, use_safetensors=True)
-        mine = finetune.open_encoder(encoder, task, DROPOUT)
-
-        def epoch(mine: nn.Module = mine, encoded: batches.Encoded = encoded) -> None:
-            finetune.train(parameters, mine, encoded, tok, 1, 0, torch.float32)
-
-        theirs = with_trainer(place, stock, rows, batch, None, False, -(-len(rows) // batch))
-        label = f"fine-tune {task.name} ({f'{len(rows)} rows' if data else 'embedded'})"
-        about = (label, f"Trainer, padded to {LENGTH}", "examples/s", len(rows), 1)
-        yield Work(*about, timed(epoch, CPU), theirs, goal)
-
-
-def packing(place: Place, data: str) -> Iterator[Work]:
-    """Tokenising and packing in memory against the tokenizer library's encoding alone."""
-    inputs = prepare(place, data)
-    texts, encoder = inputs.texts, inputs.tok.backend_tokenizer
-    ours = timed(lambda: [*tokenizer.pack(texts, inputs.tok, LENGTH)], CPU)
-    theirs = timed(lambda: encoder.encode_batch_fast(texts, add_special_tokens=False), CPU)
-    size = sum(len(text.encode()) for text in texts) / 1e6
-    about = ("tokenise and pack, in memory", "encode_batch_fast alone", "MB/s", size, 1)
-    yield Work(*about, ours, theirs, 0.85)
-
-
 def speeds(place: Place, options: argparse.Namespace) -> Iterator[dict]:
     """bench.json, after every row."""
-    peaks = {d: matmul_rate(getattr(torch, d), place.device) for d in ("float32", "bfloat16")}
-    parts = {
-        "pretrain": lambda: pretraining(place),
-        "switches": lambda: switches(place),
-        "finetune": lambda: finetuning(place, options.data, options.rows),
-        "pack": lambda: packing(place, options.data),
-    }
+    side, peaks = 8192 if place.device.type == "cuda" else 2048, {}
+    for dtype in ("float32", "bfloat16"):  # the best of ten products of square matrices, FLOP/s
+        square = torch.randn(side, side, device=place.device).to(getattr(torch, dtype))
+        seconds = timed(partial(torch.matmul, square, square), place.device)
+        peaks[dtype] = 2 * side**3 / min(seconds(1) for _ in range(10))
+    makers = dict(zip(SPEEDS, (pretraining, switches, finetuning, packing), strict=True))
+    works = (makers[name](place, options) for name in SPEEDS if name in options.parts)
     rows = []
-    for work in chain.from_iterable(parts[name]() for name in SPEEDS if name in options.parts):
+    for work in chain.from_iterable(works):
         row = compare(work, options.pairs, peaks)
         for side in ("ours", "theirs"):
             row[f"memory_{side}"] = peak_memory(getattr(work, side), place.device)
@@ -305,73 +420,68 @@ def speeds(place: Place, options: argparse.Namespace) -> Iterator[dict]:
         yield {"peaks": peaks, "rows": rows}
 
 
-def profile(place: Place, model: str = "electra-deberta", dtype: str = "bfloat16") -> dict:
+def operations(place: Place, _: argparse.Namespace) -> Iterator[dict]:
     """profile.json: the shares of a step's CPU time, by operation, as torch's profiler sees it."""
-    step = our_step(place, prepare(place), build(place, model), dtype)
+    model, dtype = "electra-deberta", "bfloat16"
+    step = our_step(place, build(place, model), dtype)
     step(2)
-    with profiler(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
         step(place.steps)
-    times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
-    most = sorted(times, key=times.get, reverse=True)[:OPERATIONS]
-    shares = {name: round(times[name] / sum(times.values()), 4) for name in most}
-    for name, share in shares.items():
-        print(f"{name:<40}{share:>7.1%}")
-    return {"model": model, "precision": dtype, "shares": shares}
+    times = pd.Series({event.key: event.self_cpu_time_total for event in seen.key_averages()})
+    shares = (times / times.sum()).nlargest(OPERATIONS).round(4)
+    print(shares.to_string())
+    yield {"model": model, "precision": dtype, "shares": shares.to_dict()}
 
 
-def losses(place: Place, data: Inputs, name: str, side: str, seed: int) -> list[float]:
+def losses(place: Place, name: str, side: str, seed: int) -> list[float]:
     """The loss of every step of one side."""
-    segments = batches.Segments(data.rows, place.batch, seed, place.device)
+    segments = batches.Segments(place.rows, place.batch, seed, place.device)
+    task = build(place, name, "" if side != "stock" else STOCK, seed=seed)
     if side == "stock":
-        step = StockStep(place, data, build(place, name, seed=seed, **STOCK), "float32")
+        step, _ = stock_step(place, task, "float32")
     else:
-        vocabulary = objectives.Vocabulary.of(data.tok, place.device)
-        dtype = getattr(torch, side.split(", ")[1])
-        step = pretrain.Step(build(place, name, seed=seed), vocabulary, dtype)
+        vocabulary = objectives.Vocabulary.of(place.tok, place.device)
+        step = pretrain.Step(task, vocabulary, getattr(torch, side.split(", ")[1]))
     found = []
-    bar = progress.bar(place.steps, f"{name}, {side}, seed {seed}", "steps")
-    for number in range(place.steps):
-        torch.manual_seed(seeding.derive_seed(seed, "step", number))
-        rate = PEAK_RATE * loop.schedule(number, place.steps // 10, place.steps)
-        tokens = segments.batch(number)
-        if side == "stock":
-            found.append(step(list(tokens), rate))
-        else:
-            step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
-            found.append(step(tokens, rate)["loss"].clone())
-        bar.update()
-    bar.close()
+    with progress.bar(place.steps, f"{name}, {side}, seed {seed}", "steps") as bar:
+        for number in range(place.steps):
+            torch.manual_seed(seeding.derive_seed(seed, "step", number))
+            if side != "stock":
+                step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
+            rate = PEAK_RATE * loop.schedule(number, place.steps // 10, place.steps)
+            found.append(step(segments.batch(number), rate)["loss"].clone())
+            bar.update()
     return torch.stack(found).tolist()
 
 
-def curves(place: Place, data: str, seeds: int) -> dict:
+def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
     """curves.json: equal quality, the losses of this project's steps beside transformers'."""
-    inputs, runs = prepare(place, data), []
-    for name, side, seed in product(MODELS, SIDES, range(seeds)):
-        found = losses(place, inputs, name, side, seed)
+    runs = []
+    for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
+        found = losses(place, name, side, seed)
         points = np.array(found)[: len(found) // POINT * POINT].reshape(-1, POINT).mean(1)
         run = {"model": name, "side": side, "seed": seed, "final": fmean(found[-END:])}
         runs.append(run | {"curve": points.round(4).tolist()})
         print(f"{name:<18}{side:<18}{seed}  {run['final']:.4f}", flush=True)
     about = {"vocabulary": place.vocabulary, "steps": place.steps, "rate": PEAK_RATE}
     about |= {"dropout": DROPOUT, "point": POINT, "end": END, "runs": runs}
-    return about | {"corpus": "a folder of prose" if data else "the embedded world"}
+    yield about | {"corpus": "a folder of prose" if options.data else "the embedded world"}
 
 
-def measure(options: argparse.Namespace, name: str, make: Callable, **shape: object) -> None:
+def measure(options: argparse.Namespace, make: Callable, name: str, **shape: object) -> None:
     """Writes one file of results: where they come from, and what `make` finds at that shape.
 
     An option that was given goes over the part's own size, batch, steps and threads.
     """
-    given = {key: value for key in SHAPE if (value := getattr(options, key))}
-    shape |= given
+    keys = ("size", "batch", "steps", "threads")
+    shape |= {key: value for key in keys if (value := getattr(options, key))}
     threads = shape.pop("threads")
     loop.begin(threads)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(folder=Path(folder), **shape)
+        place = prepare(options, Path(folder), **shape)
         about = {"hardware": provenance.hardware(threads), "versions": provenance.versions()}
         about |= {"size": place.size, "length": LENGTH, "batch": place.batch}
-        for found in make(place):
+        for found in make(place, options):
             files.write_json(files.resolve(options.out) / name, about | found)
     print(f"written to {options.out / name}")
 
@@ -379,38 +489,36 @@ def measure(options: argparse.Namespace, name: str, make: Callable, **shape: obj
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the three files")
-    parser.add_argument("--data", default="", help="folder with glue/ and corpus/; else embedded")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which of them")
-    parser.add_argument("--size", help="row of registry.SIZES; else paper, and mini for curves")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--plan", choices=("cpu", "gpu"), help="of pretrain; else the device's")
-    parser.add_argument("--pairs", type=int, default=5, help="timings of either side")
-    parser.add_argument("--batch", type=int, help="segments per step; else 16, and 4 for curves")
-    parser.add_argument("--steps", type=int, help="in one timing, profile or curve; else 1, 3, 300")
-    parser.add_argument("--rows", type=int, default=256, help="examples of a fine-tuning epoch")
-    parser.add_argument("--seeds", type=int, default=3, help="curves of either side")
-    parser.add_argument("--threads", type=int, help="of the CPU; else all, and one for curves")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs"), help="folder of the three files")
+    add("--data", default="", help="folder with glue/ and corpus/; else embedded")
+    add("--parts", default=",".join(PARTS), help="which of them")
+    add("--size", help="row of registry.SIZES; else paper, and mini for curves")
+    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--pairs", type=int, default=5, help="timings of either side")
+    add("--batch", type=int, help="segments per step; else 16, and 4 for curves")
+    add("--steps", type=int, help="in one timing, profile or curve; else 1, 3, 300")
+    add("--rows", type=int, default=256, help="examples of a fine-tuning epoch")
+    add("--seeds", type=int, default=3, help="curves of either side")
+    add("--threads", type=int, help="of the CPU; else all, and one for curves")
     options = parser.parse_args()
-    if unknown := set(options.parts.split(",")) - set(PARTS):
-        raise UserError(f"--parts {', '.join(unknown)}: known are {', '.join(PARTS)}")
     options.parts = options.parts.split(",")
+    if unknown := set(options.parts) - set(PARTS):
+        raise UserError(f"--parts {', '.join(unknown)}: known are {', '.join(PARTS)}")
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the Trainer would take a GPU unasked
     elif not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    large = {"size": "paper", "batch": 16, "threads": os.cpu_count()}
+    large = {"size": "paper", "batch": 16, "threads": os.cpu_count(), "vocabulary": 30_522}
     small = {"size": "mini", "batch": 4, "threads": 1, "vocabulary": 4000}
     if set(options.parts) & set(SPEEDS):
-        device, gpu = torch.device(options.device), (options.plan or options.device) != "cpu"
-        make = partial(speeds, options=options)
-        measure(options, "bench.json", make, device=device, gpu=gpu, steps=1, **large)
+        measure(options, speeds, "bench.json", steps=1, **large)
+    options.device = "cpu"
     if "profile" in options.parts:
-        measure(options, "profile.json", lambda p: [profile(p)], device=CPU, steps=3, **large)
+        measure(options, operations, "profile.json", steps=3, **large)
     if "curves" in options.parts:
-        make = lambda place: [curves(place, options.data, options.seeds)]  # noqa: E731
-        measure(options, "curves.json", make, device=CPU, steps=300, **small)
+        measure(options, curves, "curves.json", steps=300, **small)
 
 
 if __name__ == "__main__":

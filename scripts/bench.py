@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import gc
 import os
+import re
 import sys
 import tempfile
 import time
@@ -34,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 
-from helpers.base import config, files, progress, seeding
+from helpers.base import config, files, seeding
 from helpers.base.errors import UserError, run_main
 from helpers.data import corpus, glue, tokenizer
 from helpers.model import disentangled, registry
@@ -42,13 +43,9 @@ from helpers.model.dropout import use_fast_dropout
 from helpers.train import batches, finetune, loop, objectives, pretrain, provenance
 
 LENGTH, DROPOUT, RATE = 128, 0.1, 5e-4
-SPEEDS = ("pretrain", "switches", "finetune", "pack")  # of bench.json
-PARTS = (*SPEEDS, "profile", "curves")
-MODES = ("none", "default", "reduce-overhead")  # of torch.compile, on a GPU
 GOALS = {"electra-deberta": 3.0, "deberta": 3.0, "bert": 1.6}  # ratios to float32, on a CPU
 # Goals on one H200 in bfloat16, tokens per second; the order in which a GPU takes the models.
 RATES = {"electra": 1.2e6, "electra-deberta": 0.6e6, "bert": 1.5e6, "deberta": None}
-OPERATIONS = 12  # of a profile
 MODELS = ("bert", "deberta", "electra", "electra-deberta")  # of the curves
 SIDES = ("stock", "ours, float32", "ours, bfloat16")
 POINT, END = 10, 50  # steps averaged into one point of a curve, and into the final loss
@@ -109,7 +106,7 @@ def prepare(
 def build(
     place: Place,
     name: str,
-    without: str = "",
+    lacks: str = "",
     half: bool = False,
     rate: float = DROPOUT,
     seed: int = 0,
@@ -122,8 +119,8 @@ def build(
     torch.manual_seed(seed)
     shape = registry.get_size(place.size)
     task = objectives.build(registry.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
-    task = task if "attention" in without else disentangled.speed_up(task)
-    task = task if "dropout" in without else use_fast_dropout(task)
+    task = task if "attention" in lacks else disentangled.speed_up(task)
+    task = task if "dropout" in lacks else use_fast_dropout(task)
     for module in task.modules():
         if half and isinstance(module, DisentangledSelfAttention):
             for bias in (module.q_bias, module.v_bias):
@@ -131,7 +128,7 @@ def build(
     return task.to(place.device).train()
 
 
-def timed(step: Callable[[], object], device: torch.device) -> Timed:
+def timed(step: Callable[[], object], device: torch.device = CPU) -> Timed:
     """A timing of `step` repeated; it ends when the device has done it."""
 
     def seconds(steps: int) -> float:
@@ -209,9 +206,7 @@ def with_trainer(
     more |= {"learning_rate": RATE, "disable_tqdm": True, "use_cpu": True}
 
     def seconds(steps: int) -> float:
-        arguments = transformers.TrainingArguments(
-            str(place.folder), **{"max_steps": steps, **more}
-        )
+        arguments = transformers.TrainingArguments(str(place.folder), **{"max_steps": steps} | more)
         trainer = transformers.Trainer(model, arguments, collator, rows)
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer.train().metrics["train_runtime"]
@@ -258,10 +253,9 @@ def products(place: Place, step: Timed, dtype: torch.dtype) -> Timed:
 
 
 def pretraining(place: Place, _: argparse.Namespace) -> Iterator[Work]:
-    """Pre-training steps against transformers'.
+    """Pre-training steps against transformers' Trainer, in either number format.
 
-    On a CPU a masked language model is compared with the Trainer, in either number format. On a
-    GPU all are compared with a plain loop under the same autocast, ours compiled or not.
+    On a GPU, and for ELECTRA, the other side is a plain loop under the same autocast.
     """
     gpu, half = place.device.type == "cuda", ("bfloat16", "bfloat16")
     collator = transformers.DataCollatorForLanguageModeling(place.tok)
@@ -274,9 +268,8 @@ def pretraining(place: Place, _: argparse.Namespace) -> Iterator[Work]:
             theirs, kind = stock_step(place, stock, other)[1], "stock classes"
         else:
             more = {"per_device_train_batch_size": place.batch, "bf16": halved}
-            theirs = with_trainer(place, stock.model, examples, collator, **more)
-            kind = "Trainer"
-        for mode in MODES if gpu else ("none",):
+            theirs, kind = with_trainer(place, stock.model, examples, collator, **more), "Trainer"
+        for mode in ("none", "default", "reduce-overhead") if gpu else ("none",):
             task = build(place, name)
             label = f"pre-train {name}, {mine}" + (f", {mode}" if mode != "none" else "")
             about = (label, f"{kind}, {other}", "tokens/s", place.batch * LENGTH, place.steps)
@@ -297,9 +290,8 @@ def switches(place: Place, _: argparse.Namespace) -> Iterator[Work]:
         about = (f"{name}, {dtype}", change, "tokens/s", place.batch * LENGTH, place.steps)
         return Work(*about, step(name, dtype), theirs, **more)
 
-    stock_attention = step("deberta", without="attention", half=True)
-    yield work("deberta", "with stock attention", stock_attention)
-    yield work("deberta", "with torch's dropout", step("deberta", without="dropout"))
+    yield work("deberta", "with stock attention", step("deberta", lacks="attention", half=True))
+    yield work("deberta", "with torch's dropout", step("deberta", lacks="dropout"))
     yield work("deberta", "without dropout", step("deberta", rate=0.0))
     yield work("deberta", "with float32", step("deberta", "float32"))
     yield work("deberta", "with torch.compile", step("deberta", mode="default"))
@@ -335,17 +327,21 @@ def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
         epoch = partial(finetune.train, parameters, mine, encoded, tok, 1, 0, torch.float32)
         label = f"fine-tune {task.name} ({f'{len(rows)} rows' if options.data else 'embedded'})"
         about = (label, f"Trainer, padded to {LENGTH}", "examples/s", len(rows), 1)
-        yield Work(*about, timed(epoch, CPU), theirs, goal)
+        yield Work(*about, timed(epoch), theirs, goal)
 
 
 def packing(place: Place, _: argparse.Namespace) -> Iterator[Work]:
     """Tokenising and packing in memory against the tokenizer library's encoding alone."""
     texts, encode = place.texts, place.tok.backend_tokenizer.encode_batch_fast
-    ours = timed(lambda: [*tokenizer.pack(texts, place.tok, LENGTH)], CPU)
-    theirs = timed(lambda: encode(texts, add_special_tokens=False), CPU)
+    ours = timed(lambda: [*tokenizer.pack(texts, place.tok, LENGTH)])
+    theirs = timed(lambda: encode(texts, add_special_tokens=False))
     size = sum(len(text.encode()) for text in texts) / 1e6
     about = ("tokenise and pack, in memory", "encode_batch_fast alone", "MB/s", size, 1)
     yield Work(*about, ours, theirs, 0.85)
+
+
+SPEEDS = {"pretrain": pretraining, "switches": switches, "finetune": finetuning, "pack": packing}
+PARTS = (*SPEEDS, "profile", "curves")
 
 
 def compare(work: Work, pairs: int, peaks: dict[str, float]) -> dict[str, object]:
@@ -386,14 +382,11 @@ def peak_memory(step: Timed, device: torch.device) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     except OSError:
         return None
-    before = _resident("VmRSS")
+    status = Path("/proc/self/status")
+    before = re.search(r"VmRSS:\s+(\d+)", status.read_text())
     step(1)
-    return max(0, _resident("VmHWM") - before)
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    peak = re.search(r"VmHWM:\s+(\d+)", status.read_text())
+    return max(0, int(peak[1]) - int(before[1])) * 1024
 
 
 def speeds(place: Place, options: argparse.Namespace) -> Iterator[dict]:
@@ -403,20 +396,14 @@ def speeds(place: Place, options: argparse.Namespace) -> Iterator[dict]:
         square = torch.randn(side, side, device=place.device).to(getattr(torch, dtype))
         seconds = timed(partial(torch.matmul, square, square), place.device)
         peaks[dtype] = 2 * side**3 / min(seconds(1) for _ in range(10))
-    makers = dict(zip(SPEEDS, (pretraining, switches, finetuning, packing), strict=True))
-    works = (makers[name](place, options) for name in SPEEDS if name in options.parts)
-    rows = []
+    works, rows = (SPEEDS[name](place, options) for name in SPEEDS if name in options.parts), []
     for work in chain.from_iterable(works):
         row = compare(work, options.pairs, peaks)
         for side in ("ours", "theirs"):
             row[f"memory_{side}"] = peak_memory(getattr(work, side), place.device)
         rows.append(row)
-        print(
-            f"{row['work']:<38}{row['reference']:<32}{row['ours']:>11,.1f}{row['theirs']:>11,.1f} "
-            f"{row['unit']:<11}{row['ratio']:>6.2f}x ({row['ratio_low']:.2f} to "
-            f"{row['ratio_high']:.2f})",
-            flush=True,
-        )
+        form = "{work:<38}{reference:<32}{ours:>11,.1f}{theirs:>11,.1f} {unit:<11}{ratio:>6.2f}x"
+        print((form + " ({ratio_low:.2f} to {ratio_high:.2f})").format(**row), flush=True)
         yield {"peaks": peaks, "rows": rows}
 
 
@@ -428,37 +415,27 @@ def operations(place: Place, _: argparse.Namespace) -> Iterator[dict]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step(place.steps)
     times = pd.Series({event.key: event.self_cpu_time_total for event in seen.key_averages()})
-    shares = (times / times.sum()).nlargest(OPERATIONS).round(4)
+    shares = (times / times.sum()).nlargest(12).round(4)
     print(shares.to_string())
     yield {"model": model, "precision": dtype, "shares": shares.to_dict()}
 
 
-def losses(place: Place, name: str, side: str, seed: int) -> list[float]:
-    """The loss of every step of one side."""
-    segments = batches.Segments(place.rows, place.batch, seed, place.device)
-    task = build(place, name, "" if side != "stock" else STOCK, seed=seed)
-    if side == "stock":
-        step, _ = stock_step(place, task, "float32")
-    else:
-        vocabulary = objectives.Vocabulary.of(place.tok, place.device)
-        step = pretrain.Step(task, vocabulary, getattr(torch, side.split(", ")[1]))
-    found = []
-    with progress.bar(place.steps, f"{name}, {side}, seed {seed}", "steps") as bar:
+def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
+    """curves.json: equal quality, the losses of this project's steps beside transformers'."""
+    vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device), []
+    for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
+        segments = batches.Segments(place.rows, place.batch, seed, place.device)
+        task, found = build(place, name, STOCK if side == "stock" else "", seed=seed), []
+        if side == "stock":
+            step, _ = stock_step(place, task, "float32")
+        else:
+            step = pretrain.Step(task, vocabulary, getattr(torch, side.split(", ")[1]))
         for number in range(place.steps):
             torch.manual_seed(seeding.derive_seed(seed, "step", number))
             if side != "stock":
                 step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
             rate = PEAK_RATE * loop.schedule(number, place.steps // 10, place.steps)
-            found.append(step(segments.batch(number), rate)["loss"].clone())
-            bar.update()
-    return torch.stack(found).tolist()
-
-
-def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
-    """curves.json: equal quality, the losses of this project's steps beside transformers'."""
-    runs = []
-    for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
-        found = losses(place, name, side, seed)
+            found.append(float(step(segments.batch(number), rate)["loss"]))
         points = np.array(found)[: len(found) // POINT * POINT].reshape(-1, POINT).mean(1)
         run = {"model": name, "side": side, "seed": seed, "final": fmean(found[-END:])}
         runs.append(run | {"curve": points.round(4).tolist()})
@@ -477,11 +454,10 @@ def measure(options: argparse.Namespace, make: Callable, name: str, **shape: obj
     shape |= {key: value for key in keys if (value := getattr(options, key))}
     threads = shape.pop("threads")
     loop.begin(threads)
+    about = {"hardware": provenance.hardware(threads), "versions": provenance.versions()}
+    about |= {"size": shape["size"], "length": LENGTH, "batch": shape["batch"]}
     with tempfile.TemporaryDirectory() as folder:
-        place = prepare(options, Path(folder), **shape)
-        about = {"hardware": provenance.hardware(threads), "versions": provenance.versions()}
-        about |= {"size": place.size, "length": LENGTH, "batch": place.batch}
-        for found in make(place, options):
+        for found in make(prepare(options, Path(folder), **shape), options):
             files.write_json(files.resolve(options.out) / name, about | found)
     print(f"written to {options.out / name}")
 
@@ -511,14 +487,22 @@ def main() -> None:
         raise UserError("--device cuda: torch sees no GPU")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     large = {"size": "paper", "batch": 16, "threads": os.cpu_count(), "vocabulary": 30_522}
-    small = {"size": "mini", "batch": 4, "threads": 1, "vocabulary": 4000}
     if set(options.parts) & set(SPEEDS):
         measure(options, speeds, "bench.json", steps=1, **large)
     options.device = "cpu"
     if "profile" in options.parts:
         measure(options, operations, "profile.json", steps=3, **large)
     if "curves" in options.parts:
-        measure(options, curves, "curves.json", steps=300, **small)
+        measure(
+            options,
+            curves,
+            "curves.json",
+            steps=300,
+            size="mini",
+            batch=4,
+            threads=1,
+            vocabulary=4000,
+        )
 
 
 if __name__ == "__main__":

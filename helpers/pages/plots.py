@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -16,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
-from helpers.base import files
 from helpers.pages.view import View
 from helpers.score import paper, statistics
 
 MARKERS = "osD^vPX*<>hp"
 PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
+COLOUR = sns.color_palette(PALETTE)[0]
 WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
 TOKENS, FLOPS = "pretrain.tokens", "pretrain.flops"
 
@@ -39,30 +37,27 @@ def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _panels(names: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
+    """A panel for each name, four in a row."""
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = _axes(9 if columns > 1 else 6, 2.2 * rows + 0.4, rows, columns)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    return figure, dict(zip(names, axes.flat, strict=False))
+
+
 def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     colours = sns.color_palette(PALETTE, max(len(names), 1))
     return dict(zip(names, colours, strict=False))
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as SVG, atomically: the same figure gives the same bytes."""
-    with (
-        mpl.rc_context({"svg.hashsalt": "small-bench-nlp", "svg.fonttype": "path"}),
-        files.replacing(Path(path)) as temporary,
-    ):
-        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
-
-
+@_style()
 def loss(log: pd.DataFrame, title: str = "") -> Figure:
     """Pre-training loss against tokens seen.
 
-    Args:
-        log: Columns tokens (count) and loss (nats); generator_loss and discriminator_loss are
-            drawn too where they are present.
-        title: Printed above the axes.
-
-    Raises:
-        ValueError: A column is missing.
+    `log` has columns tokens (count) and loss (nats); generator_loss and discriminator_loss are
+    drawn too where they are present.
     """
     for column in ("tokens", "loss"):
         if column not in log:
@@ -73,162 +68,115 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
         "discriminator_loss": "discriminator (replaced or not)",
     }
     present = [column for column in names if column in log and log[column].notna().any()]
-    with _style():
-        figure, axes = _axes(7, 3.6, columns=1 if len(present) == 1 else 2)
-        colours = _palette(present)
-        for column in present:
-            apart = column == "discriminator_loss"
-            axis = axes[0, 1] if apart else axes[0, 0]
-            axis.plot(log["tokens"] / 1e6, log[column], color=colours[column], label=names[column])
-        for axis in axes.flat:
-            axis.set(xlabel="tokens seen, millions", ylabel="loss, nats")
-            if len(present) > 1:
-                axis.legend(frameon=False)
-        figure.suptitle(title)
+    figure, axes = _axes(7, 3.6, columns=min(2, len(present)))
+    colours = _palette(present)
+    for column in present:
+        axis = axes[0, -1 if column == "discriminator_loss" else 0]
+        axis.plot(log["tokens"] / 1e6, log[column], color=colours[column], label=names[column])
+    for axis in axes.flat:
+        axis.set(xlabel="tokens seen, millions", ylabel="loss, nats")
+        if len(present) > 1:
+            axis.legend(frameon=False)
+    figure.suptitle(title)
     return figure
 
 
+@_style()
 def curves(runs: pd.DataFrame, point: int) -> Figure:
     """Losses of our steps and of stock classes: mean over seeds, a band from lowest to highest.
 
-    Args:
-        runs: Columns model, side, seed and curve (a loss for every `point` steps).
-        point: Steps of one loss.
+    `runs` has columns model, side, seed and curve: a loss for every `point` steps.
     """
-    table = runs.explode("curve")
-    table["loss"] = table["curve"].astype(float)
-    place = table.groupby(["model", "side", "seed"]).cumcount()
-    table["step"] = (place + 1) * point
-    names = list(dict.fromkeys(table["model"]))
-    sides = list(dict.fromkeys(table["side"]))
-    colours = _palette(sides)
-    with _style():
-        figure, axes = _axes(WIDTH, 2.6, columns=len(names))
-        for axis, name in zip(axes.flat, names, strict=True):
-            sns.lineplot(
-                table[table["model"] == name],
-                x="step",
-                y="loss",
-                hue="side",
-                style="side",
-                hue_order=sides,
-                style_order=sides,
-                palette=colours,
-                errorbar=("pi", 100),
-                ax=axis,
-                legend=name == names[0],
-            )
-            axis.set(title=name, xlabel="step", ylabel="loss, nats")
-        axes[0, 0].legend(frameon=False, title=None)
+    table = runs.explode("curve").astype({"curve": float})
+    table["step"] = (table.groupby(["model", "side", "seed"]).cumcount() + 1) * point
+    names, sides = table["model"].unique(), table["side"].unique()
+    look = {"hue": "side", "style": "side", "hue_order": sides, "style_order": sides}
+    look |= {"palette": _palette(sides), "errorbar": ("pi", 100)}
+    figure, axes = _axes(WIDTH, 2.6, columns=len(names))
+    for axis, name in zip(axes.flat, names, strict=True):
+        part = table[table["model"] == name]
+        sns.lineplot(part, x="step", y="curve", **look, ax=axis, legend=name == names[0])
+        axis.set(title=name, xlabel="step", ylabel="loss, nats")
+    axes[0, 0].legend(frameon=False, title=None)
     return figure
 
 
+@_style()
 def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) -> Figure:
-    """What the best of n fine-tunings is worth.
+    """What the best of n fine-tunings is worth, beside what others report for n = `at`.
 
-    Args:
-        gains: Points above the median, indexed by n, one column per way of taking the best
-            (`audit.best_of`).
-        ways: The columns drawn.
-        reported: The difference others report, points.
-        at: The n it is reported for.
+    `gains` is in points above the median, indexed by n, with a column for each of the `ways`.
     """
     colours = _palette(ways)
-    with _style():
-        figure, axes = _axes(6, 3.2)
-        axis = axes[0, 0]
-        for place, way in enumerate(ways):
-            look = {"color": colours[way], "marker": MARKERS[place], "markersize": 4}
-            axis.plot(gains.index, gains[way], label=way, **look)
-        look = {"markersize": 10, "linestyle": "none", "color": "0.2"}
-        axis.plot([at], [reported], marker="x", label="reported by others", **look)
-        axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
-        axis.set_xticks(gains.index)
-        figure.legend(loc="outside lower center", ncols=len(ways) + 1, frameon=False)
+    figure, axes = _axes(6, 3.2)
+    axis = axes[0, 0]
+    for place, way in enumerate(ways):
+        look = {"color": colours[way], "marker": MARKERS[place], "markersize": 4}
+        axis.plot(gains.index, gains[way], label=way, **look)
+    look = {"markersize": 10, "linestyle": "none", "color": "0.2"}
+    axis.plot([at], [reported], marker="x", label="reported by others", **look)
+    axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
+    axis.set_xticks(gains.index)
+    figure.legend(loc="outside lower center", ncols=len(ways) + 1, frameon=False)
     return figure
 
 
+@_style()
 def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
     """A value among normally distributed ones: a line at it, the density above it shaded."""
     at = np.linspace(mean - 4 * sd, mean + 4 * sd, 401)
     density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
-    colour = sns.color_palette(PALETTE)[0]
-    with _style():
-        figure, axes = _axes(6, 2.8)
-        axis = axes[0, 0]
-        axis.plot(at, density, color=colour)
-        axis.fill_between(at, density, where=at >= value, color=colour, alpha=0.3, linewidth=0)
-        axis.axvline(value, color="0.2", linestyle="--")
-        axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", title=title)
-        axis.set_ylim(bottom=0)
+    figure, axes = _axes(6, 2.8)
+    axis = axes[0, 0]
+    axis.plot(at, density, color=COLOUR)
+    axis.fill_between(at, density, where=at >= value, color=COLOUR, alpha=0.3, linewidth=0)
+    axis.axvline(value, color="0.2", linestyle="--")
+    axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", title=title)
+    axis.set_ylim(bottom=0)
     return figure
 
 
+@_style()
 def labels(counts: pd.DataFrame, title: str = "") -> Figure:
     """Label balance of each task and split: columns task, split, label (text), rows (count)."""
-    tasks = list(dict.fromkeys(counts["task"]))
-    share = counts.assign(
-        share=100 * counts["rows"] / counts.groupby(["task", "split"])["rows"].transform("sum")
-    )
-    splits = list(dict.fromkeys(counts["split"]))
-    colours = _palette(splits)
-    with _style():
-        columns = min(4, len(tasks))
-        height = -(-len(tasks) // columns)
-        figure, axes = _axes(9, 2.2 * height + 0.4, height, columns)
-        for axis, task in zip(axes.flat, tasks, strict=False):
-            sns.barplot(
-                share[share["task"] == task],
-                x="label",
-                y="share",
-                hue="split",
-                hue_order=splits,
-                palette=colours,
-                ax=axis,
-                legend=False,
-            )
-            axis.set(title=task, xlabel="label", ylabel="share of rows, %")
-            axis.tick_params(axis="x", labelrotation=20)
-        for axis in axes.flat[len(tasks) :]:
-            axis.set_visible(False)
-        handles = [Patch(color=colours[split], label=split) for split in splits]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        figure.suptitle(title)
+    total = counts.groupby(["task", "split"])["rows"].transform("sum")
+    counts = counts.assign(share=100 * counts["rows"] / total)
+    colours = _palette(counts["split"].unique())
+    figure, panels = _panels(counts["task"].unique())
+    look = {"x": "label", "y": "share", "hue": "split", "hue_order": list(colours)}
+    for task, axis in panels.items():
+        part = counts[counts["task"] == task]
+        sns.barplot(part, **look, palette=colours, ax=axis, legend=False)
+        axis.set(title=task, xlabel="label", ylabel="share of rows, %")
+        axis.tick_params(axis="x", labelrotation=20)
+    handles = [Patch(color=colour, label=split) for split, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title)
     return figure
 
 
-def lengths(values: pd.DataFrame, unit: str = "words", title: str = "") -> Figure:
-    """Lengths of the examples of each task, or of the documents of a corpus.
-
-    `values` has columns name (task or corpus) and length (count, in `unit`).
-    """
-    names = list(dict.fromkeys(values["name"]))
-    with _style():
-        columns = min(4, len(names))
-        height = -(-len(names) // columns)
-        width = 9 if columns > 1 else 6
-        figure, axes = _axes(width, 2.1 * height + 0.4, height, columns)
-        colour = sns.color_palette(PALETTE)[0]
-        for axis, name in zip(axes.flat, names, strict=False):
-            found = values.loc[values["name"] == name, "length"]
-            width = -(-(found.max() - found.min() + 1) // 20)  # whole counts, some 20 bars
-            edges = np.arange(found.min(), found.max() + width + 1, width) - 0.5
-            sns.histplot(x=found, stat="percent", bins=edges, color=colour, ax=axis)
-            axis.set(title=name, xlabel=f"length, {unit}", ylabel="share, %")
-        for axis in axes.flat[len(names) :]:
-            axis.set_visible(False)
-        figure.suptitle(title)
+@_style()
+def lengths(values: pd.DataFrame, title: str = "") -> Figure:
+    """Lengths in words: columns name (task or corpus) and length (count)."""
+    figure, panels = _panels(values["name"].unique())
+    for name, axis in panels.items():
+        found = values.loc[values["name"] == name, "length"]
+        width = -(-(found.max() - found.min() + 1) // 20)  # whole counts, some 20 bars
+        edges = np.arange(found.min(), found.max() + width + 1, width) - 0.5
+        sns.histplot(x=found, stat="percent", bins=edges, color=COLOUR, ax=axis)
+        axis.set(title=name, xlabel="length, words", ylabel="share, %")
+    figure.suptitle(title)
     return figure
 
 
+@_style()
 def ranks(counts: np.ndarray, title: str = "") -> Figure:
     """Occurrences by rank, both axes logarithmic; `counts` int64 [n], largest first."""
-    with _style():
-        figure, axes = _axes(6, 3.2)
-        axis = axes[0, 0]
-        axis.plot(np.arange(1, len(counts) + 1), counts, color=sns.color_palette(PALETTE)[0])
-        axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
-        figure.suptitle(title)
+    figure, axes = _axes(6, 3.2)
+    axis = axes[0, 0]
+    axis.plot(np.arange(1, len(counts) + 1), counts, color=COLOUR)
+    axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
+    figure.suptitle(title)
     return figure
 
 
@@ -243,6 +191,7 @@ def _label(view: View) -> str:
     return f"Measured: profile {view.records['profile'].iloc[0]}, {data}"
 
 
+@_style()
 def scores(view: View) -> Figure:
     """Scores by task: the published ones above, the measured ones below.
 
@@ -253,31 +202,30 @@ def scores(view: View) -> Figure:
     shown = [model for model in view.models if model in theirs or len(view.of(model))]
     colours = _palette(shown)
     step = 0.8 / max(len(shown), 1)
-    with _style():
-        figure, axes = _axes(WIDTH, 6.2, rows=2)
-        upper, lower = axes[:, 0]
-        for place, model in enumerate(shown):
-            offset = (place - (len(shown) - 1) / 2) * step
-            marker = MARKERS[place % len(MARKERS)]
-            look = {"color": colours[model], "marker": marker, "linestyle": "none"}
-            row = theirs.get(model, {}).get("scores", {})
-            at = [k + offset for k, task in enumerate(view.tasks) if task in row]
-            values = [row[task]["value"] for task in view.tasks if task in row]
-            upper.plot(at, values, markersize=5, **look)
-            lower.plot([], [], label=paper.model_name(view.published, model), **look)
-            for k, task in enumerate(view.tasks):
-                _seeds(lower, k + offset, view.of(model, task)["score"], step, look)
-        upper.set(title="Published: GLUE dev, one figure per model")
-        lower.set(title=_label(view))
-        names = [paper.task_name(view.published, task) for task in view.tasks]
-        for axis in (upper, lower):
-            axis.set_xticks(range(len(names)), names)
-            axis.set(ylabel="task metric × 100", xlim=(-0.5, len(names) - 0.5))
-            axis.grid(visible=False, axis="x")
-        if view.records["complete"].all():
-            lower.sharey(upper)
-            upper.autoscale(axis="y")
-        figure.legend(loc="outside lower center", ncols=min(len(shown), 4), frameon=False)
+    figure, axes = _axes(WIDTH, 6.2, rows=2)
+    upper, lower = axes[:, 0]
+    for place, model in enumerate(shown):
+        offset = (place - (len(shown) - 1) / 2) * step
+        marker = MARKERS[place % len(MARKERS)]
+        look = {"color": colours[model], "marker": marker, "linestyle": "none"}
+        row = theirs.get(model, {}).get("scores", {})
+        at = [k + offset for k, task in enumerate(view.tasks) if task in row]
+        values = [row[task]["value"] for task in view.tasks if task in row]
+        upper.plot(at, values, markersize=5, **look)
+        lower.plot([], [], label=paper.model_name(view.published, model), **look)
+        for k, task in enumerate(view.tasks):
+            _seeds(lower, k + offset, view.of(model, task)["score"], step, look)
+    upper.set(title="Published: GLUE dev, one figure per model")
+    lower.set(title=_label(view))
+    names = [paper.task_name(view.published, task) for task in view.tasks]
+    for axis in (upper, lower):
+        axis.set_xticks(range(len(names)), names)
+        axis.set(ylabel="task metric × 100", xlim=(-0.5, len(names) - 0.5))
+        axis.grid(visible=False, axis="x")
+    if view.records["complete"].all():
+        lower.sharey(upper)
+        upper.autoscale(axis="y")
+    figure.legend(loc="outside lower center", ncols=min(len(shown), 4), frameon=False)
     return figure
 
 
@@ -292,6 +240,7 @@ def _seeds(axis: Axes, at: float, values: pd.Series, step: float, look: dict[str
         axis.vlines(at, *span, color=look["color"], linewidth=1)
 
 
+@_style()
 def compute(view: View) -> Figure:
     """Quality against compute, by tokens on the left and by FLOPs on the right.
 
@@ -300,42 +249,41 @@ def compute(view: View) -> Figure:
     points; their mean is a dashed line.
     """
     together = _together(view, view.present)
-    with _style():
-        figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
-        parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
-        rows = [part.subplots(1, 2, sharey=True) for part in parts]
-        _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, view.published)
-        _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, view, view.present)
-        for part, row in zip(parts, rows, strict=True):
-            _log(row[0], "tokens seen in pre-training")
-            _log(row[1], "FLOPs of pre-training")
-            handles = row[1].get_legend_handles_labels()
-            part.legend(*handles, loc="outside lower center", ncols=2 if len(handles[0]) > 6 else 3)
-        rows[0][0].set(ylabel="mean of eight GLUE dev scores × 100")
-        if together:
-            parts[0].suptitle(f"Open: published by others. Filled: {_label(view)}")
-        else:
-            parts[0].suptitle("Published by others")
-            parts[1].suptitle(_label(view))
-            rows[1][0].set_ylabel(f"mean of {len(view.present)} tasks × 100")
+    figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
+    parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    rows = [part.subplots(1, 2, sharey=True) for part in parts]
+    _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, view.published)
+    _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, view, view.present)
+    for part, row in zip(parts, rows, strict=True):
+        _log(row[0], "tokens seen in pre-training")
+        _log(row[1], "FLOPs of pre-training")
+        handles = row[1].get_legend_handles_labels()
+        part.legend(*handles, loc="outside lower center", ncols=2 if len(handles[0]) > 6 else 3)
+    rows[0][0].set(ylabel="mean of eight GLUE dev scores × 100")
+    if together:
+        parts[0].suptitle(f"Open: published by others. Filled: {_label(view)}")
+    else:
+        parts[0].suptitle("Published by others")
+        parts[1].suptitle(_label(view))
+        rows[1][0].set_ylabel(f"mean of {len(view.present)} tasks × 100")
     return figure
 
 
+@_style()
 def overview(view: View) -> Figure:
     """Measured quality against the FLOPs of pre-training, in one panel: the headline's mean.
 
     Published points stand in it only where they can be compared.
     """
     tasks = statistics.counted(view.records, view.tasks)
-    with _style():
-        figure, axes = _axes(4.9, 3.7)
-        axis = axes[0, 0]
-        if _together(view, tasks):
-            _published_points({FLOPS: axis}, view.published)
-        _measured_points({FLOPS: axis}, view, tasks)
-        _log(axis, "FLOPs of pre-training")
-        axis.set(ylabel=f"mean of {len(tasks)} tasks × 100", title=_label(view))
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure, axes = _axes(4.9, 3.7)
+    axis = axes[0, 0]
+    if _together(view, tasks):
+        _published_points({FLOPS: axis}, view.published)
+    _measured_points({FLOPS: axis}, view, tasks)
+    _log(axis, "FLOPs of pre-training")
+    axis.set(ylabel=f"mean of {len(tasks)} tasks × 100", title=_label(view))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -389,46 +337,41 @@ def _log(axis: Axes, below: str) -> None:
         axis.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=everywhere))
 
 
+@_style()
 def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
     """Where disentangled attention reads its positions, and what a trained layer does with them.
 
-    Args:
-        index: int64 [L, L], row of the table that each pair of tokens reads
-            (`disentangled.relative_rows`, read by `disentangled.shift`).
-        scores: Columns model (empty: fresh weights), term, head, distance, score.
-
-    Returns:
-        The figure. Above: the index matrix, and the scores by relative position with the part of
-        each row that the shift reads outlined. Below: a line per head and term, fresh weights
-        dashed.
+    Above: `index`, int64 [L, L], the row of the table that each pair of tokens reads
+    (`disentangled.shift` of `relative_rows`), and the scores by relative position with the part of
+    each row that the shift reads outlined. Below: `scores` (columns model, empty for fresh weights,
+    term, head, distance, score), a line per head and term, fresh weights dashed.
     """
     length = len(index)
     table = np.concatenate([index[-1], index[0, 1:], index[0, -1:]])  # distance L - 1 first
-    with _style():
-        figure, axes = _axes(WIDTH, 6.6, rows=2, columns=2)
-        _cells(axes[0, 0], index)
-        axes[0, 0].set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
-        _cells(axes[0, 1], np.tile(table, (length, 1)))
-        for row in range(length):
-            corner = (length - 1 - row - 0.5, row - 0.5)
-            outline = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2, "clip_on": False}
-            axes[0, 1].add_patch(Rectangle(corner, length, 1, **outline))
-        axes[0, 1].set(title="scores by row, and what the shift reads", ylabel="query i")
-        axes[0, 1].set_xlabel("column; numbers: row of the table")
-        colours = _palette(sorted(set(scores["head"])))
-        titles = {"c2p": "content to position", "p2c": "position to content"}
-        for axis, (term, title) in zip(axes[1], titles.items(), strict=True):
-            for (model, head), line in scores[scores["term"] == term].groupby(["model", "head"]):
-                look = {"color": colours[head], "linewidth": 1.6} if model else {}
-                fresh = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
-                named = "as initialised" if head == 0 else None
-                label = f"{model}, head {head}" if model else named
-                axis.plot(line["distance"], line["score"], label=label, **(look or fresh))
-            axis.set(title=title, xlabel="distance i − j, tokens", ylabel="added to the score")
-        axes[1, 1].sharey(axes[1, 0])
-        axes[1, 1].autoscale(axis="y")
-        handles, texts = axes[1, 0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False)
+    figure, axes = _axes(WIDTH, 6.6, rows=2, columns=2)
+    _cells(axes[0, 0], index)
+    axes[0, 0].set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
+    _cells(axes[0, 1], np.tile(table, (length, 1)))
+    for row in range(length):
+        corner = (length - 1 - row - 0.5, row - 0.5)
+        outline = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2, "clip_on": False}
+        axes[0, 1].add_patch(Rectangle(corner, length, 1, **outline))
+    axes[0, 1].set(title="scores by row, and what the shift reads", ylabel="query i")
+    axes[0, 1].set_xlabel("column; numbers: row of the table")
+    colours = _palette(sorted(set(scores["head"])))
+    titles = {"c2p": "content to position", "p2c": "position to content"}
+    for axis, (term, title) in zip(axes[1], titles.items(), strict=True):
+        for (model, head), line in scores[scores["term"] == term].groupby(["model", "head"]):
+            look = {"color": colours[head], "linewidth": 1.6} if model else {}
+            fresh = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
+            named = "as initialised" if head == 0 else None
+            label = f"{model}, head {head}" if model else named
+            axis.plot(line["distance"], line["score"], label=label, **(look or fresh))
+        axis.set(title=title, xlabel="distance i − j, tokens", ylabel="added to the score")
+    axes[1, 1].sharey(axes[1, 0])
+    axes[1, 1].autoscale(axis="y")
+    handles, texts = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -444,35 +387,29 @@ def _cells(axis: Axes, values: np.ndarray) -> None:
     axis.grid(visible=False)
 
 
-def noise(boards: np.ndarray, flips: pd.DataFrame, shown: int = 12) -> Figure:
+@_style()
+def noise(boards: np.ndarray, flips: pd.DataFrame) -> Figure:
     """What chance does to a leaderboard.
 
-    Args:
-        boards: float64 [boards, models], points from the true average.
-        flips: Shares by true difference, one column per protocol.
-        shown: Leaderboards drawn.
-
-    Returns:
-        The figure. Left: leaderboards of equal models, the first of each filled. Right: how often
-        the worse of two models is ranked above the better one.
+    Left: leaderboards of equal models, the first of each filled; `boards` float64 [boards, models],
+    points from the true average (`audit.equal_models`). Right: how often the worse of two models is
+    ranked above the better one; `flips` by true difference, a column per protocol (`audit.flips`).
     """
-    with _style():
-        figure, axes = _axes(WIDTH, 3.6, columns=2)
-        left, right = axes[0]
-        colour = sns.color_palette(PALETTE)[0]
-        for place, board in enumerate(boards[:shown], 1):
-            look = {"linestyle": "none", "marker": "o", "color": colour, "markersize": 5}
-            left.plot(np.full(len(board), place), board, fillstyle="none", **look)
-            left.plot(place, board.max(), **look)
-        left.axhline(0, color="0.4", linewidth=0.8)
-        left.set(title=f"{boards.shape[1]} equal models, one seed each")
-        left.set(xlabel="leaderboard", ylabel="average from the true one, points")
-        left.set_xticks(range(1, min(shown, len(boards)) + 1))
-        colours = _palette(list(flips))
-        for name, style in zip(flips, ("-", "--", ":"), strict=True):
-            look = {"color": colours[name], "linestyle": style, "label": name}
-            right.plot(flips.index, 100 * flips[name], **look)
-        right.set(title="the worse model comes first", ylabel="of leaderboards, %")
-        right.set(xlabel="true difference of the averages, points", ylim=(0, 105))
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure, axes = _axes(WIDTH, 3.6, columns=2)
+    left, right = axes[0]
+    look = {"linestyle": "none", "marker": "o", "color": COLOUR, "markersize": 5}
+    for place, board in enumerate(boards[:12], 1):
+        left.plot(np.full(len(board), place), board, fillstyle="none", **look)
+        left.plot(place, board.max(), **look)
+    left.axhline(0, color="0.4", linewidth=0.8)
+    left.set(title=f"{boards.shape[1]} equal models, one seed each")
+    left.set(xlabel="leaderboard", ylabel="average from the true one, points")
+    left.set_xticks(range(1, min(12, len(boards)) + 1))
+    colours = _palette(list(flips))
+    for name, style in zip(flips, ("-", "--", ":"), strict=True):
+        look = {"color": colours[name], "linestyle": style, "label": name}
+        right.plot(flips.index, 100 * flips[name], **look)
+    right.set(title="the worse model comes first", ylabel="of leaderboards, %")
+    right.set(xlabel="true difference of the averages, points", ylim=(0, 105))
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -1,10 +1,8 @@
 """Parameters of the study: one class per stage, every field typed, bounded and with its unit.
 
 A profile (``profiles/*.yaml``) is a flat mapping of fields, so the same file is a papermill
-parameter file (``papermill -f``) and the grid's configuration. ``tiny.yaml`` holds every field and
-the others say what differs, as the notebooks' own cells of parameters, which say what tiny says. A
-notebook reads the fields of its own stage with :func:`read`. The audit belongs to no run and no
-profile: its defaults stand in :class:`Audit`.
+parameter file (``papermill -f``). ``tiny.yaml`` holds every field, the others say what differs. A
+notebook reads the fields of its own stage with :func:`read`; the audit belongs to no profile.
 """
 
 import re
@@ -19,12 +17,11 @@ from helpers.base.errors import UserError, did_you_mean
 from helpers.base.files import find, resolve
 
 BASE = "profiles/tiny.yaml"
-YAML_LIMIT = 64 * 1024
-"""Bytes of a YAML file; a profile takes 3,000, a submission with 100 seeds about 2,000."""
+YAML_LIMIT = 64 * 1024  # bytes; a profile takes 3,000, a submission with 100 seeds about 2,000
 
 
 def _words(value: object) -> object:
-    """Lets a list be written on a command line: ``"bert, deberta"`` or ``"0 1"`` or ``3``."""
+    """A list as written on a command line: ``"bert, deberta"`` or ``"0 1"`` or ``3``."""
     if isinstance(value, str):
         parts = value.replace(",", " ").split()
         return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
@@ -39,7 +36,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+ZeroOrRate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+Kind = Literal["wordpiece", "bpe"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Compile = Literal["none", "default", "reduce-overhead"]
 
 
 class Strict(BaseModel):
@@ -77,9 +80,7 @@ class Training(Stage):
     checkpoint_steps: Count = Field(description="steps between checkpoints")
     checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
     checkpoints: str = Field(description="folder for them; empty: beside the model")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        description="auto: by the device"
-    )
+    precision: Precision = Field(description="auto: by the device")
     threads: Count = Field(description="CPU threads of this job")
 
 
@@ -100,17 +101,16 @@ class Data(Stage):
             raise ValueError("data = '': source folder needs a folder with glue/ and corpus/")
         if self.source != "folder" and self.data:
             raise ValueError(f"data = {self.data!r}: only source folder reads one; leave it empty")
-        if self.source == "embedded":
-            for name in ("documents", "train_rows", "dev_rows"):
-                if getattr(self, name) == 0:
-                    raise ValueError(f"{name} = 0: the embedded world has no end; give a number")
+        for name in ("documents", "train_rows", "dev_rows"):
+            if self.source == "embedded" and getattr(self, name) == 0:
+                raise ValueError(f"{name} = 0: the embedded world has no end; give a number")
         return self
 
 
 class Tokenizer(Stage):
     """Parameters of ``02_tokenizer``: one tokenizer and the corpus packed with it."""
 
-    tokenizer_kind: Literal["wordpiece", "bpe"] = Field(description="kind of tokenizer")
+    tokenizer_kind: Kind = Field(description="kind of tokenizer")
     wordpiece_vocabulary: int = Field(ge=64, le=2**20, description="tokens, uncased WordPiece")
     bpe_vocabulary: int = Field(ge=300, le=2**20, description="tokens, cased byte-level BPE")
     max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
@@ -129,21 +129,16 @@ class Pretrain(Training):
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="segments per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
-    rtd_learning_rate: float = Field(
-        ge=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="peak for replaced-token detection; 0: the same",
+    rtd_learning_rate: ZeroOrRate = Field(
+        description="peak for replaced-token detection; 0: the same"
     )
     pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
-    pretrain_tokens_per_pass: int = Field(
-        ge=0, description="tokens in one forward pass at most; 0: no limit"
+    pretrain_tokens_per_pass: Whole = Field(
+        description="tokens in one forward pass at most; 0: no limit"
     )
-    torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
-        description="mode of torch.compile"
-    )
+    torch_compile: Compile = Field(description="mode of torch.compile")
 
     @model_validator(mode="after")
     def _check_pass(self) -> "Pretrain":
@@ -198,9 +193,7 @@ class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
     """A whole study: the fields of every stage, and the grain of a fine-tuning job."""
 
     model: Name = Field(default="bert", description="set per job by the grid")
-    tokenizer_kind: Literal["wordpiece", "bpe"] = Field(
-        default="wordpiece", description="set per job by the grid"
-    )
+    tokenizer_kind: Kind = Field(default="wordpiece", description="set per job by the grid")
     finetune_job: Literal["task", "model"] = Field(
         description="one job per model and task, or one per model with all its tasks"
     )
@@ -223,12 +216,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
-    """Builds an object of a strict pydantic model from field names and values.
-
-    Raises:
-        UserError: For a missing, unknown, mistyped or impossible field, in one line that begins
-            with `where`, a file's name or ``parameter``, and names field, value and remedy.
-    """
+    """A strict pydantic model, else one line: `where`, the field, its value and the remedy."""
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
@@ -237,19 +225,15 @@ def validate(cls: type[S], values: Mapping[str, object], where: str) -> S:
 
 
 def _explain(cls: type[BaseModel], fault: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in fault["loc"])
-    owner = _owner(cls, fault["loc"])
-    field = owner.model_fields.get(str(fault["loc"][-1])) if fault["loc"] else None
-    about = field.description if field else ""
-    value, message = fault["input"], fault["msg"].removeprefix("Value error, ")
+    place, value, message = fault["loc"], fault["input"], fault["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    name, fields = ".".join(map(str, place)), _owner(cls, place).model_fields
+    about = fields[place[-1]].description if place[-1] in fields else ""
     if fault["type"] == "missing":
         return f"{name} is missing" + (f" ({about})" if about else "")
     if fault["type"] == "extra_forbidden":
-        return (
-            f"{name} is not a parameter: {did_you_mean(str(fault['loc'][-1]), owner.model_fields)}"
-        )
-    if not name:
-        return message
+        return f"{name} is not a parameter: {did_you_mean(str(place[-1]), fields)}"
     hint = ""
     if isinstance(value, str) and fault["type"] in ("float_type", "int_type"):
         hint = " (this is text; YAML reads 1e-4 as text, write 1.0e-4)"
@@ -272,29 +256,20 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
 
     Parameters of other stages are passed over, so one profile serves every notebook; a name no
     stage knows is an error, because papermill injects misspelt parameters without a word.
-
-    Raises:
-        UserError: For an unknown name, or a value of the wrong type or range.
     """
     data = (str, int, float, bool, list, tuple, type(None))
     ours = {
         name: value
         for name, value in namespace.items()
-        if isinstance(value, data)
-        and not name.startswith("_")
-        and name not in ("In", "Out", "papermill")
+        if isinstance(value, data) and name[0] != "_" and name not in ("In", "Out", "papermill")
     }
-    for name in ours:
+    for name, value in ours.items():
         if name not in Profile.model_fields and name not in cls.model_fields:
             raise UserError(
-                f"parameter {name} = {ours[name]!r}: no stage has a parameter of this name; "
+                f"parameter {name} = {value!r}: no stage has a parameter of this name; "
                 + did_you_mean(name, cls.model_fields)
             )
     return validate(cls, {k: v for k, v in ours.items() if k in cls.model_fields}, "parameter")
-
-
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[\w-]{1,40}", text) else repr(text[:40])
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -312,8 +287,9 @@ class _YamlLoader(yaml.SafeLoader):
             why = ""
             if key.tag != "tag:yaml.org,2002:str":
                 why = "a field's name must be text"
-            elif key.value in seen:
-                why = f"field {_key(key.value)} stands there twice"
+            elif (name := key.value) in seen:
+                plain = re.fullmatch(r"[\w-]{1,40}", name)
+                why = f"field {name if plain else repr(name[:40])} stands there twice"
             if why:
                 raise yaml.constructor.ConstructorError(None, None, why, key.start_mark)
             seen.add(key.value)
@@ -321,12 +297,7 @@ class _YamlLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a small YAML mapping, a profile or what someone else has written.
-
-    Raises:
-        UserError: For a file that is missing, larger than `YAML_LIMIT`, not YAML, not a mapping,
-            or that has a field twice.
-    """
+    """Reads a small YAML mapping (`YAML_LIMIT`), a profile or what someone else has written."""
     try:
         if (size := path.stat().st_size) > YAML_LIMIT:
             raise UserError(f"{path}: size = {size} bytes: at most {YAML_LIMIT} are read")
@@ -345,7 +316,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not YAML as read here: {line}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+    if not isinstance(values, dict):
         raise UserError(f"{path}: must map field names to values, one a line")
     return values
 
@@ -356,9 +327,6 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
     ``profiles/tiny.yaml`` says everything; another file, in ``profiles/`` or not, says what differs
     and its own name. `name` is a profile's or a file ending in .yaml. `changes` come from a command
     line and count where they are not empty; ``data`` also sets ``source`` to ``folder``.
-
-    Raises:
-        UserError: When the file is missing or not YAML.
     """
     written = name.endswith((".yaml", ".yml"))
     path = resolve(name) if written else find(f"profiles/{name}.yaml")
@@ -377,11 +345,7 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
 
 
 def load_profile(name: str, **changes: object) -> Profile:
-    """The profile that :func:`layers` make.
-
-    Raises:
-        UserError: As :func:`layers`, or when a field is unknown, missing or wrong.
-    """
+    """The profile that :func:`layers` make."""
     places = layers(name, **changes)
     values = {key: value for values in places.values() for key, value in values.items()}
     file = [place for place in places if place != "the command line"][-1]

@@ -15,8 +15,7 @@ from typing import Any, TextIO
 from helpers.base.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package: see setup.py
-
-MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"  # its ``spec`` is the digest of all that the folder follows from
 KEPT = ".manifest.json"  # the same, for work that another attempt left as it was
 
 
@@ -31,35 +30,25 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; on success it is flushed and renamed to `path`.
-
-    Raises:
-        UserError: When the folder cannot be written or the disk is full; `path` is untouched.
-    """
-    temporary: Path | None = None
+    """Gives a temporary path in the same folder; on success it is flushed and renamed to `path`."""
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            os.close(handle)
-            temporary = Path(name)
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder to write into; on success it takes the place of `folder`, whole.
-
-    Raises:
-        UserError: When it cannot be written or the disk is full; `folder` is untouched.
-    """
+    """Gives an empty folder to write into; on success it takes the place of `folder`, whole."""
     made = folder.with_name(f".{folder.name}.partial")
     with writing(folder):
         try:
@@ -81,9 +70,6 @@ def lock(folder: Path, name: str = ".lock") -> Iterator[int]:
     The lock is the kernel's: it ends with this process and those that inherit its descriptor,
     however they end. Where the system or the file system knows no locks (Windows, some network
     folders), nothing is held.
-
-    Raises:
-        UserError: When another process holds the folder, or it cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,10 +156,7 @@ def digest(value: object) -> str:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], files: list[str]) -> dict[str, Any]:
-    """Marks a folder complete: writes ``manifest.json``, last, with the hash of each of `files`.
-
-    A manifest holds ``spec``, the digest of all that the content follows from.
-    """
+    """Marks a folder complete: writes ``manifest.json``, last, with the hash of each of `files`."""
     manifest = {**manifest, "files": {name: sha256(folder / name) for name in sorted(files)}}
     write_json(folder / KEPT, manifest)
     write_json(folder / MANIFEST, manifest)
@@ -183,8 +166,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any], files: list[str]) -> 
 def intact_manifest(folder: Path, spec: str) -> dict[str, Any] | None:
     """The manifest of a folder that was completed from `spec` and is still whole, else None.
 
-    Where an attempt with other parameters removed the manifest, then failed, and the files are as
-    they were, the manifest is written again.
+    Where an attempt with other parameters removed it and changed no file, it is written again.
     """
     for path in (folder / MANIFEST, folder / KEPT):
         try:
@@ -199,27 +181,24 @@ def intact_manifest(folder: Path, spec: str) -> dict[str, Any] | None:
 
 
 class _Manifest(dict[str, Any]):
-    """A manifest as read; a field that is not there is told in one line."""
+    path: Path
 
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        super().__init__(values)
-        self.path = path
+    def damaged(self, why: str) -> UserError:
+        folder = self.path.parent
+        return UserError(f"{self.path}: {why}: damaged, delete {folder} and run its stage again")
 
     def __missing__(self, name: str) -> None:
-        raise UserError(
-            f"{self.path}: has no {name}: damaged, delete {self.path.parent} and run its stage "
-            "again"
-        )
+        raise self.damaged(f"has no {name}")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest; what is missing in it, asked for later, is a :class:`UserError` too."""
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise UserError(
-            f"{path}: names no files: damaged, delete {path.parent} and run its stage again"
-        )
-    return _Manifest(path, found)
+    manifest = _Manifest(found if isinstance(found, dict) else {})
+    manifest.path = path
+    if not isinstance(manifest.get("files"), dict):
+        raise manifest.damaged("names no files")
+    return manifest
 
 
 def find_manifest(folder: Path, spec: str = "") -> dict[str, Any] | None:
@@ -238,11 +217,7 @@ def _changed(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
 
 
 def require_manifest(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
-    """The manifest of a folder an earlier stage made.
-
-    Raises:
-        UserError: When it has none, naming the notebook to run first; or when it is damaged.
-    """
+    """The manifest of a folder an earlier stage made; else a line names the notebook to run."""
     path = folder / MANIFEST
     if not path.exists():
         raise UserError(f"{folder}: not there yet; run notebooks/{stage}.ipynb first{remedy}")
@@ -250,11 +225,7 @@ def require_manifest(folder: Path, stage: str, remedy: str = "") -> dict[str, An
 
 
 def require_intact(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
-    """The same, after every file that the manifest vouches for was found to be as it was.
-
-    Raises:
-        UserError: As :func:`require_manifest`; or naming the first file that is missing or changed.
-    """
+    """The same, after every file that the manifest vouches for was found to be as it was."""
     manifest = require_manifest(folder, stage, remedy)
     for path in _changed(folder, manifest):
         raise UserError(
@@ -271,10 +242,7 @@ def remove_manifest(folder: Path) -> None:
 
 
 def root() -> Path:
-    """The checkout: the one around the working directory, else the one this file belongs to.
-
-    Without any (the package installed alone), the working directory.
-    """
+    """The checkout around the working directory, else this file's, else the directory itself."""
     here, own = Path.cwd(), Path(__file__).resolve().parents[2]
     for folder in (here, *here.parents, own):
         if (folder / "_toc.yml").exists() and (folder / "helpers").is_dir():
@@ -283,11 +251,7 @@ def root() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """A path as a user writes it: relative ones start at the checkout, ``~`` is the home.
-
-    Raises:
-        UserError: No file can have this name.
-    """
+    """A path as a user writes it: relative ones start at the checkout, ``~`` is the home."""
     try:
         found = root() / Path(path).expanduser()
         found.exists()
@@ -297,9 +261,6 @@ def resolve(path: str | Path) -> Path:
 
 
 def find(path: str | Path) -> Path:
-    """A path to read from: as :func:`resolve`, else the file that was installed with the package.
-
-    Outside a checkout this finds what stands in ``profiles/``, ``results/`` and ``leaderboard/``.
-    """
+    """A path to read from: as :func:`resolve`, else the file installed with the package."""
     own, shipped = resolve(path), SHIPPED / path
     return shipped if shipped.exists() and not own.exists() else own

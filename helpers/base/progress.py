@@ -80,7 +80,6 @@ class _Line(Progress):
         sys.stdout.flush()
 
     def close(self) -> None:
-        """The last line."""
         if not self.disable:
             self.disable = True
             self.display()
@@ -88,24 +87,16 @@ class _Line(Progress):
 
 def line(state: dict[str, Any]) -> str:
     """A state in words: ``25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, loss 3.000``."""
-    done, total, left = state["done"], state["total"], state["seconds_left"]
-    parts = [
-        f"{100 * done // max(total, 1):3d} %",
-        f"{done}/{total} {state['unit']}",
-        state["speed"],
-        f"{'?' if left is None else tqdm.format_interval(left)} left",
-        *([state["note"]] if state["note"] else []),
-    ]
-    return ", ".join(parts)
+    done, total, seconds = state["done"], state["total"], state["seconds_left"]
+    share, amount = f"{100 * done // max(total, 1):3d} %", f"{done}/{total} {state['unit']}"
+    left = f"{'?' if seconds is None else tqdm.format_interval(seconds)} left"
+    return ", ".join(filter(None, [share, amount, state["speed"], left, state["note"]]))
 
 
 def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) -> Progress:
-    """A progress bar with rate and time left.
+    """A bar of `total` units (0: not known), `done` of them by an earlier run.
 
-    Args:
-        total: Units of work in all; 0 where that is not known.
-        done: Units an earlier, interrupted run has finished.
-        scale: Print thousands and millions of units as k and M, in a terminal.
+    `scale` prints thousands and millions of units as k and M, in a terminal.
     """
     options = {"total": total, "desc": what, "unit": f" {unit}", "initial": done, "smoothing": 0}
     if sys.stderr.isatty():

@@ -42,8 +42,7 @@ def span(values: Iterable[float]) -> str:
     found = sorted(set(values))
     if not found:
         return NONE
-    ends = dict.fromkeys([quantity(found[0]), quantity(found[-1])])
-    return " to ".join(ends)
+    return " to ".join(dict.fromkeys([quantity(found[0]), quantity(found[-1])]))
 
 
 def anchor(*names: str) -> str:
@@ -74,8 +73,5 @@ def link(text: object, address: str) -> Html:
 
 
 def record_link(text: object, *names: str) -> Html:
-    """A measured figure, linked to the records behind it: of a model, or of its task.
-
-    The address holds from every page of the book, which all lie one folder deep.
-    """
+    """A figure, linked to the records behind it, from any page: all lie one folder deep."""
     return link(text, f"../book/records.html#{anchor(*names)}")

@@ -24,11 +24,7 @@ OBJECTIVES = {"mlm": "MLM", "rtd": "replaced-token detection", "none": "none"}
 
 
 def export_run(run: str, model: str, out: str) -> None:
-    """Exports one model of a run, or every finished one, and prints the folders.
-
-    Raises:
-        UserError: As :func:`export`; or there is no finished model.
-    """
+    """Exports one model of a run, or every finished one, and prints the folders."""
     source = files.resolve(run)
     target = files.resolve(out) if out else source / "export"
     done = sorted(path.parent.name for path in source.glob("models/*/manifest.json"))
@@ -39,19 +35,9 @@ def export_run(run: str, model: str, out: str) -> None:
 
 
 def export(run: Path, model: str, out: Path) -> Path:
-    """Writes the folder of one pre-trained model of a run.
+    """Writes weights, tokenizer, model card and records of one finished model of a run to `out`.
 
-    Args:
-        run: The run's folder.
-        model: A model with a finished pre-training and records.
-        out: Folder to write; must not exist, or be an export of this function.
-
-    Returns:
-        `out`: config.json, model.safetensors, the tokenizer's files, README.md (the model card) and
-        records/ (the records its figures come from).
-
-    Raises:
-        UserError: When the model is not finished, has no record, or `out` holds something else.
+    `out` must not be there yet, or be an earlier export.
     """
     source = run / "models" / model
     manifest = files.require_manifest(source, "03_pretrain", f" with model = {model}")
@@ -77,12 +63,9 @@ def export(run: Path, model: str, out: Path) -> Path:
 
 
 def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> ModelCard:
-    """The card: metadata with every score, then what was trained, on what, and its limits.
+    """The card, from the manifest of the pre-training and the model's records.
 
-    Args:
-        model: Name in the registry.
-        manifest: Of the pre-training.
-        records: Its records; scores of the embedded world are named as such.
+    Scores of the embedded world are named as such.
     """
     embedded = bool((records["source"] == "embedded").all())
     size = manifest["size"]
@@ -110,12 +93,11 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> M
 
 def _result(task: str, found: statistics.Summary, embedded: bool) -> EvalResult:
     kind = glue.get(task)
+    name = f"{kind.name} of the embedded world (not GLUE)" if embedded else f"GLUE {kind.name}"
     return EvalResult(
         task_type="text-classification",
         dataset_type="embedded-world" if embedded else "nyu-mll/glue",
-        dataset_name=f"{kind.name} of the embedded world (not GLUE)"
-        if embedded
-        else f"GLUE {kind.name}",
+        dataset_name=name,
         dataset_config=task,
         dataset_split=kind.validation,
         metric_type=kind.metric,

@@ -55,11 +55,7 @@ def write_run(folder: Path, profile: Profile, **facts: object) -> None:
 
 
 def read_run(folder: Path) -> Profile:
-    """The profile in a folder's ``run.json``.
-
-    Raises:
-        UserError: There is none, or it is no profile.
-    """
+    """The profile in a folder's ``run.json``."""
     values = files.read_json(folder / RUN_FILE)
     return config.validate(Profile, values["parameters"], RUN_FILE)
 
@@ -71,11 +67,7 @@ def print_result(folder: Path) -> None:
 
 
 def place(cores: int, gpu_jobs: int, cluster: str) -> list[str]:
-    """Snakemake's options: within the cores and the GPU of this machine, or on a cluster.
-
-    Raises:
-        UserError: The folder of the cluster holds no workflow profile.
-    """
+    """Snakemake's options: within the cores and the GPU of this machine, or on a cluster."""
     if not cluster:
         gpu = ["--resources", f"gpu={gpu_jobs}"] if GPU.exists() else []
         return ["--cores", str(cores), "--quiet", "all", *gpu]
@@ -91,10 +83,8 @@ def _snakemake(command: list[str], environment: dict[str, str], lock: int, clust
     """Runs Snakemake in a process group of its own; SIGINT and SIGTERM go to all of the group.
 
     Every training loop then saves what it has and ends. On a cluster SIGINT makes Snakemake cancel
-    its jobs, which get SIGTERM from Slurm; at SIGTERM it would wait for them.
-
-    Raises:
-        Preempted: After SIGTERM, when the group has ended.
+    its jobs, which get SIGTERM from Slurm; at SIGTERM it would wait for them. Raises `Preempted`
+    when the group has ended after SIGTERM.
     """
     process = subprocess.Popen(
         command, env=environment, cwd=ROOT, pass_fds=(lock,), process_group=0
@@ -119,21 +109,19 @@ def _snakemake(command: list[str], environment: dict[str, str], lock: int, clust
 def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
     """Prints every parameter with where it stands, and the jobs with their tokens and FLOPs."""
     final = profile.model_dump()
-    for number, (where, values) in enumerate(layers.items()):
-        later = {name for other in list(layers.values())[number + 1 :] for name in other}
-        text = ", ".join(f"{n}={final[n]!r}" for n in values if n not in later)
+    stands = {name: where for where, values in layers.items() for name in values}
+    for where, values in layers.items():
+        text = ", ".join(f"{n}={final[n]!r}" for n in values if stands[n] == where)
         print(textwrap.fill(f"from {where}: {text}", 100, subsequent_indent="  "), end="\n\n")
     tasks = glue.available(profile.source, profile.data, profile.tasks)
-    head = ("job", "steps", "tokens", "FLOPs", "parameters")
-    print(f"{head[0]:<38}{head[1]:>12}{head[2]:>12}{head[3]:>12}{head[4]:>13}")
+    print(f"{'job':<38}{'steps':>12}{'tokens':>12}{'FLOPs':>12}{'parameters':>13}")
     total = 0.0
     for name in profile.models:
         trained = registry.get(name).objective != "none"
         steps = costs.pretraining(name, profile).pretrain_steps * trained
         tokens = costs.tokens(name, profile) * trained
         spent = tokens * costs.flops(name, profile)
-        encoder = registry.encoder(costs.outline(name, profile).model)
-        size = f"{registry.count(encoder):>13,}"
+        size = f"{registry.count(registry.encoder(costs.outline(name, profile).model)):>13,}"
         rows = [(f"03_pretrain {name}", steps, tokens, spent, size)]
         for task in tasks:
             job = f"04_finetune {name} {task} x {len(profile.seeds)} seeds"

@@ -1,10 +1,10 @@
 """Executes one notebook through papermill: checked parameters, one-line failures.
 
-The executed notebook is written whether the run succeeds or fails. Progress lines of the notebook
-go to the terminal, each with the job's name. While it runs, three files stand beside it: what
-papermill has written so far, the runner's lock, and the progress that the stage tells.
+The executed notebook is written whether the run succeeds or fails. Progress lines go to the
+terminal, each with the job's name. While it runs, three files stand beside it (:func:`beside`).
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,13 @@ def executed(run: Path, stage: str, *parts: str) -> Path:
 
 
 def beside(notebook: Path, ending: str) -> Path:
-    """What stands beside it while it runs: ``ipynb``, ``lock`` or ``progress.json``."""
+    """A file beside a running one: ``ipynb`` so far, runner's ``lock``, ``progress.json``."""
     return notebook.with_name(f".{notebook.stem}.{ending}")
 
 
 def failure(notebook: Path) -> str:
     """Where and why an executed notebook failed, in one line; empty when it did not."""
-    cells = _read(notebook).get("cells", [])
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    code = [cell for cell in _read(notebook).get("cells", []) if cell["cell_type"] == "code"]
     for number, cell in enumerate(code, start=1):
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
@@ -83,12 +81,8 @@ class _Labelled:
         sys.stderr.flush()
 
 
-def check(notebook: Path, parameters: dict[str, object]) -> None:
-    """Checks parameters against the notebook's class before a kernel is started.
-
-    Raises:
-        UserError: For a notebook without a stage, or a parameter that is wrong.
-    """
+def _check(notebook: Path, parameters: dict[str, object]) -> None:
+    """Checks parameters against the notebook's class before a kernel is started."""
     cls = config.NOTEBOOKS.get(notebook.stem)
     if cls is None:
         hint = did_you_mean(notebook.stem, config.NOTEBOOKS)
@@ -101,17 +95,13 @@ def check(notebook: Path, parameters: dict[str, object]) -> None:
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
     """Runs the notebook in the checkout's root and writes what came out to `out`.
 
-    SIGTERM is passed on to the kernel, where a training loop saves its state and ends.
-
-    Raises:
-        Preempted: After SIGTERM.
-        UserError: Naming notebook, cell and error when a cell fails, or a place that cannot be
-            written.
+    SIGTERM is passed on to the kernel, where a training loop saves its state and ends; then
+    :class:`Preempted` is raised. A cell that fails is named with its error.
     """
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    check(notebook, parameters)
+    _check(notebook, parameters)
     kernels: list[AsyncKernelManager] = []
     with _sigterm_to(kernels, out) as asked:
         try:
@@ -127,7 +117,7 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
             raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _sigterm_to(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[bool]]:
     """Inside, SIGTERM goes to the kernels; gives a list that is not empty after one."""
     asked: list[bool] = []
@@ -185,9 +175,8 @@ def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
 
     class SocketKernelManager(AsyncKernelManager):
         def __init__(self, **options: object) -> None:
-            super().__init__(
-                **options, transport="ipc", connection_file=str(Path(folder) / "kernel.json")
-            )
+            options |= {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+            super().__init__(**options)
             made.append(self)
 
     return SocketKernelManager
@@ -207,14 +196,9 @@ def run(notebook: Path, out: Path, parameters: dict[str, object]) -> int:
 
 
 def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
-    """Runs a stage's notebook with a profile's parameters and changes of them, as papermill would.
+    """Runs the notebook of a stage, ``03_pretrain`` or its path, with a profile's parameters.
 
-    Args:
-        stage: ``03_pretrain``; a path to the notebook will do.
-        changes: ``name=value``, read as papermill's -p reads them.
-
-    Raises:
-        UserError: For an unknown stage, or a wrong parameter.
+    `changes` of them are ``name=value``, read as papermill's -p reads them.
     """
     stage = stage.removesuffix(".ipynb").removeprefix("notebooks/")
     cls = config.NOTEBOOKS.get(stage)
@@ -238,10 +222,8 @@ def _change(text: str) -> tuple[str, object]:
     if value in ("True", "False"):
         return name, value == "True"
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return name, kind(value)
-        except ValueError:
-            continue
     return name, value
 
 
@@ -249,10 +231,10 @@ def _parts(parameters: config.Strict) -> list[str]:
     """What tells a job from others of its stage: a tokenizer, a model, a single task."""
     if isinstance(parameters, config.Tokenizer):
         return [parameters.tokenizer_kind]
-    if isinstance(parameters, config.Finetune):
-        tasks = parameters.tasks
-        return [parameters.model, *(tasks if len(tasks) == 1 else [])]
-    return [parameters.model] if isinstance(parameters, config.Pretrain) else []
+    if not isinstance(parameters, config.Training):
+        return []
+    tasks = getattr(parameters, "tasks", [])
+    return [parameters.model, *(tasks if len(tasks) == 1 else [])]
 
 
 def main() -> int:

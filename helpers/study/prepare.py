@@ -1,7 +1,4 @@
-"""What a notebook opened alone needs: the stages before it, and a place that outlives its machine.
-
-Nothing here acts where a grid or a reader has run the stages in order.
-"""
+"""What a notebook opened alone needs: the stages before it, and a place that lasts."""
 
 from pathlib import Path
 
@@ -19,15 +16,9 @@ def prepare(parameters: config.Stage) -> None:
     """Makes the stages before this one that the run lacks, each with a line that says so.
 
     They are made as the profile says that the run is named after, and only where its data is the
-    embedded world, which takes no download and little time. In any other case nothing is made, and
-    the stage itself names the notebook to run first.
-
-    Where Google Drive is mounted, the models, records and checkpoints of the run are kept there, so
-    that a new machine goes on where the last one was cut off. Data and tokens stay local: they are
-    read at random, and come back with the same bytes.
-
-    Raises:
-        UserError: When Drive cannot be written, or as the stages themselves.
+    embedded world; else the stage itself names the notebook to run first. Where Google Drive is
+    mounted, what lasts of the run is kept there, so that a new machine goes on where the last one
+    was cut off; data and tokens are read at random, and come back with the same bytes.
     """
     if DRIVE.is_dir() and not parameters.folder.resolve().is_relative_to(DRIVE.resolve()):
         _keep_on_drive(parameters)

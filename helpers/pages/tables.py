@@ -188,7 +188,7 @@ def side_by_side(view: View) -> pd.DataFrame:
             continue
         published, gaps = {}, {}
         for title, tasks in titles.items():
-            theirs = paper.mean_of(scores.loc[model], tasks)
+            theirs = scores.loc[model, list(tasks)].mean()
             ours = statistics.mean_of_tasks(view.records, model, tasks)
             alone = len(tasks) == 1
             published[title] = (
@@ -256,7 +256,7 @@ def headline(view: View) -> pd.DataFrame:
         row[f"Mean of {len(main)}, × 100"] = median if view.embedded else _median(view, model, main)
         if not view.embedded:
             theirs = scores.loc[model] if model in scores.index else None
-            row["Published"] = math.nan if theirs is None else derived(paper.mean_of(theirs, main))
+            row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())
         if len(main) < len(view.present):
             every = statistics.mean_of_tasks(view.records, model, view.present)
             row[f"Mean of {len(view.present)} †"] = every.median

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,7 @@ NEEDED = (
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read the published figures.
-
-    Args:
-        path: ``results/published.json``.
-
-    Returns:
-        The mapping as it stands in the file; every figure has a source and a status.
-
-    Raises:
-        UserError: The file is not readable or not of this form, or a figure names an unknown
-            source or status.
-    """
+    """The published figures as they stand in the file; every one has a known source and status."""
     published = files.read_json(Path(path))
     try:
         for where, figure in _figures(published, ""):
@@ -70,11 +58,6 @@ def task_name(published: dict[str, Any], task: str) -> str:
 def model_name(published: dict[str, Any], model: str) -> str:
     """The model's name as it is published; its registry name where it was not."""
     return published["table1"]["models"].get(model, {}).get("name", model)
-
-
-def mean_of(scores: pd.Series, tasks: Sequence[str]) -> float:
-    """The mean of some tasks, NaN where there is none."""
-    return float(scores[list(tasks)].mean()) if tasks else math.nan
 
 
 def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:

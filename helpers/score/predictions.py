@@ -73,17 +73,11 @@ def read_labels(folder: Path | None) -> Labels:
 
 
 def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarray:
-    """The predictions of one run on the split its score is computed on: [n].
+    """The predictions of one run of the task `name` on the split its score is computed on: [n].
 
-    Args:
-        path: ``seed-<n>.parquet`` with columns split (text), idx (int64) and prediction (int64,
-            float64 for STS-B), one row per dev row in the order of idx. MNLI's mismatched rows
-            may follow.
-        name: The task.
-        dev: Its dev set; without it row numbers are checked as far as they are known.
-
-    Raises:
-        UserError: One line that names file, row, field, value and rule.
+    The file, ``seed-<n>.parquet``, has columns split (text), idx (int64) and prediction (int64,
+    float64 for STS-B), one row per dev row in the order of idx; MNLI's mismatched rows may follow.
+    Without `dev` row numbers are checked as far as they are known.
     """
     task = glue.get(name)
     found = read_splits(path, name)
@@ -101,7 +95,7 @@ def read_splits(
     """Split to idx and prediction, [n] each, checked as far as they can be without a dev set.
 
     With `own` the file is of a run at hand: its rows need not be GLUE's, nor an entry's limits
-    hold. A split without rows has empty arrays. Errors are as of `read_predictions`.
+    hold. A split without rows has empty arrays.
     """
     task = glue.get(name)
     table = _open(path, task, own)
@@ -226,8 +220,8 @@ def stacked(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """What ``statistics.compare`` takes, of every model that has all tasks.
 
-    `found` are a run's records (`view.load_records`). The result is model to task to [seeds,
-    examples] on the headline split, and task to labels [examples].
+    `found` is of `view.load_records`. Model to task to [seeds, examples] on the headline split, and
+    task to labels [examples].
     """
     split = {task: glue.get(task).validation for task in tasks}
     truth = {task: glue.load(run, task, split[task]) for task in tasks}

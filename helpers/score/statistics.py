@@ -47,7 +47,7 @@ def summary(values: Iterable[float]) -> Summary:
     return Summary(n, fmean(numbers), median(numbers), sd, sd / math.sqrt(n), max(numbers), *ends)
 
 
-def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """Percentile bootstrap interval of the median (Efron and Tibshirani 1993, section 13.3).
 
     With few seeds it is coarse and too narrow: of three values it is their range at most. NaN
@@ -59,7 +59,7 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
         (sorted(values),),
         np.median,
         n_resamples=RESAMPLES,
-        confidence_level=level,
+        confidence_level=LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
@@ -181,12 +181,9 @@ def compare(
     model's seeds are drawn anew, so both sources of chance are in the interval. It is not widened
     for the number of pairs.
 
-    Args:
-        models: Name to task to predictions, [seeds, examples]: int64 classes, float64 for STS-B.
-            Seeds may differ in number; tasks and examples not (a `ValueError`).
-        labels: Task to what is true, [examples].
-        resamples: Of the bootstrap.
-        seed: Of its random numbers.
+    `models` maps name to task to predictions, [seeds, examples]: int64 classes, float64 for STS-B.
+    Seeds may differ in number; tasks and examples not (a `ValueError`). `labels` maps task to what
+    is true, [examples].
 
     Source: Berg-Kirkpatrick et al. 2012, section 2 (paired bootstrap); Efron and Tibshirani 1993.
     """

@@ -146,10 +146,10 @@ def _check_same(kept: Records, stated: Submission, where: Path) -> None:
         for name, own in facts.items():
             if own != (theirs := record["pretrain"][name]):
                 raise UserError(f"{where}: {name} = {own}: the records say {theirs}")
-    for name in ("hashes.encoder", "pretrain_code"):
-        part, _, key = name.partition(".")
-        origins = [record[part][key] if key else record[part] for record in kept.values()]
-        if any(origin != origins[0] for origin in origins):
+    encoders = [record["hashes"]["encoder"] for record in kept.values()]
+    commits = [record["pretrain_code"] for record in kept.values()]
+    for name, found in (("hashes.encoder", encoders), ("pretrain_code", commits)):
+        if any(other != found[0] for other in found):
             raise UserError(
                 f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
             )

@@ -171,7 +171,7 @@ def read(folder: Path) -> Submission:
     return entry
 
 
-def write(folder: Path, values: dict[str, Any], where: str = FILE) -> None:
+def write(folder: Path, values: dict[str, Any], where: str) -> None:
     """Checks and writes ``submission.yaml``, atomically; an error line begins with `where`."""
     stated = validate(Submission, values, where).model_dump(exclude_unset=True)
     text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True, width=100)

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,21 @@ SCHEMA = pa.schema([("text", pa.string())])
 def run(parameters: config.Data) -> dict[str, Any]:
     """Brings the corpus into the run's folder, ``data/corpus/``; does nothing twice.
 
-    Returns:
-        The manifest: source, name, documents, words, bytes (UTF-8), skipped (empty documents) and
-        ``content``, the SHA-256 of all texts.
-
-    Raises:
-        UserError: When the source is missing, damaged or empty.
+    The manifest it returns holds source, name, documents, words, bytes (UTF-8), skipped (empty
+    documents) and ``content``, the SHA-256 of all texts.
     """
-    wanted, name = _origin(parameters)
+    wanted, name, texts = _origin(parameters)
     folder = parameters.folder / "data" / "corpus"
     if done := files.intact_manifest(folder, files.digest(wanted)):
         return done
+    texts = islice(texts, parameters.documents or None)
     with files.building(folder) as empty:
-        return _write(parameters, wanted, name, empty)
+        counts, written = _write(texts, parameters.documents, empty)
+        if not counts["documents"]:
+            raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
+        manifest = {"spec": files.digest(wanted), "specification": wanted, "name": name}
+        manifest |= counts | {"source": parameters.source}
+        return files.write_manifest(empty, manifest, written)
 
 
 def finished(parameters: config.Data) -> dict[str, Any] | None:
@@ -49,14 +51,11 @@ def follows(specification: dict[str, Any], parameters: config.Data) -> bool:
     return all(getattr(parameters, key, value) == value for key, value in specification.items())
 
 
-def _write(
-    parameters: config.Data, wanted: dict[str, Any], name: str, folder: Path
-) -> dict[str, Any]:
-    """Reads the source and writes what :func:`run` says into an empty folder."""
+def _write(texts: Iterable[str], total: int, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Writes texts as Parquet; what a manifest tells of them, and the names of the files."""
     content, written = hashlib.sha256(), []
-    counts = {"documents": 0, "words": 0, "bytes": 0, "skipped": 0}
-    texts = islice(_source(parameters, wanted), parameters.documents or None)
-    bar = progress.bar(parameters.documents, "corpus", "documents")
+    counts: dict[str, Any] = {"documents": 0, "words": 0, "bytes": 0, "skipped": 0}
+    bar = progress.bar(total, "corpus", "documents")
     for shard in portions(texts, *SHARD):
         documents = [text for text in shard if text and text.strip()]
         for text in documents:
@@ -71,11 +70,7 @@ def _write(
             pq.write_table(pa.table({"text": documents}, SCHEMA), temporary, compression="zstd")
         bar.update(len(shard))
     bar.close()
-    if not counts["documents"]:
-        raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
-    manifest = {"spec": files.digest(wanted), "specification": wanted, "name": name}
-    manifest |= counts | {"source": parameters.source, "content": content.hexdigest()}
-    return files.write_manifest(folder, manifest, written)
+    return counts | {"content": content.hexdigest()}, written
 
 
 def portions(texts: Iterable[str], documents: int, characters: int) -> Iterator[list[str]]:
@@ -102,11 +97,7 @@ def read(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what goes wrong in reading a Parquet file into a line that names it.
-
-    Raises:
-        UserError: In place of pyarrow's errors.
-    """
+    """Turns pyarrow's errors in reading a Parquet file into a line that names it."""
     try:
         yield
     except UserError:
@@ -117,11 +108,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_file(path: Path) -> Iterator[str]:
-    """The documents of one Parquet file; a null becomes an empty text.
-
-    Raises:
-        UserError: When the file is damaged or has no column ``text`` of strings.
-    """
+    """The documents of one Parquet file, its column ``text``; a null becomes an empty text."""
     with reading(path), pq.ParquetFile(path) as file:
         schema, row = file.schema_arrow, 0
         if "text" not in schema.names:
@@ -137,14 +124,10 @@ def read_file(path: Path) -> Iterator[str]:
 def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | None]:
     """The texts of a column of a file, after `row` rows of it.
 
-    Raises:
-        UserError: Naming the first row whose bytes are not UTF-8: another encoding, or a lone
-            surrogate.
+    A :class:`UserError` names the first row that is not UTF-8: another encoding, a lone surrogate.
     """
-    try:
+    with suppress(UnicodeDecodeError):
         return column.to_pylist()
-    except UnicodeDecodeError:
-        pass
     for number, value in enumerate(column, row):
         try:
             value.as_py()
@@ -157,11 +140,7 @@ def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | 
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a source folder, sorted.
-
-    Raises:
-        UserError: When the folder is missing or holds none.
-    """
+    """The Parquet files of a source folder, sorted; at least one."""
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
         what = "holds no *.parquet" if folder.is_dir() else "no such folder"
@@ -172,39 +151,26 @@ def parquet_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _origin(parameters: config.Data) -> tuple[dict[str, Any], str]:
-    """What the corpus follows from, and its name for a reader."""
+def _origin(parameters: config.Data) -> tuple[dict[str, Any], str, Iterator[str]]:
+    """What the corpus follows from, its name for a reader, and its texts, not yet read."""
     wanted: dict[str, Any] = {"source": parameters.source, "documents": parameters.documents}
     if parameters.source == "embedded":
-        world = {"world_words": parameters.world_words, "world_seed": parameters.world_seed}
-        name = "embedded world, {world_words} words, seed {world_seed}".format(**world)
-        return wanted | world, name
+        words, seed = parameters.world_words, parameters.world_seed
+        wanted |= {"world_words": words, "world_seed": seed}
+        texts = synthetic.documents(parameters.documents, words, seed)
+        return wanted, f"embedded world, {words} words, seed {seed}", texts
     if parameters.source == "folder":
         folder = files.resolve(parameters.data)
         paths = parquet_files(folder / "corpus")
         wanted["files"] = {path.name: files.sha256(path) for path in paths}
-        return wanted, f"folder {folder.name}/corpus"
+        return wanted, f"folder {folder.name}/corpus", read(folder / "corpus")
     revision = hub_revision(HUB_NAME)
     wanted |= {"name": HUB_NAME, "revision": revision}
-    return wanted, f"{HUB_NAME} at {revision[:7]}"
-
-
-def _source(parameters: config.Data, wanted: dict[str, Any]) -> Iterator[str]:
-    if parameters.source == "embedded":
-        return synthetic.documents(
-            parameters.documents, parameters.world_words, parameters.world_seed
-        )
-    if parameters.source == "folder":
-        return read(files.resolve(parameters.data) / "corpus")
-    return _hub(wanted["revision"])
+    return wanted, f"{HUB_NAME} at {revision[:7]}", _hub(revision)
 
 
 def hub_revision(name: str) -> str:
-    """The commit that a data set of the Hub stands at today.
-
-    Raises:
-        UserError: Without a network, in one line that names the other sources.
-    """
+    """The commit that a data set of the Hub stands at today."""
     from huggingface_hub import HfApi
 
     with reaching_hub(name):
@@ -216,11 +182,7 @@ def hub_revision(name: str) -> str:
 
 @contextmanager
 def reaching_hub(name: str) -> Iterator[None]:
-    """Turns whatever goes wrong between here and the Hub into a line that names what else to use.
-
-    Raises:
-        UserError: In place of any error inside.
-    """
+    """Turns what goes wrong between here and the Hub into a line that names what else to use."""
     try:
         yield
     except Exception as error:  # the clients raise many kinds: sockets, proxies, HTTP, JSON, Arrow
@@ -239,10 +201,5 @@ def _hub(revision: str) -> Iterator[str]:
             stream = load_dataset(HUB_NAME, **options, revision=revision)
         except RuntimeError:  # the main branch holds a script; the Hub keeps a Parquet copy
             stream = load_dataset(HUB_NAME, **options, revision="refs/convert/parquet")
-        texts = (row["text"] or "" for row in stream)
-    while True:
-        with reaching_hub(HUB_NAME):
-            text = next(texts, None)
-        if text is None:
-            return
-        yield text
+        for row in stream:
+            yield row["text"] or ""

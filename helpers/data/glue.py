@@ -69,11 +69,7 @@ TASKS: dict[str, Task] = {
 
 
 def get(name: str) -> Task:
-    """The task of this name.
-
-    Raises:
-        UserError: For an unknown name.
-    """
+    """The task of this name, one of the eight."""
     if name not in TASKS:
         raise UserError(f"task = {name!r}: not one of GLUE's eight; {did_you_mean(name, TASKS)}")
     return TASKS[name]
@@ -85,20 +81,12 @@ def _split_files(folder: Path, task: str, split: str) -> list[Path]:
 
 
 def available(source: str, data: str, tasks: list[str]) -> list[str]:
-    """Those of `tasks` that a source has; the folder `data` may lack some.
-
-    Raises:
-        UserError: For an unknown task, or when none has a train and a validation split.
-    """
-    needed = {name: get(name).splits[:2] for name in tasks}
+    """Those of `tasks` that a source has: the folder `data` may lack some, not all of them."""
+    kinds = {name: get(name) for name in tasks}
     if source != "folder":
         return list(tasks)
     folder = files.resolve(data)
-    there = [
-        name
-        for name, splits in needed.items()
-        if all(_split_files(folder, name, s) for s in splits)
-    ]
+    there = [n for n, t in kinds.items() if all(_split_files(folder, n, s) for s in t.splits[:2])]
     if not there:
         raise UserError(
             f"data: {folder}: none of {', '.join(tasks)} there; "
@@ -110,12 +98,8 @@ def available(source: str, data: str, tasks: list[str]) -> list[str]:
 def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
     """Checks one split against the schema of ``nyu-mll/glue`` and puts its columns in order.
 
-    Returns:
-        The text columns, ``label`` (int64, float64 for a regression) and ``idx`` (int64).
-
-    Raises:
-        UserError: Beginning with `where`, for a missing column, a null, a text, label or idx of
-            another type, a label out of range, or no rows.
+    The texts come first, then ``label`` (int64, float64 for a regression) and ``idx`` (int64). What
+    is wrong is told in a :class:`UserError` that begins with `where`.
     """
     types, texts = pd.api.types, list(task.columns)
     for column in (*texts, "label"):
@@ -161,8 +145,7 @@ def cap(table: pd.DataFrame, rows: int, seed: int, *name: str) -> pd.DataFrame:
 def train_rows(source: str, data: str, name: str) -> int:
     """Training rows that a source has, without reading them: the folder's, else GLUE's own.
 
-    GLUE's own number stands for a task the folder `data` lacks and for a damaged file, which the
-    data stage reports.
+    A damaged file, which the data stage reports, counts as none.
     """
     official = get(name).official_rows["train"]
     paths = _split_files(files.resolve(data), name, "train") if source == "folder" else []
@@ -176,9 +159,6 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     """A split whose bytes were checked: its texts, ``label`` and ``idx``.
 
     Other columns may be of any type; they are read where one of the texts is missing.
-
-    Raises:
-        UserError: Naming file, and row where a text is not UTF-8.
     """
     with corpus.reading(path):
         table = pq.read_table(path)
@@ -196,11 +176,7 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
-    """One split of a folder, as :func:`check` gives it; None where there is no such file.
-
-    Raises:
-        UserError: When the file is damaged or breaks the schema.
-    """
+    """One split of a folder, as :func:`check` gives it; None where there is no such file."""
     paths = _split_files(folder, name, split)
     if not paths:
         return None
@@ -218,21 +194,16 @@ def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
 def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str, Any]:
     """Brings one task into the run's folder, ``data/glue/<task>/``; does nothing twice.
 
-    `hub_revision` is the commit of ``nyu-mll/glue``, for source ``hub``.
-
-    Returns:
-        The manifest: rows by split, ``reduced`` (splits that have not GLUE's row count),
-        ``complete`` (the source claims to be GLUE and no split is reduced).
-
-    Raises:
-        UserError: When a split is missing, damaged, or breaks the schema.
+    `hub_revision` is the commit of ``nyu-mll/glue``, for source ``hub``. The manifest it returns
+    holds rows by split, ``reduced`` (splits that have not GLUE's row count) and ``complete`` (the
+    source claims to be GLUE and no split is reduced).
     """
-    source, limits = parameters.source, _limits(parameters, get(name))
+    task, source = get(name), parameters.source
+    limits = _limits(parameters, task)
     wanted: dict[str, Any] = {"source": source, "task": name, "limits": limits}
-    if source == "embedded":
-        wanted |= {"world_words": parameters.world_words, "world_seed": parameters.world_seed}
-    else:
-        wanted |= {"seed": parameters.world_seed}
+    seed = parameters.world_seed
+    embedded = {"world_words": parameters.world_words, "world_seed": seed}
+    wanted |= embedded if source == "embedded" else {"seed": seed}
     if source == "folder":
         folder = files.resolve(parameters.data)
         paths = [path for split in limits for path in _split_files(folder, name, split)]
@@ -243,7 +214,25 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
     if done := files.intact_manifest(target, files.digest(wanted)):
         return done
     with files.building(target) as empty:
-        return _write(parameters, name, wanted, empty)
+        rows = {}
+        for split in task.splits:
+            table = _read(parameters, name, split, wanted)
+            if len(table):
+                rows[split] = len(table)
+                with files.replacing(empty / f"{split}.parquet") as temporary:
+                    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), temporary)
+        reduced = [split for split in task.splits if rows.get(split) != task.official_rows[split]]
+        manifest = {
+            "spec": files.digest(wanted),
+            "specification": wanted,
+            "task": name,
+            "source": source,
+            "rows": rows,
+            "reduced": reduced,
+            # MNLI's mismatched half is reported beside the score and is no part of it.
+            "complete": source != "embedded" and not set(reduced) & set(task.splits[:2]),
+        }
+        return files.write_manifest(empty, manifest, [f"{split}.parquet" for split in rows])
 
 
 def _limits(parameters: config.Data, task: Task) -> dict[str, int]:
@@ -257,8 +246,8 @@ def _read(parameters: config.Data, name: str, split: str, wanted: dict[str, Any]
     """A checked split of the source; empty for MNLI's mismatched one where a folder lacks it."""
     task, limit, where = get(name), wanted["limits"][split], f"{name}/{split}"
     if parameters.source == "embedded":
-        seed = parameters.world_seed
-        rows = synthetic.rows(name, split, limit, parameters.world_words, seed)
+        words, seed = parameters.world_words, parameters.world_seed
+        rows = synthetic.rows(name, split, limit, words, seed)
         return check(pd.DataFrame(rows, columns=[*task.columns, "label"]), task, where)
     if parameters.source == "folder":
         folder = files.resolve(parameters.data)
@@ -277,37 +266,8 @@ def _read(parameters: config.Data, name: str, split: str, wanted: dict[str, Any]
     return cap(table, limit, parameters.world_seed, name, split)
 
 
-def _write(
-    parameters: config.Data, name: str, wanted: dict[str, Any], target: Path
-) -> dict[str, Any]:
-    """Reads the source and writes what :func:`run` says into an empty folder."""
-    task, rows = get(name), {}
-    for split in task.splits:
-        table = _read(parameters, name, split, wanted)
-        if len(table):
-            rows[split] = len(table)
-            with files.replacing(target / f"{split}.parquet") as temporary:
-                pq.write_table(pa.Table.from_pandas(table, preserve_index=False), temporary)
-    reduced = [split for split in task.splits if rows.get(split) != task.official_rows[split]]
-    manifest = {
-        "spec": files.digest(wanted),
-        "specification": wanted,
-        "task": name,
-        "source": parameters.source,
-        "rows": rows,
-        "reduced": reduced,
-        # MNLI's mismatched half is reported beside the score and is no part of it.
-        "complete": parameters.source != "embedded" and not set(reduced) & set(task.splits[:2]),
-    }
-    return files.write_manifest(target, manifest, [f"{split}.parquet" for split in rows])
-
-
 def load(folder: Path, name: str, split: str) -> pd.DataFrame:
-    """One split of a task in a run's folder.
-
-    Raises:
-        UserError: When the data stage has not made it.
-    """
+    """One split of a task in a run's folder, as the data stage has made it."""
     prepared = folder / "data" / "glue" / name
     files.require_manifest(prepared, "01_data")
     return read_parquet(prepared / f"{split}.parquet", get(name).columns)
@@ -325,10 +285,10 @@ def finished(parameters: config.Data) -> dict[str, dict[str, Any]] | None:
     manifests = {}
     for name in available(parameters.source, parameters.data, list(TASKS)):
         manifest = files.find_manifest(parameters.folder / "data" / "glue" / name)
-        if not manifest or not corpus.follows(manifest["specification"], parameters):
-            return None
+        told = manifest["specification"] if manifest else {}
         wanted = {"seed": parameters.world_seed, "limits": _limits(parameters, get(name))}
-        if wanted != {key: manifest["specification"].get(key, wanted[key]) for key in wanted}:
+        same = all(told.get(key, value) == value for key, value in wanted.items())
+        if not (manifest and same and corpus.follows(told, parameters)):
             return None
         manifests[name] = manifest
     return manifests

@@ -16,20 +16,13 @@ CONSTANT = "constant prediction"
 
 
 class GlueMetric(evaluate.Metric):
-    """Metrics of one task; ``config_name`` is the task.
-
-    ``compute(predictions=..., references=...)`` returns floats between -1 and 1 by metric name.
-    """
+    """Metrics of the task ``config_name``: floats between -1 and 1 by metric name."""
 
     def _info(self) -> evaluate.MetricInfo:
-        kind = "int64" if glue.get(self.config_name).labels else "float64"
-        return evaluate.MetricInfo(
-            description=f"Metrics of GLUE's {self.config_name}.",
-            citation="",
-            features=datasets.Features(
-                {"predictions": datasets.Value(kind), "references": datasets.Value(kind)}
-            ),
-        )
+        kind = datasets.Value("int64" if glue.get(self.config_name).labels else "float64")
+        features = datasets.Features({"predictions": kind, "references": kind})
+        about = f"Metrics of GLUE's {self.config_name}."
+        return evaluate.MetricInfo(description=about, citation="", features=features)
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         name = self.config_name
@@ -49,17 +42,11 @@ class GlueMetric(evaluate.Metric):
 def score(
     task: str, predictions: np.ndarray, references: np.ndarray
 ) -> tuple[float, dict[str, float], str]:
-    """The headline score of a task and what stands beside it.
+    """The headline score x 100, metrics by name, and a note: empty, or ``CONSTANT``.
 
-    Predictions and references are int64 [n] classes, or float [n] for STS-B.
-
-    Returns:
-        score x 100, metrics by name, and a note: empty, or that the prediction is constant. A
-        correlation with a constant has no value and is scored 0; an accuracy stays what it is,
-        the share of that class, so that it compares with other people's.
-
-    Raises:
-        ValueError: When a prediction is not finite.
+    Predictions and references are int64 [n] classes, or float [n] for STS-B. A correlation with a
+    constant has no value and is scored 0; an accuracy stays what it is, the share of that class,
+    so that it compares with other people's. A prediction that is not finite is a ValueError.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if not np.isfinite(predictions).all():

@@ -149,9 +149,8 @@ def _world(words: int, seed: int) -> World:
     def new_word() -> str:
         tries, word = 0, ""
         while not word or word in used:
-            pairs = (
-                draw.pick(*"bdfgklmnprtvz") + draw.pick(*"aeiou") for _ in range(2 + tries // 8)
-            )
+            count = 2 + tries // 8
+            pairs = (draw.pick(*"bdfgklmnprtvz") + draw.pick(*"aeiou") for _ in range(count))
             word, tries = "".join(pairs) + draw.pick(*"bdfgklmnprt"), tries + 1
         used.add(word)
         return word
@@ -286,9 +285,6 @@ def documents(count: int, words: int, seed: int) -> Iterator[str]:
     """Writes the corpus of the world of so many open-class words: 60 to 120 words a document.
 
     The first documents of a longer corpus are those of a shorter one.
-
-    Raises:
-        UserError: `words` is below `MINIMUM_WORDS`.
     """
     draw = _draw("documents", words, seed, world=_world(words, seed))
     for _ in range(count):
@@ -480,9 +476,6 @@ def rows(task: str, split: str, count: int, words: int, seed: int) -> list[Row]:
     """Makes one split of one task: its texts, then the label (an int; for stsb 0.0 to 5.0).
 
     Task and split are called as in GLUE; MNLI's mismatched half has other wordings than train.
-
-    Raises:
-        UserError: `words` is below `MINIMUM_WORDS`.
     """
     draw = _draw("task", task, split, words, seed, world=_world(words, seed))
     seen: set[tuple[str, ...]] = set()

@@ -21,6 +21,7 @@ from helpers.data import corpus
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BPE_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+TRAINER = {"min_frequency": 2, "show_progress": False}
 TRAINING_BYTES = 100_000_000  # about; a vocabulary does not gain from more
 ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unknown
 LONGEST = 1000  # characters of a run without a space or a change of kind that training looks at
@@ -54,9 +55,8 @@ def _train_wordpiece(vocabulary: int, read: Callable[[str], Iterable[str]]) -> T
     by_count = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     alphabet = sorted(by_count[:ALPHABET])
     trainer = WordPieceTrainer(
+        **TRAINER,
         vocab_size=vocabulary,
-        min_frequency=2,
-        show_progress=False,
         special_tokens=[*WORDPIECE_SPECIALS, *(f"##{c}" for c in alphabet)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
@@ -71,13 +71,9 @@ def _train_bpe(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokeniz
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=vocabulary,
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=BPE_SPECIALS,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = {"special_tokens": BPE_SPECIALS, "initial_alphabet": alphabet}
+    trainer = BpeTrainer(**TRAINER, **special, vocab_size=vocabulary)
     tok.train_from_iterator(read("words"), trainer)
     return tok
 
@@ -85,22 +81,16 @@ def _train_bpe(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokeniz
 def train(
     kind: str, vocabulary: int, read: Callable[[], Iterable[str]], documents: int = 0
 ) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer; the same texts give the same tokenizer.
+    """Trains a tokenizer; the same texts, which `read` gives at each call, give the same tokenizer.
 
-    Args:
-        kind: ``wordpiece`` (uncased, BERT's rules) or ``bpe`` (cased, byte-level, RoBERTa's).
-        vocabulary: Tokens at most; a small corpus may give fewer.
-        read: Gives the texts, each time it is called.
-        documents: How many texts that are, for a progress bar; 0 shows none.
-
-    Returns:
-        A transformers tokenizer with ``[CLS] a [SEP] b [SEP]`` or ``<s> a </s></s> b </s>``.
+    ``wordpiece`` is uncased, by BERT's rules: ``[CLS] a [SEP] b [SEP]``; ``bpe`` cased and
+    byte-level, by RoBERTa's: ``<s> a </s></s> b </s>``. A small corpus may give fewer tokens than
+    `vocabulary`. The number of `documents` is for a progress bar; 0 shows none.
     """
 
     def texts(what: str) -> Iterator[str]:
-        bar = (
-            progress.bar(documents, f"learn {kind} from {what}", "documents") if documents else None
-        )
+        label = f"learn {kind} from {what}"
+        bar = progress.bar(documents, label, "documents") if documents else None
         for text in read():
             # Trainers take time and memory with the square of a word's length.
             yield LONG_RUN.sub(r"\1\2", text)
@@ -119,30 +109,15 @@ def train(
         first, pad, last, unknown, mask = BPE_SPECIALS
         pair = f"{first} $A {last} {last} $B {last}"
         names = ["input_ids", "attention_mask"]
-    tok.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=pair,
-        special_tokens=[(token, tok.token_to_id(token)) for token in (first, last)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok,
-        pad_token=pad,
-        unk_token=unknown,
-        cls_token=first,
-        sep_token=last,
-        bos_token=first,
-        eos_token=last,
-        mask_token=mask,
-        model_input_names=names,
-    )
+    framing = [(token, tok.token_to_id(token)) for token in (first, last)]
+    tok.post_processor = processors.TemplateProcessing(f"{first} $A {last}", pair, framing)
+    special = {"pad_token": pad, "unk_token": unknown, "mask_token": mask}
+    special |= {"cls_token": first, "sep_token": last, "bos_token": first, "eos_token": last}
+    return PreTrainedTokenizerFast(tokenizer_object=tok, model_input_names=names, **special)
 
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
-    """Opens a saved tokenizer with AutoTokenizer, offline.
-
-    Raises:
-        UserError: When the folder holds none, or one that cannot be read.
-    """
+    """Opens a saved tokenizer with AutoTokenizer, offline."""
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder}: holds no tokenizer.json; run notebooks/02_tokenizer.ipynb")
     try:
@@ -154,11 +129,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def saving() -> Iterator[None]:
-    """Around transformers' ``save_pretrained``.
-
-    Raises:
-        OSError: When the disk is full, in place of what safetensors and tokenizers raise.
-    """
+    """Around ``save_pretrained``: a full disk is an OSError, whatever safetensors raises for it."""
     try:
         yield
     except Exception as error:
@@ -185,9 +156,9 @@ def pack(
 def pack_batch(
     texts: list[str], tok: PreTrainedTokenizerBase, length: int, rest: list[int]
 ) -> tuple[np.ndarray, list[int]]:
-    """Rows of a part of the corpus, int64 [n, length], and the tokens that have filled no row yet.
+    """Rows of a part of the corpus, int64 [n, length], and the tokens that are left for the next.
 
-    `rest` are those of the part before.
+    `rest` are those that the part before has left.
     """
     # Encode, and end each document with a separator.
     ids, encode = [np.array(rest, dtype=np.int64)], tok.backend_tokenizer.encode_batch_fast
@@ -223,11 +194,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def rows(folder: Path) -> np.ndarray:
-    """The packed corpus as a memory map, uint16 or uint32 [rows, length].
-
-    Raises:
-        UserError: When the tokenizer stage has not run, or its files do not belong together.
-    """
+    """The packed corpus as a memory map, uint16 or uint32 [rows, length]."""
     manifest = files.require_manifest(folder, "02_tokenizer")
     count, length, dtype = (manifest.get(name) for name in ("rows", "length", "dtype"))
     plain = all(type(n) is int and n > 0 for n in (count, length)) and dtype in DTYPES
@@ -235,8 +202,8 @@ def rows(folder: Path) -> np.ndarray:
         raise UserError(f"{folder}/manifest.json: damaged, delete it and run its stage again")
     path = folder / "tokens.bin"
     size = np.dtype(dtype).itemsize * count * length
-    if not path.exists() or path.stat().st_size != size:
-        there = path.stat().st_size if path.exists() else 0
+    there = path.stat().st_size if path.exists() else 0
+    if there != size:
         raise UserError(f"{path}: has {there} bytes, its manifest says {size}")
     return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
 
@@ -258,13 +225,9 @@ def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dic
 def run(parameters: config.Tokenizer) -> dict[str, Any]:
     """Trains one tokenizer and packs the corpus with it; does nothing twice.
 
-    A run that was killed goes on from the last whole shard of the corpus, with the same bytes.
-
     Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin`` and, last,
-    ``manifest.json``.
-
-    Raises:
-        UserError: When the data stage has not run or the corpus fills no segment.
+    ``manifest.json``, which it returns. A run that was killed goes on from the last whole shard of
+    the corpus, with the same bytes.
     """
     kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
     documents = files.require_manifest(source, "01_data")
@@ -279,9 +242,8 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     if not state["rows"]:
         for leftover in (PACKING, "tokens.bin"):
             (folder / leftover).unlink()
-        raise UserError(
-            f"max_length = {wanted['length']}: the corpus fills no segment of this length"
-        )
+        length = wanted["length"]
+        raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
     manifest = {
         "spec": files.digest(wanted),
         "specification": wanted,
@@ -294,7 +256,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         "tokens": state["rows"] * wanted["length"],
         "unknown": state["unknown"],
         "words": documents["words"],
-        "dtype": _dtype(tok),
+        "dtype": DTYPES[len(tok) > 2**16],
     }
     names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin"]
     manifest = files.write_manifest(folder, manifest, names)
@@ -311,10 +273,6 @@ def finished(parameters: config.Tokenizer) -> dict[str, Any] | None:
     return files.find_manifest(folder, files.digest(specification(parameters, documents)))
 
 
-def _dtype(tok: PreTrainedTokenizerBase) -> str:
-    return DTYPES[len(tok) > 2**16]
-
-
 def _trained(
     wanted: dict[str, Any], source: Path, folder: Path, state: dict[str, Any], documents: int
 ) -> PreTrainedTokenizerBase:
@@ -323,12 +281,11 @@ def _trained(
     trained = state["trained"] == name and (folder / "tokenizer.json").exists()
     if state["shards"] or trained:
         return load(folder)
-    tok = train(
-        wanted["kind"],
-        wanted["vocabulary"],
-        lambda: islice(corpus.read(source), 0, None, step),
-        -(-documents // step),
-    )
+
+    def read() -> Iterator[str]:
+        return islice(corpus.read(source), 0, None, step)
+
+    tok = train(wanted["kind"], wanted["vocabulary"], read, -(-documents // step))
     with files.building(folder) as empty, saving():
         tok.save_pretrained(empty)
     state["trained"] = name
@@ -353,15 +310,10 @@ def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
 
 
 def _pack_shards(
-    source: Path,
-    folder: Path,
-    tok: PreTrainedTokenizerBase,
-    length: int,
-    state: dict[str, Any],
-    total: int,
+    source: Path, folder: Path, tok: PreTrainedTokenizerBase, length: int, state: dict, total: int
 ) -> None:
     """Packs the corpus shard by shard into ``tokens.bin``, and brings the state up to date."""
-    packed = folder / "tokens.bin"
+    packed, dtype = folder / "tokens.bin", DTYPES[len(tok) > 2**16]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
     bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
     try:
@@ -370,7 +322,7 @@ def _pack_shards(
             for path in corpus.parquet_files(source)[state["shards"] :]:
                 for texts in corpus.portions(corpus.read_file(path), *ENCODING):
                     block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
-                    file.write(block.astype(_dtype(tok)).tobytes())
+                    file.write(block.astype(dtype).tobytes())
                     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
                     state["rows"] += len(block)
                     state["unknown"] += int((block == tok.unk_token_id).sum())

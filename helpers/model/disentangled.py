@@ -27,11 +27,8 @@ from transformers.models.deberta.modeling_deberta import (
 def shift(scores: torch.Tensor) -> torch.Tensor:
     """Reads scores by relative position as scores by key: a view.
 
-    Args:
-        scores: float [..., L, 2L], contiguous. The last column is never read.
-
-    Returns:
-        float [..., L, L]; element [*i*, *j*] is ``scores[..., i, j + L - 1 - i]``.
+    `scores` are float [..., L, 2L], contiguous; the last column is never read. Element [*i*, *j*]
+    of the result, float [..., L, L], is ``scores[..., i, j + L - 1 - i]``.
     """
     length = scores.shape[-2]
     flat = scores.flatten(-2)[..., length - 1 : length - 1 + length * (2 * length - 1)]
@@ -51,15 +48,11 @@ def relative_rows(length: int, span: int, device: torch.device) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Disentangled self-attention over the parameters of a stock one, shared and not copied.
-
-    Raises:
-        ValueError: For talking heads, which DeBERTa-v1's released models do not have.
-    """
+    """Disentangled self-attention over the parameters of a stock one, shared and not copied."""
 
     def __init__(self, stock: DisentangledSelfAttention) -> None:
         super().__init__()
-        if stock.talking_head:
+        if stock.talking_head:  # which DeBERTa-v1's released models do not have
             raise ValueError("talking_head = True: not supported; it must be False")
         self.heads, self.width = stock.num_attention_heads, stock.attention_head_size
         self.kinds = stock.pos_att_type if stock.relative_attention else ()
@@ -86,13 +79,8 @@ class Attention(nn.Module):
         """Called by transformers' layer as it calls its own, with an encoder's hidden states.
 
         `attention_mask` [batch, 1, L, L] is nonzero where a query may read a key, `rel_embeddings`
-        float [2 span, hidden]. `relative_pos` is not read: positions follow from L.
-
-        Returns:
-            float [batch, L, hidden] and None, or the weights [batch, heads, L, L].
-
-        Raises:
-            ValueError: When `query_states` is given, which happens for ``z_steps`` > 1 alone.
+        float [2 span, hidden]. `relative_pos` is not read: positions follow from L. Gives float
+        [batch, L, hidden] and None, or the weights [batch, heads, L, L].
         """
         if query_states is not None:
             raise ValueError("query_states: not supported; it must be None (z_steps up to 1)")
@@ -109,25 +97,21 @@ class Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Context of every token, float [batch, L, hidden], and weights [batch, heads, L, L].
 
-        Args:
-            hidden: float [batch, L, hidden].
-            table: float [2L, hidden] from :meth:`table`; None without relative attention.
-            hide: bool [batch, 1, L, L], where a query may not read a key; None for nowhere.
+        `hidden` is float [batch, L, hidden]; the table that of :meth:`table`, None without relative
+        attention; `hide` bool [batch, 1, L, L], where a query may not read a key, None for nowhere.
         """
         query, key, value = self.project(hidden)
         batch, length = hidden.shape[:2]
         # The three scores of equation 4: content to position, position to content, and content to
         # content, which is added by the same matrix product that scales them all.
         scores = query.new_zeros(())
-        if table is not None:
-            table = self.pos_dropout(table)
+        table = None if table is None else self.pos_dropout(table)
         if "c2p" in self.kinds:
             scores = scores + self.content_to_position(query, table)
         if "p2c" in self.kinds:
             scores = scores + self.position_to_content(key, table)
-        scores = torch.baddbmm(
-            scores, query, key.transpose(-1, -2), beta=self.scale, alpha=self.scale
-        )
+        keys, scale = key.transpose(-1, -2), self.scale
+        scores = torch.baddbmm(scores, query, keys, beta=scale, alpha=scale)
         # Padding gets the least number there is, which is no weight after the softmax.
         if hide is not None:
             scores = scores.unflatten(0, (self.heads, batch))
@@ -141,11 +125,9 @@ class Attention(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Query, key and value of every token, each float [heads x batch, L, width]."""
-        query_bias, value_bias = (
-            bias.view(self.heads, self.width) for bias in (self.q_bias, self.v_bias)
-        )
         # in_proj's rows are query, key, value of head 0, then of head 1...; the key has no bias.
-        bias = torch.stack((query_bias, torch.zeros_like(query_bias), value_bias), 1).flatten()
+        biases = (self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)
+        bias = torch.stack([b.view(self.heads, self.width) for b in biases], 1).flatten()
         mixed = functional.linear(hidden, self.in_proj.weight, bias.to(self.in_proj.weight.dtype))
         # Heads first: a head's positions are then one product over all tokens of the batch.
         mixed = mixed.unflatten(-1, (self.heads, 3, self.width)).permute(3, 2, 0, 1, 4)
@@ -168,32 +150,27 @@ class Attention(nn.Module):
         return products.view(len(tokens), -1, len(rows))
 
 
-def _norm(stock: DebertaLayerNorm) -> nn.LayerNorm:
-    norm = nn.LayerNorm(stock.weight.shape, eps=stock.variance_epsilon)
-    norm.weight, norm.bias = stock.weight, stock.bias
-    return norm
-
-
 def speed_up(model: nn.Module) -> nn.Module:
-    """Exchanges the attention and the norms of every DeBERTa-v1 inside `model`, in place.
+    """Exchanges the attention and the norms of every DeBERTa-v1 inside `model`, and returns it.
 
-    Returns:
-        `model`; parameters, their names and ``save_pretrained`` are unchanged.
+    Parameters, their names and ``save_pretrained`` are unchanged.
     """
     for parent in list(model.modules()):
         if isinstance(parent, DebertaAttention) and not isinstance(parent.self, Attention):
             parent.self = Attention(parent.self)
         for name, child in parent.named_children():
             if isinstance(child, DebertaLayerNorm):
-                setattr(parent, name, _norm(child))
+                norm = nn.LayerNorm(child.weight.shape, eps=child.variance_epsilon)
+                norm.weight, norm.bias = child.weight, child.bias
+                setattr(parent, name, norm)
     return model
 
 
 def is_fast(model: nn.Module) -> bool:
     """Whether `model` is a DeBERTa-v1 that :func:`speed_up` has been through."""
-    return isinstance(model, DebertaModel) and isinstance(
-        model.encoder.layer[0].attention.self, Attention
-    )
+    if not isinstance(model, DebertaModel):
+        return False
+    return isinstance(model.encoder.layer[0].attention.self, Attention)
 
 
 def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -216,12 +193,8 @@ def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:
 def score_terms(model: DebertaModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """The three terms of the first layer's scores, each as it goes into the softmax.
 
-    Args:
-        model: A DeBERTa-v1 that :func:`speed_up` has been through, in evaluation mode.
-        tokens: int64 [batch, L], no padding.
-
-    Returns:
-        ``c2c``, ``c2p``, ``p2c``: float [heads, batch, L, L].
+    ``c2c``, ``c2p`` and ``p2c`` are float [heads, batch, L, L]; tokens int64 [batch, L], without
+    padding. :func:`speed_up` has been through `model`, which is in evaluation mode.
     """
     own: Attention = model.encoder.layer[0].attention.self
     table = own.table(model.encoder.rel_embeddings.weight, tokens.shape[1])

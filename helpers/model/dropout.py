@@ -64,8 +64,7 @@ def attend(
     Query, key and value are float [batch, heads, L, width], the mask bool [batch, 1, L, L], true
     where a query may read a key. Fewer heads, a causal order or a bias are left to ``sdpa``.
 
-    Returns:
-        float [batch, L, heads, width], and None in place of the weights.
+    Gives float [batch, L, heads, width], and None in place of the weights.
     """
     ours = dropout > 0 and query.device.type == "cpu" and not torch.compiler.is_compiling()
     if not (ours and _is_plain(module, query, key, attention_mask, others)):
@@ -87,9 +86,8 @@ def _is_plain(
     others: dict[str, object],
 ) -> bool:
     """Whether scores are products alone, and a boolean mask all that hides a key from a query."""
-    if query.shape[1] != key.shape[1] or any(
-        others.get(name) is not None for name in ("position_bias", "softcap")
-    ):
+    biased = any(others.get(name) is not None for name in ("position_bias", "softcap"))
+    if biased or query.shape[1] != key.shape[1]:
         return False
     if mask is not None:
         return mask.dtype == torch.bool
@@ -102,10 +100,9 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def use_fast_dropout(model: nn.Module) -> nn.Module:
-    """Exchanges every ``nn.Dropout`` and ``sdpa`` attention inside `model`, in place.
+    """Exchanges every ``nn.Dropout`` and ``sdpa`` attention inside `model`, and returns it.
 
-    Returns:
-        `model`; parameters, their names and ``save_pretrained`` are unchanged.
+    Parameters, their names and ``save_pretrained`` are unchanged.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():

@@ -12,21 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForMaskedLM,
-    DebertaConfig,
-    DebertaForMaskedLM,
-    DebertaModel,
-    ElectraConfig,
-    ElectraForMaskedLM,
-    ElectraForPreTraining,
-    PretrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import DebertaConfig, ElectraConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
@@ -163,11 +151,7 @@ DISCRIMINATOR_WEIGHT = 50.0
 
 
 def get(name: str) -> Spec:
-    """The registry's entry, or the one a folder ``models/<name>/`` makes.
-
-    Raises:
-        UserError: For an unknown name, or a folder whose ``config.json`` is of no use.
-    """
+    """The registry's entry, or the one a folder ``models/<name>/`` makes."""
     if name in REGISTRY:
         return REGISTRY[name]
     if name in VARIANTS:
@@ -203,35 +187,23 @@ def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:
             f"{where}: model_type = {spec.model_type!r}: transformers has no masked language model "
             f"of this type; {hint}"
         )
-    return CONFIG_MAPPING[spec.model_type]
+    return transformers.CONFIG_MAPPING[spec.model_type]
 
 
 def get_size(name: str) -> Size:
-    """The row of ``SIZES``.
-
-    Raises:
-        UserError: For an unknown name.
-    """
+    """The row of ``SIZES``."""
     if name not in SIZES:
         raise UserError(f"size = {name!r}: unknown; {did_you_mean(name, SIZES)}")
     return SIZES[name]
 
 
 def build_config(
-    spec: Spec,
-    size: Size,
-    vocabulary: int,
-    max_length: int,
-    dropout: float = 0.1,
-    width: float = 1.0,
+    spec: Spec, size: Size, vocabulary: int, max_length: int, dropout: float = 0.1, width: float = 1
 ) -> PretrainedConfig:
     """The transformers configuration of an encoder.
 
     `width` is a factor on hidden, heads and feed-forward: a generator's fraction. The token
     embeddings keep their width, because generator and discriminator share them.
-
-    Raises:
-        UserError: When the width leaves no whole number of heads.
     """
     heads, hidden = max(1, round(size.heads * width)), round(size.hidden * width)
     if hidden < 8 or hidden % heads:
@@ -257,25 +229,13 @@ def build_config(
         common |= {"max_position_embeddings": size.bert_positions or max_length}
         return ElectraConfig(**common, embedding_size=size.embedding)
     if spec.architecture == "roberta":
-        return RobertaConfig(**common, type_vocab_size=1, layer_norm_eps=1e-5)
+        return transformers.RobertaConfig(**common, type_vocab_size=1, layer_norm_eps=1e-5)
     if spec.architecture == "deberta":
-        return _deberta(size, common)
+        common |= {"relative_attention": True, "pos_att_type": "c2p|p2c", "type_vocab_size": 0}
+        common |= {"max_relative_positions": -1, "position_biased_input": False, "legacy": True}
+        return DebertaConfig(**common, embedding_size=size.embedding, layer_norm_eps=1e-7)
     # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
     return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
-
-
-def _deberta(size: Size, common: dict[str, Any]) -> DebertaConfig:
-    return DebertaConfig(
-        **common,
-        embedding_size=size.embedding,
-        relative_attention=True,
-        max_relative_positions=-1,
-        position_biased_input=False,
-        pos_att_type="c2p|p2c",
-        type_vocab_size=0,
-        layer_norm_eps=1e-7,
-        legacy=True,
-    )
 
 
 def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedConfig:
@@ -295,14 +255,10 @@ def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedCon
 
 @contextmanager
 def _building(spec: Spec) -> Iterator[None]:
-    """Around classes of transformers that get a configuration of the user's.
-
-    Raises:
-        UserError: In place of any error: each architecture has checks and exceptions of its own.
-    """
+    """Around classes of transformers that get a configuration of the user's: one error line."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # each architecture has checks and exceptions of its own
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
 
@@ -312,40 +268,30 @@ class DebertaDiscriminator(nn.Module):
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
-        self.deberta = DebertaModel(config)
+        self.deberta = transformers.DebertaModel(config)
         head = ElectraConfig(hidden_size=config.hidden_size, hidden_act=config.hidden_act)
         self.discriminator_predictions = ElectraDiscriminatorPredictions(head)
 
 
-MASKED_LM: dict[str, type[PreTrainedModel]] = {
-    "bert": ElectraForMaskedLM,
-    "roberta": RobertaForMaskedLM,
-    "deberta": DebertaForMaskedLM,
+MASKED_LM = {
+    "bert": transformers.ElectraForMaskedLM,
+    "roberta": transformers.RobertaForMaskedLM,
+    "deberta": transformers.DebertaForMaskedLM,
 }
-DISCRIMINATOR: dict[str, type[nn.Module]] = {
-    "bert": ElectraForPreTraining,
-    "deberta": DebertaDiscriminator,
-}
+DISCRIMINATOR = {"bert": transformers.ElectraForPreTraining, "deberta": DebertaDiscriminator}
 
 
 def masked_lm(spec: Spec, config: PretrainedConfig) -> PreTrainedModel:
-    """A masked language model with fresh weights.
-
-    Raises:
-        UserError: For a configuration that makes no model, such as a hidden size that its heads do
-            not divide.
-    """
+    """A masked language model with fresh weights."""
     if spec.architecture == "transformers":
         with _building(spec):
-            return AutoModelForMaskedLM.from_config(config)
+            return transformers.AutoModelForMaskedLM.from_config(config)
     return MASKED_LM[spec.architecture](config)
 
 
 def encoder(model: nn.Module) -> nn.Module:
     """The encoder inside a model with a head."""
-    if isinstance(model, DebertaDiscriminator):
-        return model.deberta
-    return model.base_model
+    return model.deberta if isinstance(model, DebertaDiscriminator) else model.base_model
 
 
 def count(model: nn.Module) -> int:

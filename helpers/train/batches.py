@@ -24,14 +24,8 @@ POOL = 32  # batches that are sorted by length together
 class Segments:
     """The packed corpus as an endless row of batches: permutations of the epochs, end to end.
 
-    Args:
-        packed: uint16 or uint32 [rows, length], a memory map.
-        size: Segments per batch.
-        seed: Of the order; an epoch's permutation follows from it and the epoch's number.
-        device: Where batches are wanted. On a GPU the corpus is copied there when it fits.
-
-    Attributes:
-        place: A sentence that says where the corpus lies and why.
+    `packed` is a memory map, uint16 or uint32 [rows, length]; a permutation follows from the seed
+    and the epoch's number. The corpus is copied to a GPU where it fits, as ``place`` says.
     """
 
     def __init__(self, packed: np.ndarray, size: int, seed: int, device: torch.device) -> None:
@@ -41,8 +35,7 @@ class Segments:
         self.signed = packed.view(packed.dtype.str.replace("u", "i"))
         self.mask = 2 ** (8 * packed.dtype.itemsize) - 1
         on_device, self.place = loop.choose_place(packed.nbytes, device)
-        copy = torch.from_numpy(np.array(self.signed)).to(device) if on_device else None
-        self.resident: torch.Tensor | None = copy
+        self.resident = torch.from_numpy(np.array(self.signed)).to(device) if on_device else None
 
     def order(self, epoch: int) -> np.ndarray:
         """Permutation of an epoch, int64 [rows]; the last two are kept."""
@@ -54,9 +47,8 @@ class Segments:
 
     def rows(self, step: int) -> np.ndarray:
         """Row numbers of the batch of a step (from 0), int64 [size]."""
-        epochs, places = np.divmod(
-            np.arange(step * self.size, (step + 1) * self.size), len(self.packed)
-        )
+        numbers = np.arange(step * self.size, (step + 1) * self.size)
+        epochs, places = np.divmod(numbers, len(self.packed))
         # A batch may end one epoch and begin the next.
         parts = [self.order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
         return np.concatenate(parts)
@@ -96,20 +88,16 @@ def encode(
 ) -> Encoded:
     """Tokenises a split; too long pairs lose tokens from the longer sentence first.
 
-    `table` is as :func:`helpers.data.glue.load` gives it; `max_length` counts special tokens too;
-    `swap` also adds every pair with its sentences swapped.
+    `max_length` counts special tokens too; `swap` also adds every pair with its sentences swapped.
     """
     if swap:
         first, second = task.columns
         table = pd.concat([table, table.rename(columns={first: second, second: first})])
     texts = [table[column].tolist() for column in task.columns]
-    batch = tok(
-        *texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True
-    )
-    ids, types = (
-        np.fromiter(chain.from_iterable(batch[name]), kind)
-        for name, kind in (("input_ids", np.int32), ("token_type_ids", np.uint8))
-    )
+    cut = {"truncation": "longest_first", "max_length": max_length}
+    batch = tok(*texts, **cut, return_token_type_ids=True)
+    ids = np.fromiter(chain.from_iterable(batch["input_ids"]), np.int32)
+    types = np.fromiter(chain.from_iterable(batch["token_type_ids"]), np.uint8)
     lengths = np.array([len(row) for row in batch["input_ids"]])
     return Encoded(ids, types, lengths, table["label"].to_numpy(), table["idx"].to_numpy())
 
@@ -145,21 +133,16 @@ def encode_splits(
         swaps = swap and task.swap and split == "train"
         content = [vocabulary, manifest["files"][f"{split}.parquet"], task.columns, length, swaps]
         path = run / "encoded" / f"{files.digest(content)}.safetensors"
-
-        def make(split: str = split, swaps: bool = swaps) -> Encoded:
-            return encode(glue.load(run, name, split), task, tok, length, swaps)
-
-        splits[split] = encode_once(path, make)
+        splits[split] = encode_once(
+            path, lambda s=split, w=swaps: encode(glue.load(run, name, s), task, tok, length, w)
+        )
     return splits
 
 
 def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches of examples of like length: shuffled, sorted inside pools, shuffled again.
-
-    Yields numbers of examples, int64 [at most size]; together every example once.
-    """
-    order = rng.permutation(len(lengths))
-    cut = []
+    """Batches of examples of like length, by number, int64 [at most size]: every example once."""
+    # Shuffle, sort by length inside pools, shuffle the batches.
+    order, cut = rng.permutation(len(lengths)), []
     for start in range(0, len(order), POOL * size):
         pool = order[start : start + POOL * size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]

@@ -21,6 +21,7 @@ from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 
+Tensors = Mapping[str, torch.Tensor]
 KEPT = 2
 PARAMETERS = ("checkpoint_steps", "checkpoint_minutes", "checkpoints")
 """Parameters that say when and where; nothing that is computed follows from them."""
@@ -30,27 +31,21 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
     """Writes ``checkpoint-<spec>-<step>.safetensors`` atomically; removes all but the last two.
 
     Shared parameters are written once, a fused Adam's moments by parameter name, with them `state`,
-    JSON values among which are ``step`` and ``spec``. Returns the file.
-
-    Raises:
-        UserError: When a weight or moment is not finite, or the disk is full or read-only; the
-            files before stay.
+    JSON values among which are ``step`` and ``spec``. Where a weight or moment is not finite, or
+    the disk is full, the files before stay.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.detach()
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    bad = not_finite(tensors)
-    if bad:
+    if bad := not_finite(tensors):
         raise UserError(
             f"{bad} is not finite after step {state['step']}: lower the learning rate (training "
             f"then begins anew); {last(folder, state['spec'])}"
         )
-    path, text = (
-        folder / f"{_stem(state['spec'])}{state['step']:09d}.safetensors",
-        json.dumps(state),
-    )
+    path = folder / f"checkpoint-{state['spec'][:12]}-{state['step']:09d}.safetensors"
+    text = json.dumps(state)
     with files.replacing(path) as temporary, tokenizer.saving():
         save_file(tensors, temporary, metadata={"state": text, "digest": _digest(text, tensors)})
     newest = _all(folder, state["spec"])[:KEPT]
@@ -60,7 +55,7 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
     return path
 
 
-def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+def not_finite(tensors: Tensors) -> str:
     """The name of the first tensor that holds a NaN or an infinity; empty when none does."""
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
 
@@ -73,13 +68,9 @@ def last(folder: Path, spec: str) -> str:
     return f"the checkpoint of step {int(paths[0].stem.rpartition('-')[2])} is kept in {folder}"
 
 
-def _stem(spec: str) -> str:
-    return f"checkpoint-{spec[:12]}-"
-
-
 def _all(folder: Path, spec: str) -> list[Path]:
     """Checkpoints of a specification, the newest first."""
-    return sorted(folder.glob(f"{_stem(spec)}*.safetensors"), reverse=True)
+    return sorted(folder.glob(f"checkpoint-{spec[:12]}-*.safetensors"), reverse=True)
 
 
 def others(folder: Path, spec: str) -> bool:
@@ -87,7 +78,7 @@ def others(folder: Path, spec: str) -> bool:
     return any(folder.glob("checkpoint-*.safetensors")) and not _all(folder, spec)
 
 
-def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(text: str, tensors: Tensors) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -100,11 +91,8 @@ def load(
 ) -> dict[str, Any] | None:
     """Restores model and optimiser from the newest checkpoint that is whole; returns its state.
 
-    None when there is no checkpoint, or they were written under another specification.
-
-    Raises:
-        UserError: When every checkpoint is damaged. Of a damaged one with an older behind it, a
-            warning tells.
+    None when there is none of this specification. Of a damaged one with an older behind it, a
+    warning tells; where all are damaged, a :class:`UserError`.
     """
     broken = ""
     for path in _all(folder, spec):
@@ -123,7 +111,7 @@ def load(
     return None
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -134,25 +122,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return json.loads(about["state"]), tensors
 
 
-def _restore(
-    tensors: Mapping[str, torch.Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
-) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-            if f"step.{name}" in tensors:
-                optimiser.state[parameter] = {
-                    key: tensors[f"{key}.{name}"].to(parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+@torch.no_grad()
+def _restore(tensors: Tensors, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[f"model.{name}"])
+        if f"step.{name}" in tensors:
+            moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            moments = {key: moment.to(parameter.device) for key, moment in moments.items()}
+            optimiser.state[parameter] = moments
 
 
 def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:
-    """Where a run of a stage keeps its checkpoints.
-
-    Below the folder that the parameter ``checkpoints`` names, Google Drive's for example; without
-    one in `folder`, beside what the run writes.
-    """
+    """Where a run of a stage keeps its checkpoints: `folder`, or below the one it was told of."""
     if not parameters.checkpoints:
         return folder
     return files.resolve(parameters.checkpoints) / parameters.profile / stage / name

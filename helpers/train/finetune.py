@@ -37,8 +37,7 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
     Depth is 0 for the embeddings, 1 to n for the layers, n + 2 for the head; the rate is
     ``rate * decay ** (n + 2 - depth)`` (google-research/electra, ``model/optimization.py``).
     """
-    last = model.config.num_hidden_layers + 2
-    inside = f"{model.base_model_prefix}."
+    last, inside = model.config.num_hidden_layers + 2, f"{model.base_model_prefix}."
     if decay < 1 and not any(".layer." in name for name, _ in model.named_parameters()):
         raise UserError(
             f"finetune_layer_decay = {decay}: the layers of a {model.config.model_type} are not "
@@ -58,12 +57,7 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
 
 
 def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
-    """The encoder of a checkpoint with a fresh classification head (transformers' own class).
-
-    Raises:
-        UserError: When the checkpoint cannot be opened, is of another architecture than its
-            configuration says, or has weights that are not finite.
-    """
+    """The encoder of a checkpoint with a fresh classification head (transformers' own class)."""
     try:
         model, about = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -80,9 +74,8 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
         raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
     # A head is new and so may a pooler be; without a word transformers fills in any weight.
     inside = f"{model.base_model_prefix}."
-    lost = [name for name in about["missing_keys"] if name.startswith(inside)]
-    lost = sorted(name for name in lost if ".pooler." not in name)
-    if lost:
+    missing = sorted(name for name in about["missing_keys"] if name.startswith(inside))
+    if lost := [name for name in missing if ".pooler." not in name]:
         raise UserError(
             f"{folder}: model.safetensors has no {lost[0]} ({len(lost)} weights missing): it is "
             f"not a {model.config.model_type} as config.json says"
@@ -93,30 +86,19 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
 
 
 def check_tokenizer(folder: Path, tok: PreTrainedTokenizerBase) -> None:
-    """Checks that a checkpoint has an embedding for every token and pads with the same one.
-
-    Raises:
-        UserError: When it has not.
-    """
+    """Checks that a checkpoint has an embedding for every token and pads with the same one."""
     about = AutoConfig.from_pretrained(folder, local_files_only=True)
-    has = about.vocab_size
-    if len(tok) > has:
-        raise UserError(
-            f"{folder}: tokenizer.json has {len(tok)} tokens, the checkpoint {has}: they do not "
-            "belong together"
-        )
-    if tok.pad_token_id != about.pad_token_id:
-        raise UserError(
-            f"{folder}: tokenizer.json pads with {tok.pad_token_id}, the checkpoint with "
-            f"{about.pad_token_id}: they do not belong together"
-        )
+    broken = ""
+    if len(tok) > about.vocab_size:
+        broken = f"has {len(tok)} tokens, the checkpoint {about.vocab_size}"
+    elif tok.pad_token_id != about.pad_token_id:
+        broken = f"pads with {tok.pad_token_id}, the checkpoint with {about.pad_token_id}"
+    if broken:
+        raise UserError(f"{folder}: tokenizer.json {broken}: they do not belong together")
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits, float [batch, labels]; mean squared error for one output.
-
-    A regression's labels are float [batch], between 0 and 1.
-    """
+    """Cross-entropy of logits, float [batch, labels]; mean squared error for one output."""
     if logits.shape[-1] == 1:
         return functional.mse_loss(logits.float().squeeze(-1), labels.float())
     return functional.cross_entropy(logits.float(), labels)
@@ -129,16 +111,14 @@ def predict(
     """Predictions in the order of `data`: int64 classes, or float64 on STS-B's scale 0 to 5."""
     device = next(model.parameters()).device
     model.eval()
-    order = np.argsort(data.lengths, kind="stable")
-    out = np.empty(len(order), dtype=np.float64 if model.config.num_labels == 1 else np.int64)
+    order, regression = np.argsort(data.lengths, kind="stable"), model.config.num_labels == 1
+    out = np.empty(len(order), dtype=np.float64 if regression else np.int64)
     for start in range(0, len(order), EVALUATION_BATCH):
         index = order[start : start + EVALUATION_BATCH]
         with loop.autocast(device, dtype):
             logits = model(**collate(data, index, tok, device)).logits.float()
-        if model.config.num_labels == 1:
-            out[index] = logits.squeeze(-1).double().cpu().numpy() * LARGEST_LABEL
-        else:
-            out[index] = logits.argmax(-1).cpu().numpy()
+        found = logits.squeeze(-1).double() * LARGEST_LABEL if regression else logits.argmax(-1)
+        out[index] = found.cpu().numpy()
     return out
 
 
@@ -149,9 +129,8 @@ class Step:
         self.model, self.dtype, self.clip = model, dtype, parameters.clip
         self.device = next(model.parameters()).device
         replayed = graphs.possible(self.device, dtype)
-        groups = layer_rates(
-            model, parameters.finetune_learning_rate, parameters.finetune_layer_decay
-        )
+        peak, decay = parameters.finetune_learning_rate, parameters.finetune_layer_decay
+        groups = layer_rates(model, peak, decay)
         self.optimiser = torch.optim.AdamW(
             groups, eps=1e-6, weight_decay=0.0, fused=True, capturable=replayed
         )
@@ -159,15 +138,11 @@ class Step:
         self.replay = graphs.Replay(self._take, replayed)
         self.shapes = (REPLAYED, usable_length(parameters)) if replayed else (1, 0)
 
-    def __call__(
-        self, batch: dict[str, torch.Tensor], labels: torch.Tensor, factor: float
-    ) -> torch.Tensor:
+    def __call__(self, batch: graphs.Tensors, labels: torch.Tensor, factor: float) -> torch.Tensor:
         """One step with a factor on the rates; the loss before it, a scalar on the device."""
         return self.replay(batch | {"right": labels}, factor)["loss"]
 
-    def _take(
-        self, inputs: dict[str, torch.Tensor], factor: float | torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def _take(self, inputs: graphs.Tensors, factor: float | torch.Tensor) -> graphs.Tensors:
         self.optimiser.zero_grad(set_to_none=True)
         labels = inputs.pop("right")
         with loop.autocast(self.device, self.dtype):
@@ -195,19 +170,11 @@ def train(
     task: str = "",
     bar: progress.Progress | None = None,
 ) -> dict[str, Any]:
-    """Fine-tunes `model`, which has a fresh head, in place on a train split.
+    """Fine-tunes `model`, which has a fresh head, in place; what it took, as `records.Finetuning`.
 
     A step is a function of the parameters, its number and the state before it, so a run that was
     killed goes on from a checkpoint in `folder`, if it has one written under the digest `spec`, and
     ends with the same bytes. `task` is a name for an error line.
-
-    Returns:
-        steps, tokens (padding included), flops (forward and backward), seconds, joules (None where
-        no device reports them).
-
-    Raises:
-        Preempted: After SIGTERM, when the state was saved.
-        UserError: When a loss or, after the last step, a weight is not finite.
     """
     size = parameters.finetune_batch_size
     per_epoch = -(-len(data.lengths) // size)
@@ -238,9 +205,8 @@ def train(
             upkeep.maybe_save(rows * length)
             if place + 1 == per_epoch:
                 upkeep.check()
-    return {"steps": total} | {
-        name: state[name] for name in ("tokens", "flops", "seconds", "joules")
-    }
+    spent = {name: state[name] for name in ("tokens", "flops", "seconds", "joules")}
+    return spent | {"steps": total}
 
 
 def usable_length(parameters: config.Finetune) -> int:
@@ -271,17 +237,27 @@ class _Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its records are kept."""
         return records.folder(self.parameters.folder, self.parameters.model, self.name)
 
-    @property
-    def steps(self) -> int:
-        """Steps of one seed."""
-        return count_steps(self.parameters, self.name, self.data["rows"]["train"])
-
     def specification(self, seed: int) -> dict[str, Any]:
-        """See :func:`specification`."""
-        return specification(self.parameters, self.name, seed, self.pretrained, self.data)
+        """All that a score follows from; its digest names the record."""
+        others = {"profile", "runs", "model", "tasks", "seeds", "threads", *checkpoint.PARAMETERS}
+        weights = self.pretrained["files"]
+        return {
+            "stage": "finetune",
+            "schema": records.SCHEMA,
+            "parameters": self.parameters.model_dump(exclude=others),
+            "task": self.name,
+            "seed": seed,
+            "encoder": {k: v for k, v in weights.items() if k.startswith("encoder/")},
+            "data": self.data["files"],
+        }
+
+    def vouched(self) -> dict[str, str]:
+        """Hashes of its files, as the manifest says, or said before a job began to add to it."""
+        paths = [self.folder / name for name in (files.MANIFEST, files.KEPT)]
+        there = [path for path in paths if path.exists()]
+        return files.read_manifest(there[0])["files"] if there else {}
 
     def record(self, seed: int, vouched: dict[str, str]) -> dict[str, Any] | None:
         """The record that is there and has its predictions; None for one of other parameters."""
@@ -289,8 +265,7 @@ class _Cell:
         predictions = path.with_suffix(".parquet")
         if not path.exists() or not predictions.exists():
             return None
-        values = files.read_json(path)
-        spec = files.digest(self.specification(seed))
+        values, spec = files.read_json(path), files.digest(self.specification(seed))
         if not isinstance(values, dict) or values.get("spec") != spec:
             return None  # of other parameters, or of another version of the schema
         record = records.read(path)
@@ -303,44 +278,19 @@ class _Cell:
 
     def facts(self, seed: int) -> dict[str, Any]:
         """What of a record is known before the fine-tuning."""
-        wanted = self.specification(seed)
-        pretrained = {"corpus": self.pretrained["specification"]["tokens"]}
+        wanted, pretrained = self.specification(seed), self.pretrained
+        hashes = {name: wanted[name] for name in ("data", "encoder")}
         return {
-            "schema": records.SCHEMA,
             "profile": self.parameters.profile,
             "model": self.parameters.model,
-            "task": self.name,
-            "seed": seed,
-            "corpus": self.pretrained["corpus"],
-            "size": self.pretrained["size"],
-            "pretrain": self.pretrained["pretrain"],
-            "pretrain_hardware": self.pretrained["hardware"],
-            "pretrain_code": self.pretrained["code"],
+            **{name: wanted[name] for name in ("schema", "task", "seed", "parameters")},
+            **{name: pretrained[name] for name in ("corpus", "size", "pretrain")},
+            "pretrain_hardware": pretrained["hardware"],
+            "pretrain_code": pretrained["code"],
             **{name: self.data[name] for name in ("source", "rows", "reduced", "complete")},
-            "hashes": pretrained | {"data": wanted["data"], "encoder": wanted["encoder"]},
-            "parameters": wanted["parameters"],
+            "hashes": hashes | {"corpus": pretrained["specification"]["tokens"]},
             "spec": files.digest(wanted),
         }
-
-
-def specification(
-    parameters: config.Finetune,
-    task: str,
-    seed: int,
-    pretrained: dict[str, Any],
-    data: dict[str, Any],
-) -> dict[str, Any]:
-    """All that a score follows from; its digest names the record. Takes two manifests."""
-    others = {"profile", "runs", "model", "tasks", "seeds", "threads", *checkpoint.PARAMETERS}
-    return {
-        "stage": "finetune",
-        "schema": records.SCHEMA,
-        "parameters": parameters.model_dump(exclude=others),
-        "task": task,
-        "seed": seed,
-        "encoder": {k: v for k, v in pretrained["files"].items() if k.startswith("encoder/")},
-        "data": data["files"],
-    }
 
 
 def run(parameters: config.Finetune) -> list[dict[str, Any]]:
@@ -348,34 +298,28 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
 
     Writes ``records/<model>/<task>/`` in the run's folder: ``seed-<n>.json`` and
     ``seed-<n>.parquet`` (predictions of the validation split) as each run ends, and, last,
-    ``manifest.json``.
-
-    Returns:
-        The records, task by task, seed by seed.
-
-    Raises:
-        UserError: When an earlier stage has not run, or a loss is not finite.
+    ``manifest.json``. Gives the records, task by task, seed by seed.
     """
     cells, tok = _open(parameters)
-    total = sum(cell.steps for cell in cells) * len(parameters.seeds)
+    steps = [count_steps(parameters, cell.name, cell.data["rows"]["train"]) for cell in cells]
+    total = sum(steps) * len(parameters.seeds)
     bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
     every = []
-    for cell in cells:
+    for cell, count in zip(cells, steps, strict=True):
         splits: dict[str, Encoded] = {}
-        written = {}
-        vouched = _vouched(cell.folder)
+        written, vouched = [], cell.vouched()
         for seed in parameters.seeds:
             bar.set_postfix_str(f"{cell.name}, seed {seed}", refresh=False)
             record = cell.record(seed, vouched)
             if record is not None:
-                bar.skip(cell.steps)
+                bar.skip(count)
             else:
                 splits = splits or _encode(cell, tok)
                 with files.lock(cell.folder):
                     record = _finetune(cell, seed, tok, splits, bar)
-            written |= {f"seed-{seed}.json": seed, f"seed-{seed}.parquet": seed}
+            written += [f"seed-{seed}.json", f"seed-{seed}.parquet"]
             every.append(record)
-        files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, list(written))
+        files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, written)
     bar.close()
     return every
 
@@ -405,24 +349,17 @@ def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
     pretrained = files.find_manifest(parameters.folder / "models" / parameters.model)
     found = []
     for name in parameters.tasks:
-        cell = records.folder(parameters.folder, parameters.model, name)
         data = files.find_manifest(parameters.folder / "data" / "glue" / name)
-        if not (pretrained and data and files.find_manifest(cell)):
+        cell = _Cell(parameters, name, pretrained or {}, data or {})
+        if not (pretrained and data and files.find_manifest(cell.folder)):
             return None
         for seed in parameters.seeds:
-            path = cell / f"seed-{seed}.json"
+            path = cell.folder / f"seed-{seed}.json"
             record = files.read_json(path) if path.exists() else {}
-            wanted = specification(parameters, name, seed, pretrained, data)
-            if record.get("spec") != files.digest(wanted):
+            if record.get("spec") != files.digest(cell.specification(seed)):
                 return None
             found.append(record)
     return found
-
-
-def _vouched(target: Path) -> dict[str, str]:
-    """Hashes of a cell's files, as the manifest says, or said before a job began to add to it."""
-    there = [target / name for name in (files.MANIFEST, files.KEPT) if (target / name).exists()]
-    return files.read_manifest(there[0])["files"] if there else {}
 
 
 def _encode(cell: _Cell, tok: PreTrainedTokenizerBase) -> dict[str, Encoded]:
@@ -449,14 +386,17 @@ def _finetune(
     where = f"finetune/{parameters.model}/{name}"
     checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)
     files.remove_manifest(cell.folder)
-    epochs, train_split = _epochs(parameters, task), splits["train"]
-    spent = train(
-        parameters, model, train_split, tok, epochs, seed, dtype, checkpoints, spec, name, bar
-    )
-    others = {split: encoded for split, encoded in splits.items() if split != "train"}
-    predictions = {split: predict(model, encoded, tok, dtype) for split, encoded in others.items()}
+    data, epochs = splits["train"], _epochs(parameters, task)
+    spent = train(parameters, model, data, tok, epochs, seed, dtype, checkpoints, spec, name, bar)
+    others = [split for split in splits if split != "train"]
+    predictions = {split: predict(model, splits[split], tok, dtype) for split in others}
     path = cell.folder / f"seed-{seed}.json"
-    _write_predictions(path.with_suffix(".parquet"), predictions, splits)
+    tables = [
+        pd.DataFrame({"split": split, "idx": splits[split].idx, "prediction": values})
+        for split, values in predictions.items()
+    ]
+    with files.replacing(path.with_suffix(".parquet")) as temporary:
+        pd.concat(tables).to_parquet(temporary, index=False, compression="zstd")
     record = cell.facts(seed) | _score(name, predictions, splits)
     record |= {
         "finetune": spent | {"seconds": round(spent["seconds"], 2)},
@@ -484,14 +424,3 @@ def _score(
         beside = metrics.score(name, predictions[split], splits[split].labels)[1]
         values |= {f"mismatched_{key}": value for key, value in beside.items()}
     return {"score": score, "metrics": values, "note": note}
-
-
-def _write_predictions(
-    path: Path, predictions: dict[str, np.ndarray], splits: dict[str, Encoded]
-) -> None:
-    tables = [
-        pd.DataFrame({"split": split, "idx": splits[split].idx, "prediction": values})
-        for split, values in predictions.items()
-    ]
-    with files.replacing(path) as temporary:
-        pd.concat(tables).to_parquet(temporary, index=False, compression="zstd")

@@ -19,10 +19,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def possible(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether steps are replayed: on a GPU, unless losses are scaled, which asks the CPU each time.
-
-    `dtype` is the number format of the forward pass.
-    """
+    """Whether steps are replayed: on a GPU, unless float16's losses are scaled, which waits."""
     wanted = os.environ.get(SWITCH, "1") != "0"
     return wanted and device.type == "cuda" and dtype != torch.float16
 
@@ -31,14 +28,12 @@ class Replay:
     """A step that is recorded at the second call with a shape and replayed from then on.
 
     The first call of a shape runs as it is written, so that kernels are loaded and the optimiser
-    has its moments.
+    has its moments. Unless `active`, nothing is recorded.
 
-    Args:
-        step: Takes tensors by name and a learning rate (a float, or a scalar tensor where it is
-            recorded); returns tensors by name. It does all the work on its own: gradients do not
-            outlive it, and what changes between calls comes in as a tensor.
-        active: Whether to record at all; without, `step` is called.
-        generators: Sources of random numbers that `step` draws from besides torch's own.
+    `step` takes tensors by name and a learning rate (a scalar tensor where it is recorded) and
+    returns tensors by name. It does all the work on its own: gradients do not outlive it, and what
+    changes between calls comes in as a tensor. Besides torch's own random numbers it may draw from
+    `generators`.
     """
 
     def __init__(
@@ -53,11 +48,7 @@ class Replay:
         self.pool: tuple[int, int] | None = None
 
     def __call__(self, inputs: Tensors, rate: float) -> Tensors:
-        """One step; what it returns is written over by the next.
-
-        Raises:
-            UserError: When the step cannot be recorded, because it waits for the GPU, say.
-        """
+        """One step; what it returns is written over by the next."""
         if not self.active:
             return self.step(inputs, rate)
         device = next(iter(inputs.values())).device

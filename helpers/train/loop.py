@@ -23,11 +23,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The number format of a training run, and a sentence that says why.
-
-    Raises:
-        UserError: For float16 on a CPU.
-    """
+    """The number format of a training run, and a sentence that says why."""
     if device.type == "cpu":
         if wanted == "float16":
             raise UserError(f"precision = {wanted!r}: on a CPU only auto, float32 or bfloat16")
@@ -37,12 +33,11 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     if wanted != "auto":
         return getattr(torch, wanted), f"{wanted}: as asked"
     # is_bf16_supported() says yes to a T4, which only emulates it.
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= (8, 0):
-        return torch.bfloat16, f"bfloat16: compute capability {capability[0]}.{capability[1]}"
-    return torch.float16, (
-        f"float16 with loss scaling: compute capability {capability[0]}.{capability[1]} < 8.0"
-    )
+    major, minor = torch.cuda.get_device_capability(device)
+    reason = f"compute capability {major}.{minor}"
+    if major >= 8:
+        return torch.bfloat16, f"bfloat16: {reason}"
+    return torch.float16, f"float16 with loss scaling: {reason} < 8.0"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
@@ -146,10 +141,8 @@ class Upkeep:
 
     @contextmanager
     def steps(self) -> Iterator[range]:
-        """The steps that are left. Inside, SIGTERM asks for a checkpoint before the process ends.
-
-        Outside the main thread signals cannot be caught, and SIGTERM is not.
-        """
+        """The steps that are left; on SIGTERM a checkpoint is saved before the process ends."""
+        # Outside the main thread signals cannot be caught.
         catches = threading.current_thread() is threading.main_thread() and self.folder is not None
         before = signal.signal(signal.SIGTERM, lambda *_: self.asked.set()) if catches else None
         try:
@@ -170,10 +163,8 @@ class Upkeep:
         self.broken = torch.where(loss.detach().isfinite(), self.broken, now)
 
     def check(self) -> None:
-        """Stops a run of which a loss was not finite; waits for the device.
-
-        With a loss scaler, steps whose gradients overflow are skipped and are no reason to stop.
-        """
+        """Stops a run of which a loss was not finite; waits for the device."""
+        # Under a loss scaler, steps whose gradients overflow are skipped: no reason to stop.
         if (step := int(self.broken)) != NEVER:
             self.diverged(f"the loss is not finite at step {step}")
 
@@ -192,11 +183,7 @@ class Upkeep:
         self.state["joules"], self.state["scaler"] = used, self.scaler.state_dict()
 
     def maybe_save(self, tokens: int, hold: bool = False) -> None:
-        """After a step over so many tokens: moves the bar, and saves where a checkpoint is due.
-
-        Raises:
-            Preempted: After SIGTERM, when the state was saved.
-        """
+        """After a step over so many tokens: moves the bar, and saves where a checkpoint is due."""
         step = self.state["step"]
         due = self.timer.due(step) and not hold
         if self.folder and step < self.total and (due or self.asked.is_set()):
@@ -204,20 +191,15 @@ class Upkeep:
             self.check()
             checkpoint.save(self.folder, self.model, self.optimiser, self.state)
             if self.asked.is_set():
-                raise Preempted(
-                    f"{self.run}: stopped by SIGTERM, saved at step {step}; run it again to go on"
-                )
+                stopped = f"stopped by SIGTERM, saved at step {step}; run it again to go on"
+                raise Preempted(f"{self.run}: {stopped}")
         if self.bar is not None:
             self.bar.tokens += tokens
             self.bar.update()
 
     @contextmanager
     def compiling(self, mode: str) -> Iterator[None]:
-        """Around the first step under torch.compile, whose seconds are counted apart.
-
-        Raises:
-            UserError: When it cannot be compiled on this machine.
-        """
+        """Around the first step under torch.compile, whose seconds are counted apart."""
         began = time.perf_counter()
         try:
             yield

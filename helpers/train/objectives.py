@@ -44,38 +44,33 @@ def mask_tokens(
     vocabulary: Vocabulary,
     masking: tuple[float, float],
     generator: torch.Generator,
-    fraction: float = registry.MASK_FRACTION,
 ) -> Masked:
-    """Chooses a fraction of each row's ordinary tokens and hides them (dynamic masking).
+    """Chooses 15 % of each row's ordinary tokens and hides them (dynamic masking).
 
-    Args:
-        tokens: int64 [batch, length].
-        vocabulary: Of the tokenizer; specials are never chosen.
-        masking: Parts of the chosen tokens replaced by the mask and by a random token.
-        generator: On the device of `tokens`.
-        fraction: Part of the ordinary tokens that is chosen.
+    Tokens are int64 [batch, length], with the generator on one device; `masking` are the parts of
+    the chosen ones that the mask and a random token replace.
     """
     device, (batch, length) = tokens.device, tokens.shape
     # Choose K positions of each row at random: the largest of random scores, specials last.
-    count = max(1, round(fraction * length))
+    count = max(1, round(registry.MASK_FRACTION * length))
     scores = torch.rand(batch, length, generator=generator, device=device)
     ordinary = ~vocabulary.special[tokens]
     positions = torch.where(ordinary, scores, -1.0).topk(count, dim=1).indices
     # A row with few ordinary tokens loses fewer than K; the rest of its positions are filler.
-    wanted = (ordinary.sum(1, keepdim=True) * fraction).round().clamp(1, count)
+    wanted = ordinary.sum(1, keepdim=True) * registry.MASK_FRACTION
+    wanted = wanted.round().clamp(1, count)
     rank = torch.arange(count, device=device)
     weights = ((rank < wanted) & ordinary.gather(1, positions)).float()
     targets = tokens.gather(1, positions)
 
     # Hide them: most behind the mask, some behind a random ordinary token, the others stay.
     draw = torch.rand(batch, count, generator=generator, device=device)
-    index = torch.randint(
-        len(vocabulary.ordinary), (batch, count), generator=generator, device=device
-    )
+    ids = vocabulary.ordinary
+    index = torch.randint(len(ids), (batch, count), generator=generator, device=device)
     mask, random = masking
     hidden = torch.where(draw < mask, vocabulary.mask, targets)
     swapped = (draw >= mask) & (draw < mask + random)
-    hidden = torch.where(swapped, vocabulary.ordinary[index], hidden)
+    hidden = torch.where(swapped, ids[index], hidden)
     hidden = torch.where(weights > 0, hidden, targets)
     return Masked(tokens.scatter(1, positions, hidden), positions, targets, weights)
 
@@ -83,21 +78,13 @@ def mask_tokens(
 def corrupt(
     tokens: torch.Tensor, masked: Masked, logits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replaces the chosen tokens by samples of the generator's softmax.
+    """Replaces the chosen tokens by samples of the generator's softmax, with torch's randomness.
 
     Draws one uniform number a token and inverts the cumulative distribution: the law of the
     released code's Gumbel maximum without its random number for every entry of the vocabulary.
-    Randomness is torch's global generator.
-
-    Args:
-        tokens: int64 [batch, length], the original.
-        masked: The same batch, masked.
-        logits: float [batch, K, vocabulary] of the generator at the masked positions.
-
-    Returns:
-        The corrupted tokens, int64 [batch, length], and the discriminator's labels, float32
-        [batch, length]: 1 where the token differs from the original. A sample that happens to be
-        the original counts as original (Clark et al. 2020, section 2).
+    Takes tokens, int64 [batch, length], and logits, float [batch, K, vocabulary]; gives the
+    corrupted tokens and the discriminator's labels, float32, 1 where they differ. A sample that
+    happens to be the original counts as original (Clark et al. 2020, section 2).
     """
     # Sample: the first entry whose cumulative probability exceeds a uniform draw. The last sum
     # stands for 1, which rounding misses.
@@ -113,10 +100,7 @@ def corrupt(
 
 
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Last hidden states, float [batch, length, hidden], of tokens, int64 [batch, length].
-
-    `model` has a head, which is left out; sequences have no padding.
-    """
+    """Last hidden states, float [batch, length, hidden], of a model with a head; no padding."""
     encoder = registry.encoder(model)
     if disentangled.is_fast(encoder):
         return disentangled.encode(encoder, tokens)
@@ -124,15 +108,9 @@ def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Logits of a masked language model at chosen positions only.
+    """Logits of one of transformers' ``...ForMaskedLM``, float [batch, K, vocabulary].
 
-    Args:
-        model: One of transformers' ``...ForMaskedLM``.
-        inputs: int64 [batch, length]; no padding.
-        positions: int64 [batch, K].
-
-    Returns:
-        float [batch, K, vocabulary]; equal to the model's own dense logits at `positions`.
+    They equal the model's own at `positions`, int64 [batch, K]; `inputs` have no padding.
     """
     if hasattr(model, "generator_lm_head"):
         head = nn.Sequential(model.generator_predictions, model.generator_lm_head)
@@ -182,8 +160,7 @@ class _CrossEntropy(torch.autograd.Function):
 def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over the chosen tokens, a scalar in nats per token.
 
-    `logits` are float [batch, K, vocabulary]; `chosen` is the number of tokens to divide by, a
-    float32 scalar: those of the whole step.
+    Logits are float [batch, K, vocabulary]; `chosen`, a float32 scalar, counts the whole step's.
     """
     weights = masked.weights.flatten() / chosen
     return _CrossEntropy.apply(logits.flatten(0, 1), masked.targets.flatten(), weights)
@@ -192,10 +169,7 @@ def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> t
 def replaced_loss(
     model: nn.Module, corrupted: torch.Tensor, replaced: torch.Tensor
 ) -> torch.Tensor:
-    """Binary cross-entropy of a discriminator, summed over all tokens, in nats.
-
-    `corrupted` and `replaced` are those of :func:`corrupt`.
-    """
+    """Binary cross-entropy of a discriminator, summed over what :func:`corrupt` gives, in nats."""
     score = model.discriminator_predictions(hidden_states(model, corrupted)).float()
     return functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
 
@@ -237,10 +211,7 @@ class ReplacedTokenDetection(nn.Module):
     def forward(
         self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
     ) -> dict[str, torch.Tensor]:
-        """Loss of one pass: scalars by name, ``loss`` = generator + 50 x discriminator.
-
-        Takes what :class:`MaskedLanguageModel` takes.
-        """
+        """The same; ``loss`` = generator + 50 x discriminator."""
         # The generator guesses the masked tokens.
         logits = masked_logits(self.generator, masked.inputs, masked.positions)
         generator_loss = masked_loss(logits, masked, chosen)
@@ -286,9 +257,9 @@ def flops_per_token(task: nn.Module, length: int) -> float:
 
     Encoder(s) at every token, the MLM head at 15 % of them, the discriminator's head at all.
     """
-    config = registry.encoder(task.model).config
+    config, share = registry.encoder(task.model).config, registry.MASK_FRACTION
     if isinstance(task, MaskedLanguageModel):
-        return token_flops(config, length) + registry.MASK_FRACTION * head_flops(config)
+        return token_flops(config, length) + share * head_flops(config)
     narrow = task.generator.config
-    generator = token_flops(narrow, length) + registry.MASK_FRACTION * head_flops(narrow)
+    generator = token_flops(narrow, length) + share * head_flops(narrow)
     return token_flops(config, length) + generator + 3.0 * 2 * config.hidden_size**2

@@ -23,17 +23,8 @@ from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import registry
-from helpers.train import checkpoint, graphs, loop, provenance
+from helpers.train import checkpoint, graphs, loop, objectives, provenance
 from helpers.train.batches import Segments
-from helpers.train.objectives import (
-    Masked,
-    MaskedLanguageModel,
-    ReplacedTokenDetection,
-    Vocabulary,
-    build,
-    flops_per_token,
-    mask_tokens,
-)
 
 LOG_POINTS = 200
 DIVERGED = (2.0, 3)
@@ -44,21 +35,15 @@ are random, in so many lines of the log in succession. A spike that comes down a
 class Step:
     """An optimiser step of pre-training, as often as it is called; nothing in it waits for the GPU.
 
-    Masks come from `generator`, dropout and samples from torch's own; the caller seeds both.
-
-    Args:
-        task: A :class:`MaskedLanguageModel` or :class:`ReplacedTokenDetection` on its device.
-        vocabulary: Of the tokenizer.
-        dtype: Number format of the forward pass.
-        clip: Largest L2 norm of the gradient.
-        rows: Segments in one forward pass; larger batches are accumulated. 0: no limit.
-        mode: Of torch.compile, or ``none``.
+    Masks come from `generator`, dropout and samples from torch's own; the caller seeds both. The
+    forward pass computes in `dtype`, with at most `rows` segments: larger batches are accumulated
+    (0: no limit). `mode` is torch.compile's, or ``none``; `clip` the largest norm of the gradient.
     """
 
     def __init__(
         self,
         task: nn.Module,
-        vocabulary: Vocabulary,
+        vocabulary: objectives.Vocabulary,
         dtype: torch.dtype = torch.float32,
         clip: float = 1.0,
         rows: int = 0,
@@ -77,29 +62,26 @@ class Step:
     def __call__(self, tokens: torch.Tensor, rate: float) -> dict[str, torch.Tensor]:
         """One step over tokens, int64 [batch, length], at a learning rate.
 
-        Returns:
-            Losses by name before the step, scalar tensors on the device: means over the batch,
-            however many passes it took. The next call may write over them.
+        Gives the losses before it by name, scalar tensors on the device: means over the batch,
+        however many passes it took. The next call may write over them.
         """
         return self.replay({"tokens": tokens}, rate)
 
-    def _take(
-        self, inputs: dict[str, torch.Tensor], rate: float | torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def _take(self, inputs: graphs.Tensors, rate: float | torch.Tensor) -> graphs.Tensors:
         tokens = inputs["tokens"]
         self.optimiser.zero_grad(set_to_none=True)
         # Choose 15 % of the ordinary tokens of each segment and hide them.
-        masked = mask_tokens(tokens, self.vocabulary, self.model.spec.masking, self.generator)
+        masking = self.model.spec.masking
+        masked = objectives.mask_tokens(tokens, self.vocabulary, masking, self.generator)
         chosen = masked.weights.sum().clamp(min=1)
         # Forward and backward, in passes that memory can hold: their gradients add up to the
         # batch's, since each loss is divided by the tokens of the whole batch.
         rows, losses = self.rows or len(tokens), {}
         for start in range(0, len(tokens), rows):
             part = slice(start, start + rows)
+            hidden = objectives.Masked(*(tensor[part] for tensor in masked))
             with loop.autocast(tokens.device, self.dtype):
-                found = self.call(
-                    tokens[part], Masked(*(t[part] for t in masked)), chosen, tokens.numel()
-                )
+                found = self.call(tokens[part], hidden, chosen, tokens.numel())
             self.scaler.scale(found["loss"]).backward()
             for name, value in found.items():
                 # A sum, not the value: CUDA graphs write the next pass's over it.
@@ -123,15 +105,12 @@ def train(
     spec: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Trains `task` in place on packed rows; what a step is stands above.
-
-    Returns:
-        The state after the last step: the lines of the log, seconds, joules and so on.
-    """
+    """Trains `task` in place on packed rows; the state after the last step, the log among it."""
     device, seed, total = registry.device(), parameters.pretrain_seed, parameters.pretrain_steps
     segments = Segments(packed, parameters.pretrain_batch_size, seed, device)
     rows, mode = parameters.pretrain_tokens_per_pass // packed.shape[1], parameters.torch_compile
-    step = Step(task, Vocabulary.of(tok, device), dtype, parameters.clip, rows, mode)
+    vocabulary = objectives.Vocabulary.of(tok, device)
+    step = Step(task, vocabulary, dtype, parameters.clip, rows, mode)
     checkpoints = checkpoint.place(parameters, "pretrain", parameters.model, folder)
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
     peak = getattr(parameters, rate_name(parameters, task.spec))
@@ -159,21 +138,13 @@ class _Upkeep(loop.Upkeep):
     def __init__(self, parameters: config.Pretrain, step: Step, spec: str, folder: Path) -> None:
         model, total = parameters.model, parameters.pretrain_steps
         fresh = {"spec": spec, "log": [], "sums": {}, "start": None, "high": 0}
-        super().__init__(
-            parameters,
-            step,
-            fresh | {"compile_seconds": 0.0},
-            total,
-            folder,
-            progress.bar(total, f"pre-train {model}", "steps"),
-            model,
-            rate_name(parameters, step.model.spec),
-        )
+        fresh |= {"compile_seconds": 0.0}
+        bar = progress.bar(total, f"pre-train {model}", "steps")
+        rate = rate_name(parameters, step.model.spec)
+        super().__init__(parameters, step, fresh, total, folder, bar, model, rate)
         self.every = max(1, total // LOG_POINTS)
-        self.sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=self.device)
-            for name, value in self.state["sums"].items()
-        }
+        double = {"dtype": torch.float64, "device": self.device}
+        self.sums = {n: torch.tensor(value, **double) for n, value in self.state["sums"].items()}
 
     def maybe_log(self, losses: dict[str, torch.Tensor], rate: float, tokens: int) -> None:
         """Adds the losses of a step up; now and then writes their means as a line of the log."""
@@ -198,7 +169,7 @@ class _Upkeep(loop.Upkeep):
         self.bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
 
     def note(self) -> None:
-        """Brings the state up to now, the sums for the next line of the log among it."""
+        """The same, with the sums for the next line of the log."""
         super().note()
         self.state["sums"] = {name: value.item() for name, value in self.sums.items()}
 
@@ -206,39 +177,27 @@ class _Upkeep(loop.Upkeep):
 def make_optimiser(
     task: nn.Module, weight_decay: float, capturable: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6; rate 0.
-
-    `capturable` says whether its steps may become part of a CUDA graph.
-    """
+    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6; rate 0."""
     decayed, others = [], []
     for name, parameter in task.named_parameters():
         is_matrix = parameter.ndim > 1 and "norm" not in name.lower()
         (decayed if is_matrix else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": weight_decay}]
+    groups += [{"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6, fused=True, capturable=capturable
     )
 
 
 def rate_name(parameters: config.Pretrain, spec: registry.Spec) -> str:
-    """Which parameter holds the peak learning rate of a model: its objective may have its own.
-
-    In small batches the discriminator's encoder collapses at rates that masked language models
-    gain from.
-    """
+    """Which parameter holds the peak learning rate of a model: its objective may have its own."""
+    # In small batches the discriminator's encoder collapses at rates that MLM gains from.
     rtd = spec.objective == "rtd" and parameters.rtd_learning_rate
     return "rtd_learning_rate" if rtd else "pretrain_learning_rate"
 
 
 def recipe(parameters: config.Pretrain, spec: registry.Spec) -> config.Pretrain:
-    """The parameters with what the model's own recipe changes in them.
-
-    Raises:
-        UserError: For a change that leaves an impossible parameter.
-    """
+    """The parameters with what the model's own recipe changes in them."""
     changes, rate = spec.recipe, rate_name(parameters, spec)
     changed: dict[str, Any] = {
         "pretrain_batch_size": changes.batch * parameters.pretrain_batch_size,
@@ -255,9 +214,8 @@ def recipe(parameters: config.Pretrain, spec: registry.Spec) -> config.Pretrain:
 def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[str, Any]:
     """All that the weights follow from, the packed corpus' manifest among it; names the run."""
     spec = registry.get(parameters.model)
-    values = parameters.model_dump(
-        exclude={"profile", "runs", "model", "threads", *checkpoint.PARAMETERS}
-    )
+    others = {"profile", "runs", "model", "threads", *checkpoint.PARAMETERS}
+    values = parameters.model_dump(exclude=others)
     values["pretrain_learning_rate"] = values[rate_name(parameters, spec)]
     del values["rtd_learning_rate"]
     if spec.objective == "none":
@@ -278,9 +236,6 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     Writes ``models/<model>/`` in the run's folder: ``encoder/`` (opens with AutoModel and
     AutoTokenizer), for replaced-token detection ``generator/``, ``log.csv`` and, last,
     ``manifest.json``, which it returns.
-
-    Raises:
-        UserError: When the packed corpus is missing, damaged or does not fit, or training diverges.
     """
     spec = registry.get(parameters.model)
     registry.get_size(parameters.size)  # a wrong name is told before any work
@@ -312,60 +267,47 @@ def finished(parameters: config.Pretrain) -> dict[str, Any] | None:
     return files.find_manifest(folder, files.digest(specification(parameters, packed)))
 
 
-def _build(
-    parameters: config.Pretrain, vocabulary: int
-) -> MaskedLanguageModel | ReplacedTokenDetection:
-    """The model under its objective, with the fresh weights that the parameters' seed gives."""
-    torch.manual_seed(seeding.derive_seed(parameters.pretrain_seed, "weights"))
-    return build(
-        registry.get(parameters.model),
-        registry.get_size(parameters.size),
-        vocabulary,
-        parameters.max_length,
-        parameters.pretrain_dropout,
-        parameters.generator_fraction,
-    ).to(registry.device())
-
-
 def _run(
     parameters: config.Pretrain, packed: dict[str, Any], wanted: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Trains and writes what :func:`run` says."""
-    objective = registry.get(parameters.model).objective
+    spec, size = registry.get(parameters.model), registry.get_size(parameters.size)
     source, name = parameters.folder / "tokenizer" / packed["kind"], files.digest(wanted)
     loop.begin(parameters.threads)
-    dtype, reason = loop.choose_precision(parameters.precision, registry.device())
+    device = registry.device()
+    dtype, reason = loop.choose_precision(parameters.precision, device)
     tok = tokenizer.load(source)
     if len(tok) != packed["vocabulary"]:
         raise UserError(
             f"{source}: has {len(tok)} tokens, its manifest says {packed['vocabulary']}; delete it "
             "and run notebooks/02_tokenizer.ipynb again"
         )
-    task = _build(parameters, len(tok))
+    torch.manual_seed(seeding.derive_seed(parameters.pretrain_seed, "weights"))
+    shape = (size, len(tok), parameters.max_length, parameters.pretrain_dropout)
+    task = objectives.build(spec, *shape, parameters.generator_fraction).to(device)
     files.remove_manifest(folder)
     state = {"log": [], "seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
     state, steps = state | {"place": "no training"}, 0
-    if objective != "none":
+    if spec.objective != "none":
         steps = parameters.pretrain_steps
         state = train(parameters, task, tok, tokenizer.rows(source), folder, name, dtype)
     written = _save(task, tok, folder, state["log"])
     tokens = steps * parameters.pretrain_batch_size * packed["length"]
-    generator = task.generator if objective == "rtd" else None
+    generator = task.generator if spec.objective == "rtd" else None
     manifest = {
         "spec": name,
         "specification": wanted,
         "model": parameters.model,
         "size": parameters.size,
-        "objective": objective,
-        "corpus": packed["corpus"],
-        "source": packed["source"],
+        "objective": spec.objective,
+        **{key: packed[key] for key in ("corpus", "source")},
         "precision": reason,
         "place": state["place"],
         "pretrain": {
             "steps": steps,
             "tokens": tokens,
             "epochs": round(tokens / packed["tokens"], 3),
-            "flops": tokens * flops_per_token(task, packed["length"]),
+            "flops": tokens * objectives.flops_per_token(task, packed["length"]),
             "seconds": round(state["seconds"], 1),
             "compile_seconds": round(state["compile_seconds"], 1),
             "joules": state["joules"],
@@ -387,7 +329,7 @@ def _save(
     """Writes encoder, generator and log; returns the names of the files."""
     is_deberta = isinstance(task.model, registry.DebertaDiscriminator)
     models = {"encoder": task.model.deberta if is_deberta else task.model}
-    if isinstance(task, ReplacedTokenDetection):
+    if isinstance(task, objectives.ReplacedTokenDetection):
         models["generator"] = task.generator
     for name, model in models.items():
         with files.building(folder / name) as empty, tokenizer.saving():

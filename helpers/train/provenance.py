@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -12,28 +13,21 @@ import torch
 
 
 def hardware(threads: int) -> dict[str, str | int | bool]:
-    """The device of this process: ``device``, ``name``, ``threads``, and ``repeatable``.
-
-    A run on a CPU gives the same bytes each time; a GPU's atomic additions have no fixed order
-    (PyTorch's notes on reproducibility).
-    """
+    """The device of this process, and whether runs on it give the same bytes each time."""
     cuda = torch.cuda.is_available()
     return {
         "device": "cuda" if cuda else "cpu",
         "name": torch.cuda.get_device_name() if cuda else _cpu_name(),
         "threads": threads,
-        "repeatable": not cuda,
+        "repeatable": not cuda,  # its atomic additions have no fixed order (PyTorch's notes)
     }
 
 
 def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux; the next line has a name everywhere
+    with suppress(OSError):  # not Linux; the last line has a name everywhere
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -70,12 +64,9 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def joules(device: torch.device) -> float | None:
-    """Energy a GPU has used since its driver was loaded, in joules (NVML), else None.
-
-    Two readings give what lies between them, whoever used it. CPUs report theirs to root only.
-    """
+    """Energy a GPU has used since its driver was loaded, whoever used it (NVML), else None."""
     if device.type != "cuda":
-        return None
+        return None  # CPUs report theirs to root only
     try:
         pynvml.nvmlInit()
         name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -3,21 +3,17 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from helpers.base import files
-from helpers.base.config import validate
+from helpers.base.config import Strict, validate
 from helpers.base.errors import UserError
 
 SCHEMA = 3
 MEASURED = ("seconds", "compile_seconds", "joules")  # differ from run to run
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Pretraining(_Strict):
+class Pretraining(Strict):
     """What pre-training took; all zero for a model fine-tuned from scratch."""
 
     steps: int = Field(ge=0)
@@ -31,7 +27,7 @@ class Pretraining(_Strict):
     generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
 
 
-class Finetuning(_Strict):
+class Finetuning(Strict):
     """What fine-tuning took."""
 
     steps: int = Field(ge=0)
@@ -41,14 +37,14 @@ class Finetuning(_Strict):
     joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
 
 
-class Code(_Strict):
+class Code(Strict):
     """The code a stage ran from; null outside a git checkout."""
 
     commit: str | None = Field(pattern="^[0-9a-f]{40}$")
     clean: bool | None = Field(description="no tracked file was changed, none untracked")
 
 
-class Hashes(_Strict):
+class Hashes(Strict):
     """SHA-256 of the files a score follows from, by name."""
 
     data: dict[str, str] = Field(description="the task's splits")
@@ -56,7 +52,7 @@ class Hashes(_Strict):
     corpus: str = Field(description="of the packed corpus' specification")
 
 
-class Hardware(_Strict):
+class Hardware(Strict):
     """Where fine-tuning took place."""
 
     device: Literal["cpu", "cuda"]
@@ -68,7 +64,7 @@ class Hardware(_Strict):
     )
 
 
-class Record(_Strict):
+class Record(Strict):
     """A score with its circumstances; ``score`` is the task's headline metric x 100."""
 
     schema_version: Literal[3] = Field(alias="schema")
@@ -105,11 +101,7 @@ def folder(run: Path, model: str, task: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads and checks one record.
-
-    Raises:
-        UserError: In one line that names the file and the field.
-    """
+    """Reads and checks one record."""
     values = files.read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object")
@@ -143,13 +135,7 @@ def vouched(run: Path) -> dict[Path, list[str]]:
 
 
 def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
-    """The records that the manifests of a run's cells vouch for.
-
-    A model or task without records is passed over.
-
-    Raises:
-        UserError: When a record is missing, damaged or not the one its manifest names.
-    """
+    """The records that the manifests of a run's cells vouch for; a cell without is passed over."""
     rows = []
     for cell in (folder(run, model, task) for model in models for task in tasks):
         if (cell / "manifest.json").exists():

@@ -60,14 +60,6 @@ def test_mean_of_a_task_nobody_has_is_empty():
     assert statistics.mean_of_tasks(RECORDS, "bert", []).n == 0
 
 
-def test_difference_adds_the_errors_in_square():
-    first, second = statistics.summary([1.0, 2.0, 4.0]), statistics.summary([0.0, 1.0])
-    gap, error = statistics.difference(first, second)
-    assert gap == pytest.approx(np.mean([1, 2, 4]) - 0.5)
-    assert error == pytest.approx(np.hypot(stats.sem([1, 2, 4]), stats.sem([0, 1])))
-    assert math.isnan(statistics.difference(first, statistics.summary([2.0]))[1])
-
-
 def test_best_and_interval_of_the_median():
     values = [70.0, 72.5, 71.0, 69.0, 75.5]
     found = statistics.summary(values)

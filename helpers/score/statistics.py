@@ -146,15 +146,6 @@ def mean_of_tasks(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> Su
     return summary(seed_means(records, model, tasks))
 
 
-def difference(first: Summary, second: Summary) -> tuple[float, float]:
-    """Difference of two means and its standard error.
-
-    The two sets of seeds are taken as independent; where they share seeds this is the wider
-    of the two usual errors unless the runs are anticorrelated.
-    """
-    return first.mean - second.mean, math.hypot(first.se, second.se)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A difference between two models and its 95 % bootstrap interval, score x 100."""

@@ -236,10 +236,8 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
 
 
 def _limits(parameters: config.Data, task: Task) -> dict[str, int]:
-    return {
-        split: parameters.train_rows if split == "train" else parameters.dev_rows
-        for split in task.splits
-    }
+    train, dev = parameters.train_rows, parameters.dev_rows
+    return {split: train if split == "train" else dev for split in task.splits}
 
 
 def _read(parameters: config.Data, name: str, split: str, wanted: dict[str, Any]) -> pd.DataFrame:

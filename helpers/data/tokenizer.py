@@ -281,11 +281,8 @@ def _trained(
     trained = state["trained"] == name and (folder / "tokenizer.json").exists()
     if state["shards"] or trained:
         return load(folder)
-
-    def read() -> Iterator[str]:
-        return islice(corpus.read(source), 0, None, step)
-
-    tok = train(wanted["kind"], wanted["vocabulary"], read, -(-documents // step))
+    kind, size, count = wanted["kind"], wanted["vocabulary"], -(-documents // step)
+    tok = train(kind, size, lambda: islice(corpus.read(source), 0, None, step), count)
     with files.building(folder) as empty, saving():
         tok.save_pretrained(empty)
     state["trained"] = name

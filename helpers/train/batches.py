@@ -125,8 +125,7 @@ def encode_splits(
 ) -> dict[str, Encoded]:
     """The splits of a task, tokenised once for all models that share a tokenizer.
 
-    They are kept in the run's folder, named by what they follow from: `vocabulary`, the SHA-256 of
-    the tokenizer's file, and the `manifest` of the task's data among it.
+    `vocabulary` is the SHA-256 of the tokenizer's file, `manifest` that of the task's data.
     """
     task, splits = glue.get(name), {}
     for split in manifest["rows"]:

@@ -91,8 +91,7 @@ def load(
 ) -> dict[str, Any] | None:
     """Restores model and optimiser from the newest checkpoint that is whole; returns its state.
 
-    None when there is none of this specification. Of a damaged one with an older behind it, a
-    warning tells; where all are damaged, a :class:`UserError`.
+    None without any of this specification; where all are damaged, a :class:`UserError`.
     """
     broken = ""
     for path in _all(folder, spec):

@@ -412,9 +412,7 @@ def _finetune(
     return record
 
 
-def _score(
-    name: str, predictions: dict[str, np.ndarray], splits: dict[str, Encoded]
-) -> dict[str, Any]:
+def _score(name: str, predictions: dict, splits: dict[str, Encoded]) -> dict[str, Any]:
     """Score, metrics and note of a record; MNLI's mismatched half stands among the metrics."""
     from helpers.data import metrics
 

@@ -28,12 +28,9 @@ class Replay:
     """A step that is recorded at the second call with a shape and replayed from then on.
 
     The first call of a shape runs as it is written, so that kernels are loaded and the optimiser
-    has its moments. Unless `active`, nothing is recorded.
-
-    `step` takes tensors by name and a learning rate (a scalar tensor where it is recorded) and
-    returns tensors by name. It does all the work on its own: gradients do not outlive it, and what
-    changes between calls comes in as a tensor. Besides torch's own random numbers it may draw from
-    `generators`.
+    has its moments. `step` takes tensors by name and a learning rate (a scalar tensor where it is
+    recorded) and does all the work on its own: gradients do not outlive it, and what changes
+    between calls comes in as a tensor. It may draw from torch's random numbers and `generators`.
     """
 
     def __init__(

@@ -60,10 +60,9 @@ class Step:
         self.replay = graphs.Replay(self._take, capturable, [self.generator])
 
     def __call__(self, tokens: torch.Tensor, rate: float) -> dict[str, torch.Tensor]:
-        """One step over tokens, int64 [batch, length], at a learning rate.
+        """One step over tokens, int64 [batch, length]; the losses before it by name.
 
-        Gives the losses before it by name, scalar tensors on the device: means over the batch,
-        however many passes it took. The next call may write over them.
+        They are means over the batch, scalar tensors that the next call may write over.
         """
         return self.replay({"tokens": tokens}, rate)
 
@@ -184,9 +183,7 @@ def make_optimiser(
         (decayed if is_matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}]
     groups += [{"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6, fused=True, capturable=capturable
-    )
+    return torch.optim.AdamW(groups, lr=0.0, eps=1e-6, fused=True, capturable=capturable)
 
 
 def rate_name(parameters: config.Pretrain, spec: registry.Spec) -> str:
@@ -323,9 +320,7 @@ def _run(
     return manifest
 
 
-def _save(
-    task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list[dict[str, float]]
-) -> list[str]:
+def _save(task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list) -> list[str]:
     """Writes encoder, generator and log; returns the names of the files."""
     is_deberta = isinstance(task.model, registry.DebertaDiscriminator)
     models = {"encoder": task.model.deberta if is_deberta else task.model}

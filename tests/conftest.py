@@ -9,10 +9,9 @@ import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 import kills
-from makers import LONGER, ROOT, run_grid, small_profile, write_study
+from makers import LONGER, ROOT, make_inputs, run_grid, small_profile, write_study
 
 from helpers.base import config
-from helpers.study import prepare
 from helpers.train import finetune, pretrain
 
 # `make test` hands its own variables on; a make that a test starts is to have its defaults.
@@ -50,7 +49,7 @@ def small_run(tmp_path_factory):
     """Data, both tokenizers, every model pre-trained, two of them fine-tuned on three tasks."""
     os.chdir(ROOT)
     profile = small_profile(tmp_path_factory.mktemp("runs"))
-    prepare.make_inputs(profile)
+    make_inputs(profile)
     for model in profile.models:
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=model)))
     for model in ("roberta", "scratch"):

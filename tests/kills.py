@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import psutil
+from makers import make_inputs
 
 from helpers.base import config, files
-from helpers.study import prepare
 from helpers.train import finetune, pretrain, records
 
 SHAPE = {
@@ -105,7 +105,7 @@ def main(folder, kills):
             pretrain.run(config.Pretrain(**study.stage(config.Pretrain, model=model)))
             finetune.run(config.Finetune(**study.stage(config.Finetune, model=model)))
 
-        killed(lambda study=study: prepare.make_inputs(study), 0, None)
+        killed(lambda study=study: make_inputs(study), 0, None)
         killed(train, count, random.Random(0))
 
 

@@ -22,7 +22,7 @@ from docutils.core import publish_parts
 from myst_parser.parsers.docutils_ import Parser
 
 from helpers.base import config, files, progress
-from helpers.data import glue
+from helpers.data import corpus, glue, tokenizer
 from helpers.leaderboard import check
 from helpers.pages import tables, view
 from helpers.score import paper, statistics
@@ -77,6 +77,16 @@ def write_study(folder, name="study", **changes):
 
 def run_grid(path, *more, **options):
     return command(*STUDY[1:], "run", "--profile", path, "--cores", "2", *more, **options)
+
+
+def make_inputs(profile):
+    """Runs both stages before the training ones: corpus, the tasks, both tokenizers."""
+    data = config.Data(**profile.stage(config.Data))
+    corpus.run(data)
+    for task in profile.tasks:
+        glue.run(data, task)
+    for kind in ("wordpiece", "bpe"):
+        tokenizer.run(config.Tokenizer(**profile.stage(config.Tokenizer, tokenizer_kind=kind)))
 
 
 def pretraining(profile, model, **changes):

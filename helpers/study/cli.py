@@ -37,23 +37,21 @@ def _study(
     steps: Annotated[int | None, Option(help="Steps of each pre-training.")] = None,
 ) -> dict[str, Any]:
     """The options that name a study, as `config.layers` and `jobs.load` take them."""
-    changes = {"data": data, "models": models, "tasks": tasks, "seeds": seeds}
-    return {"name": profile, **changes, "pretrain_steps": steps}
+    changes = {"models": models, "tasks": tasks, "seeds": seeds, "pretrain_steps": steps}
+    return {"name": profile, "data": data, **changes}
 
 
 def _command(function: Callable[..., int | None]) -> Callable[..., int | None]:
     """Adds a command; a parameter `study` stands for the options of `_study`."""
-    own = inspect.signature(function).parameters
-    shared = inspect.signature(_study).parameters
+    own = dict(inspect.signature(function).parameters)
+    shared = inspect.signature(_study).parameters if own.pop("study", None) else {}
 
     def call(**given: object) -> int | None:
-        if "study" in own:
+        if shared:
             given["study"] = _study(**{name: given.pop(name) for name in shared})
         return function(**given)
 
-    every = [*(shared.values() if "study" in own else ())]
-    every += [one for name, one in own.items() if name != "study"]
-    every = [one.replace(kind=one.KEYWORD_ONLY) for one in every]
+    every = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shared.values(), *own.values())]
     call.__signature__ = inspect.Signature(every)
     call.__annotations__ = {one.name: one.annotation for one in every}
     app.command(function.__name__, help=function.__doc__)(call)
@@ -64,7 +62,6 @@ Study = dict[str, Any]
 Cores = Annotated[int, Option(min=1, help="CPU cores to use.")]
 GpuJobs = Annotated[int, Option(min=1, help="Jobs that share the GPU.")]
 Cluster = Annotated[str, Option(help="Folder of a cluster's settings: profiles/slurm.")]
-RunFolder = Annotated[str, Option(help="Folder of the run.")]
 CORES = os.cpu_count() or 1
 
 
@@ -105,10 +102,9 @@ def notebook(
     ] = None,
 ) -> int:
     """Run one notebook with the parameters of a study."""
-    from helpers.study import jobs
-    from helpers.study import notebook as runner
+    from helpers.study import jobs, notebook
 
-    return runner.run_stage(jobs.load(**study), stage, changes or [])
+    return notebook.run_stage(jobs.load(**study), stage, changes or [])
 
 
 @_command
@@ -170,8 +166,7 @@ def verify(
 
     loop.begin(1)
     profile = jobs.load(**study)
-    wrong = verifier.verify_profile(profile)
-    if wrong:
+    if wrong := verifier.verify_profile(profile):
         print("\n".join([*wrong, f"error: {len(wrong)} differences"]), file=sys.stderr)
         return 1
     count = sum(len(names) for names in records.vouched(profile.folder).values())
@@ -181,7 +176,7 @@ def verify(
 
 @_command
 def export(
-    run: RunFolder = "runs/tiny",
+    run: Annotated[str, Option(help="Folder of the run.")] = "runs/tiny",
     model: Annotated[str, Option(help="One model; else every finished one.")] = "",
     out: Annotated[str, Option(help="Folder to write into; else <run>/export.")] = "",
 ) -> None:
@@ -244,16 +239,11 @@ def main() -> None:
 
 
 def command_line(arguments: list[str] | None = None) -> int | None:
-    """Runs a command line; gives its exit status.
-
-    Raises:
-        UserError: Also for an unknown option, or a wrong value of one.
-    """
+    """Runs a command line; gives its exit status. A wrong option is a `UserError` too."""
     try:
         return app(arguments, prog_name="small-bench", standalone_mode=False)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "small-bench"
+        path = getattr(getattr(error, "ctx", None), "command_path", "small-bench")
         message = error.format_message().rstrip(".")
         raise UserError(f"{message[:1].lower()}{message[1:]}; see {path} --help") from None
 

@@ -27,26 +27,22 @@ def export_run(run: str, model: str, out: str) -> None:
     """Exports one model of a run, or every finished one, and prints the folders."""
     source = files.resolve(run)
     target = files.resolve(out) if out else source / "export"
-    done = sorted(path.parent.name for path in source.glob("models/*/manifest.json"))
-    if not done:
+    if not (done := sorted(path.parent.name for path in source.glob("models/*/manifest.json"))):
         raise UserError(f"run = {run!r}: no finished model there")
     for name in [model] if model else done:
         print(os.path.relpath(export(source, name, target / name)))
 
 
 def export(run: Path, model: str, out: Path) -> Path:
-    """Writes weights, tokenizer, model card and records of one finished model of a run to `out`.
-
-    `out` must not be there yet, or be an earlier export.
-    """
+    """Writes weights, tokenizer, model card and records of one finished model of a run to `out`."""
     source = run / "models" / model
     manifest = files.require_manifest(source, "03_pretrain", f" with model = {model}")
     records = view.load_records(run / "records")
     mine = records[records["model"] == model]
     if mine.empty:
         raise UserError(f"{run}: no record of {model}; run notebooks/04_finetune.ipynb first")
-    earlier = all((out / name).exists() for name in ("README.md", "config.json", "records"))
-    if out.exists() and not earlier:
+    ours = all((out / name).exists() for name in ("README.md", "config.json", "records"))
+    if out.exists() and not ours:
         raise UserError(f"{out}: exists and is no export; name another folder")
     card = model_card(model, manifest, mine)
     with files.building(out) as made:

@@ -39,8 +39,7 @@ def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
         ]
         # Data first: if it comes out the same, by checksum, what depends on it is not run again.
         for target in ("data", "all"):
-            status = _snakemake([*command, "--", target], environment, lock, bool(cluster))
-            if status:
+            if status := _snakemake([*command, "--", target], environment, lock, bool(cluster)):
                 line = "error: the study is not finished; what failed is named above"
                 print(line, file=sys.stderr)
                 return status
@@ -126,9 +125,9 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
         for task in tasks:
             job = f"04_finetune {name} {task} x {len(profile.seeds)} seeds"
             rows.append((job, *costs.finetuning(profile, name, task), ""))
-        total += sum(row[3] for row in rows)
         for job, steps, tokens, work, size in rows:
             print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{work:>12.3g}{size}")
+            total += work
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
     missing = [name for name in profile.tasks if name not in tasks]
     print("missing from the source: " + (", ".join(missing) or "none"))

@@ -1,14 +1,15 @@
 """The jobs of a study and how far each has come, read from the files they write.
 
-A job is one executed notebook. `Snakefile` runs them; here nothing runs: what is done the stages
-say themselves, what is running follows from the locks that running jobs hold, what failed from the
-executed notebooks, so it holds while a grid runs, after it was killed, and for jobs run by hand.
+A job is one executed notebook. What is done the stages say themselves, what is running the locks
+that running jobs hold, what failed the executed notebooks: it holds while a grid runs, after it was
+killed, and for jobs run by hand.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,7 @@ class State:
 
 
 def load(name: str, **changes: object) -> Profile:
-    """A profile with changes, checked against the registry and the tasks its source has.
-
-    Raises:
-        UserError: For what makes no model or no study, before anything runs.
-    """
+    """A profile with changes, checked against the registry and the tasks its source has."""
     profile = config.load_profile(name, **changes)
     for model in profile.models:
         costs.outline(model, profile)
@@ -79,14 +76,13 @@ def jobs(profile: Profile) -> list[Job]:
         values = profile.stage(cls, **chosen, **({"tasks": list(group)} if group else {}))
         return Job(stage, model, group, place, cls(**values))
 
-    audit = Job("06_audit", "", (), notebook.executed(profile.folder, "06_audit"), config.Audit())
     return [
         job("01_data"),
         *(job("02_tokenizer", kind) for kind in kinds(profile)),
         *(job("03_pretrain", name) for name in profile.models),
         *(job("04_finetune", name, group) for name in profile.models for group in groups),
         job("05_analysis"),
-        audit,
+        Job("06_audit", "", (), notebook.executed(profile.folder, "06_audit"), config.Audit()),
     ]
 
 
@@ -95,13 +91,14 @@ def kinds(profile: Profile) -> list[str]:
     return sorted({registry.get(name).tokenizer for name in profile.models})
 
 
-def shown(every: list[Job]) -> dict[str, Job]:
-    """The job of each stage whose notebook the book shows: the last model's, not the control's."""
+def shown(every: Iterable[Job], among: Iterable[Job] | None = None) -> dict[str, Job]:
+    """The job of each stage, `among` some, that the book shows: the last model's, no control's."""
     models = [job.model for job in every if job.stage == "03_pretrain"]
     wanted = ([name for name in models if name != "scratch"] or models)[-1:]
     first = {*wanted, *(registry.get(name).tokenizer for name in wanted)}
     chosen: dict[str, Job] = {}
-    for job in sorted(every, key=lambda job: (job.stage, job.model not in first)):
+    among = every if among is None else among
+    for job in sorted(among, key=lambda job: (job.stage, job.model not in first)):
         chosen.setdefault(job.stage, job)
     return chosen
 
@@ -113,11 +110,8 @@ def survey(profile: Profile) -> dict[Job, State]:
 
 def missing(found: dict[Job, State]) -> dict[str, str]:
     """Jobs that are not done, with their state; those that train nothing aside."""
-    return {
-        job.name: state.state
-        for job, state in found.items()
-        if state.state != "done" and job.stage not in AFTER
-    }
+    left = {job: state.state for job, state in found.items() if job.stage not in AFTER}
+    return {job.name: state for job, state in left.items() if state != "done"}
 
 
 def finished_cells(profile: Profile) -> list[tuple[str, str]]:
@@ -135,8 +129,7 @@ def job_state(profile: Profile, job: Job) -> State:
     place = job.notebook
     if files.lock_holder(place.parent, notebook.beside(place, "lock").name) or _held(profile, job):
         return _running(notebook.beside(place, "progress.json"))
-    done = _finished(profile, job)
-    if done:
+    if done := _finished(profile, job):
         seconds, hardware = _spent(job.stage, done)
         seconds = max(seconds, notebook.papermill_facts(place).get("duration") or 0.0) or None
         return State("done", seconds=seconds, share=1.0, hardware=hardware)
@@ -160,10 +153,10 @@ def _running(told: Path) -> State:
 
 def _held(profile: Profile, job: Job) -> bool:
     """Whether a training loop holds its folder: the notebook may have been run by hand."""
-    if job.stage == "03_pretrain":
-        return bool(files.lock_holder(profile.folder / "models" / job.model))
     folders = [records.folder(profile.folder, job.model, task) for task in job.tasks]
-    return any(files.lock_holder(folder) for folder in folders)
+    if job.stage == "03_pretrain":
+        folders = [profile.folder / "models" / job.model]
+    return any(map(files.lock_holder, folders))
 
 
 def _finished(profile: Profile, job: Job) -> object:
@@ -173,7 +166,7 @@ def _finished(profile: Profile, job: Job) -> object:
         return corpus.finished(parameters) and glue.finished(parameters)
     if job.stage == "05_analysis":  # the tables are there and no record is newer
         tables = profile.folder / "tables" / "summary.txt"
-        cells = list(profile.folder.glob("records/*/*/manifest.json"))
+        cells = profile.folder.glob("records/*/*/manifest.json")
         times = [path.stat().st_mtime for path in cells]
         return times and tables.exists() and max(times) <= tables.stat().st_mtime
     if job.stage == "06_audit":
@@ -200,10 +193,9 @@ def flops(profile: Profile, job: Job) -> float:
 
 
 def rest(profile: Profile, found: dict[Job, State], side_by_side: int) -> list[str]:
-    """How long the training that is not finished will take, line by line.
+    """How long the training that is not finished will take, line by line, so many jobs at once.
 
-    The rate of a stage is the FLOPs of its finished jobs over their wall time; the FLOPs of the
-    others, over it, give their time. `side_by_side` is how many jobs run at once.
+    Time is FLOPs over the rate of the stage: the FLOPs of its finished jobs over their wall time.
     """
     lines, every, known = [], [], True
     for stage, what in TRAINED.items():
@@ -213,20 +205,16 @@ def rest(profile: Profile, found: dict[Job, State], side_by_side: int) -> list[s
         seconds = sum(state.seconds or 0.0 for _, state in finished)
         if not any(left):
             continue
+        about = f"{what}: {sum(left):.3g} FLOPs left"
         if not seconds:
             known = False
-            lines.append(
-                f"{what}: {sum(left):.3g} FLOPs left; their time cannot be told before one job is "
-                "finished"
-            )
+            lines.append(f"{about}; their time cannot be told before one job is finished")
             continue
         rate = sum(work for work, _ in finished) / seconds
         every += [work / rate for work in left]
         machines = ", ".join(dict.fromkeys(state.hardware for _, state in finished))
-        lines.append(
-            f"{what}: {sum(left):.3g} FLOPs left, {duration(sum(left) / rate)} at the "
-            f"{rate:.3g} FLOP/s of what is finished ({machines})"
-        )
+        pace = f"{rate:.3g} FLOP/s of what is finished ({machines})"
+        lines.append(f"{about}, {duration(sum(left) / rate)} at the {pace}")
     if every and known:
         wall = max(sum(every) / side_by_side, *every)
         lines.append(f"training left, {side_by_side} at a time: about {duration(wall)}")
@@ -237,14 +225,12 @@ def table(found: dict[Job, State]) -> str:
     """One line per job, aligned, and a line that counts them."""
     lines = [("stage", "model", "tasks", "state", "")]
     for job, state in found.items():
-        tasks = job.tasks[0] if len(job.tasks) == 1 else f"{len(job.tasks)} tasks"
+        tasks = f"{len(job.tasks)} tasks" if len(job.tasks) > 1 else "".join(job.tasks)
         detail = state.detail if state.seconds is None else duration(state.seconds)
-        lines.append((job.stage, job.model, tasks if job.tasks else "", state.state, detail))
+        lines.append((job.stage, job.model, tasks, state.state, detail))
     widths = [max(len(line[k]) for line in lines) for k in range(4)]
-    text = "\n".join(
-        "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[-1]]).rstrip()
-        for line in lines
-    )
+    form = "  ".join(f"{{:<{width}}}" for width in widths) + "  {}"
+    text = "\n".join(form.format(*line).rstrip() for line in lines)
     counts = {name: sum(s.state == name for s in found.values()) for name in STATES}
     return f"{text}\n\n" + ", ".join(f"{n} {name}" for name, n in counts.items() if n)
 

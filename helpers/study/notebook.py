@@ -5,6 +5,7 @@ terminal, each with the job's name. While it runs, three files stand beside it (
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -63,7 +64,7 @@ def _read(notebook: Path) -> dict[str, Any]:
         return {}
 
 
-class _Labelled:
+class _Labelled(io.TextIOBase):
     """A text stream that writes whole lines to the terminal, each after a label."""
 
     def __init__(self, label: str) -> None:
@@ -76,9 +77,6 @@ class _Labelled:
             if progress.LINE.match(line.strip()):
                 print(f"[{self.label}] {line.strip()}", file=sys.stderr, flush=True)
         return len(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 def _check(notebook: Path, parameters: dict[str, object]) -> None:
@@ -190,8 +188,7 @@ def run(notebook: Path, out: Path, parameters: dict[str, object]) -> int:
     except UserError as error:
         print(f"[{out.stem}] failed: {error}", file=sys.stderr, flush=True)
         return PREEMPTED if isinstance(error, Preempted) else 1
-    seconds = time.perf_counter() - began
-    print(f"[{out.stem}] done in {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(f"[{out.stem}] done in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return 0
 
 

@@ -22,8 +22,7 @@ def prepare(parameters: config.Stage) -> None:
     """
     if DRIVE.is_dir() and not parameters.folder.resolve().is_relative_to(DRIVE.resolve()):
         _keep_on_drive(parameters)
-    study = _study(parameters)
-    if study is None:
+    if not (study := _study(parameters)):
         return
     if isinstance(parameters, config.Tokenizer):
         _corpus(study)
@@ -34,14 +33,6 @@ def prepare(parameters: config.Stage) -> None:
         _pretrained(study, parameters.model)
     elif any(parameters.folder.glob("records/*/*/seed-*.json")):  # the analysis of something
         _tasks(study, parameters.tasks)
-
-
-def make_inputs(study: config.Profile) -> None:
-    """Runs both stages before the training ones: corpus, the study's tasks, both tokenizers."""
-    corpus.run(config.Data(**study.stage(config.Data)))
-    _tasks(study, study.tasks)
-    for kind in ("wordpiece", "bpe"):
-        tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
 
 
 def _study(parameters: config.Stage) -> config.Profile | None:
@@ -60,8 +51,7 @@ def _study(parameters: config.Stage) -> config.Profile | None:
 
 def _lacks(study: config.Profile, stage: str, place: str) -> bool:
     """Whether this folder is not there yet; then a line says that it is made."""
-    lacks = not (study.folder / place / files.MANIFEST).exists()
-    if lacks:
+    if lacks := not (study.folder / place / files.MANIFEST).exists():
         how = f"made as notebooks/{stage}.ipynb does, profile {study.profile}"
         print(f"{place}: not there yet; {how}")
     return lacks
@@ -85,9 +75,9 @@ def _packed(study: config.Profile, kind: str) -> None:
 
 
 def _pretrained(study: config.Profile, model: str) -> None:
-    kind, folder = registry.get(model).tokenizer, study.folder / "models" / model
     if not _lacks(study, "03_pretrain", f"models/{model}"):
         return
+    kind, folder = registry.get(model).tokenizer, study.folder / "models" / model
     _packed(study, kind)
     parameters = config.Pretrain(**study.stage(config.Pretrain, model=model))
     packed = files.require_manifest(study.folder / "tokenizer" / kind, "02_tokenizer")
@@ -106,12 +96,10 @@ def _keep_on_drive(parameters: config.Stage) -> None:
     with files.writing(drive):
         for name in LASTING:
             here, there = parameters.folder / name, drive / name
-            if here.is_symlink():
-                continue
-            if here.exists():
+            if here.exists() and not here.is_symlink():
                 print(f"{here}: made before Drive was mounted; it stays on this machine")
-                continue
-            there.mkdir(parents=True, exist_ok=True)
-            here.parent.mkdir(parents=True, exist_ok=True)
-            here.symlink_to(there)
-            print(f"{name}: kept in {there}")
+            elif not here.is_symlink():
+                there.mkdir(parents=True, exist_ok=True)
+                here.parent.mkdir(parents=True, exist_ok=True)
+                here.symlink_to(there)
+                print(f"{name}: kept in {there}")

@@ -1,10 +1,8 @@
 """The book without a grid: of an unfinished run, or of a run that was kept in the repository.
 
-`report` shows what is finished of a run. `keep` copies what is small of a finished run to
-``results/measured/<profile>``: records, loss logs, comparisons and one executed notebook a stage,
-as JSON that no formatter takes for a source. Rows of the data are left out, unless the data is the
-embedded world. `site` builds the published book from there; `measure_recipes` writes the table of a
-recipe study, ``results/beyond.json``. None of these trains anything.
+Kept in ``results/measured/<profile>`` are records, loss logs, comparisons and one executed notebook
+a stage, as JSON that no formatter takes for a source; rows of the data only where it is the
+embedded world. Nothing here trains anything.
 """
 
 import os
@@ -26,10 +24,9 @@ LARGEST = 500_000  # bytes of a file that is kept
 
 
 def report(profile: Profile) -> int:
-    """Builds the book from what is finished, marks what is missing, trains nothing.
+    """Builds the book from what is finished, marks what is missing.
 
-    The book is built beside the runs, in ``runs/reports/<profile>``: the run's own tables and pages
-    stay as they are, and the grid goes on as if nothing had been shown.
+    It is built in ``runs/reports/<profile>``: the run's own tables and pages stay as they are.
     """
     cells = jobs.finished_cells(profile)
     if not cells:
@@ -45,8 +42,7 @@ def report(profile: Profile) -> int:
         _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
         grid.write_run(view, profile, missing=missing)
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
-        shown = [*_shown(found).values(), *_analyse(view, given)]
-        if build.build(view, shown, partial=True):
+        if build.build(view, [*_shown(found).values(), *_analyse(view, given)], partial=True):
             return 1
         grid.print_result(view)
     if missing:
@@ -74,17 +70,13 @@ def _analyse(view: Path, parameters: dict[str, object]) -> list[Path]:
 
 def _shown(found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
     """One executed notebook of each stage that has one: of the shown model where there is."""
-    of_run = [
+    done = [
         job
         for job, state in found.items()
         if job.stage not in jobs.AFTER and state.state == "done"
         if job.notebook.exists() and not notebook.failure(job.notebook)
     ]
-    first = {job.model for job in jobs.shown(list(found)).values()}
-    chosen: dict[str, Path] = {}
-    for job in sorted(of_run, key=lambda job: (job.stage, job.model not in first)):
-        chosen.setdefault(job.stage, job.notebook)
-    return chosen
+    return {stage: job.notebook for stage, job in jobs.shown(found, done).items()}
 
 
 def keep(profile: Profile, corpus: str, remark: str) -> int:
@@ -104,8 +96,7 @@ def keep(profile: Profile, corpus: str, remark: str) -> int:
 def _finished(profile: Profile) -> dict[jobs.Job, jobs.State]:
     """The jobs of a study, all of them done."""
     found = jobs.survey(profile)
-    missing = jobs.missing(found)
-    if missing:
+    if missing := jobs.missing(found):
         names = ", ".join(f"{name} ({state})" for name, state in missing.items())
         raise UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
     return found
@@ -125,11 +116,7 @@ def measure_recipes(profile: Profile) -> int:
 
 
 def _keep(
-    profile: Profile,
-    found: dict[jobs.Job, jobs.State],
-    target: Path,
-    corpus: str,
-    remark: str,
+    profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, corpus: str, remark: str
 ) -> int:
     """Writes what is kept of a run; the number of its records."""
     for model, task in jobs.finished_cells(profile):
@@ -140,49 +127,37 @@ def _keep(
     frame = page_view.load_records(target / "records")
     whole = page_view.open_run(profile.folder, profile.models, profile.tasks)
     tables_of.keep_comparisons(whole, target / tables_of.COMPARISONS)
-    shown = _shown(found)
-    if not shown:
+    if not (shown := _shown(found)):
         raise UserError(f"{profile.profile}: has no executed notebook to keep")
-    places = [place for place in (profile.data, profile.runs, profile.checkpoints) if place]
     for stage, place in shown.items():
         text = build.clean(place, rows=profile.source == "embedded").decode()
-        for path in filter(os.path.isabs, places):
+        for path in filter(os.path.isabs, (profile.data, profile.runs, profile.checkpoints)):
             text = text.replace(path, Path(path).name)
         files.write_text(target / "notebooks" / f"{stage}.json", text)
     # What a reader must know of it; paths of the machine it ran on are no part of that.
     about = profile.model_dump(exclude={"runs", "data", "checkpoints", "model", "tokenizer_kind"})
     hardware = {one["name"] for part in tables_of.PARTS for one in frame[part]}
     commits = {code["commit"] for part in ("code", "pretrain_code") for code in frame[part]}
+    ran = [job.notebook for job in found if job.stage not in jobs.AFTER]
+    data = files.read_json(profile.folder / "data" / "corpus" / files.MANIFEST)
+    amount = f"{data['documents']:,} documents, {data['bytes'] / 1e9:.2g} GB"
     files.write_json(
         target / "run.json",
         {
-            "finished": _ended(found),
+            "finished": max(notebook.papermill_facts(one).get("end_time") or "" for one in ran),
             "hardware": sorted(hardware),
-            "commits": sorted(commit for commit in commits if commit),
-            "corpus": _corpus(profile.folder, corpus),
+            "commits": sorted(filter(None, commits)),
+            "corpus": f"{corpus or data['name']}, {amount}",
             "remark": remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,
         },
     )
-    large = [path for path in target.rglob("*") if path.is_file() and path.stat().st_size > LARGEST]
-    if large:
-        name = large[0].relative_to(target)
-        raise UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
+    for path in target.rglob("*"):
+        if path.is_file() and path.stat().st_size > LARGEST:
+            name = path.relative_to(target)
+            raise UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
     return len(frame)
-
-
-def _ended(found: dict[jobs.Job, jobs.State]) -> str:
-    """When the last notebook of the study proper ended; the two after it train nothing."""
-    places = (job.notebook for job in found if job.stage not in jobs.AFTER)
-    return max(notebook.papermill_facts(place).get("end_time") or "" for place in places)
-
-
-def _corpus(folder: Path, what: str) -> str:
-    """The corpus of a run in one phrase: what it is, by the reader's name for it, and how much."""
-    about = files.read_json(folder / "data" / "corpus" / files.MANIFEST)
-    amount = f"{about['documents']:,} documents, {about['bytes'] / 1e9:.2g} GB"
-    return f"{what or about['name']}, {amount}"
 
 
 def _keep_cell(source: Path, target: Path) -> None:
@@ -198,15 +173,13 @@ def _keep_cell(source: Path, target: Path) -> None:
 def site(run: str) -> int:
     """Builds the published book from a kept run: the one named, or that of most tokens."""
     kept = page_view.kept_run(run)
-    about = files.read_json(kept / "run.json")
+    shown = files.read_json(kept / "run.json")["parameters"]
+    given = {"profile": "site", "runs": RUNS, "models": shown["models"], "tasks": shown["tasks"]}
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
         _link(kept, view, ["records", "run.json", tables_of.COMPARISONS])
-        shown = about["parameters"]
-        given = {"profile": "site", "runs": RUNS, "models": shown["models"]}
-        pages = _analyse(view, given | {"tasks": shown["tasks"]})
         stages = sorted((kept / "notebooks").glob("*.json"))
-        if build.build(view, [*stages, *pages], partial=True):
+        if build.build(view, [*stages, *_analyse(view, given)], partial=True):
             return 1
     grid.print_result(view)
     return 0

@@ -69,6 +69,7 @@ class Place(NamedTuple):
     tok: transformers.PreTrainedTokenizerBase
     texts: list[str]
     rows: np.ndarray  # uint16 [segments, LENGTH]
+    seed: int = 0  # of the weights
 
 
 class Work(NamedTuple):
@@ -104,23 +105,18 @@ def prepare(
 
 
 def build(
-    place: Place,
-    name: str,
-    lacks: str = "",
-    half: bool = False,
-    rate: float = DROPOUT,
-    seed: int = 0,
+    place: Place, name: str, without: str = "", half: bool = False, rate: float = DROPOUT
 ) -> nn.Module:
     """A registry entry; each of our exchanges can be left out.
 
     With `half` transformers' DeBERTa-v1 attention runs under bfloat16 autocast: its float32 biases
     lift the queries to float32, whose lowest number does not fit the scores it is written into.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(place.seed)
     shape = registry.get_size(place.size)
     task = objectives.build(registry.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
-    task = task if "attention" in lacks else disentangled.speed_up(task)
-    task = task if "dropout" in lacks else use_fast_dropout(task)
+    task = task if "attention" in without else disentangled.speed_up(task)
+    task = task if "dropout" in without else use_fast_dropout(task)
     for module in task.modules():
         if half and isinstance(module, DisentangledSelfAttention):
             for bias in (module.q_bias, module.v_bias):
@@ -290,8 +286,8 @@ def switches(place: Place, _: argparse.Namespace) -> Iterator[Work]:
         about = (f"{name}, {dtype}", change, "tokens/s", place.batch * LENGTH, place.steps)
         return Work(*about, step(name, dtype), theirs, **more)
 
-    yield work("deberta", "with stock attention", step("deberta", lacks="attention", half=True))
-    yield work("deberta", "with torch's dropout", step("deberta", lacks="dropout"))
+    yield work("deberta", "with stock attention", step("deberta", without="attention", half=True))
+    yield work("deberta", "with torch's dropout", step("deberta", without="dropout"))
     yield work("deberta", "without dropout", step("deberta", rate=0.0))
     yield work("deberta", "with float32", step("deberta", "float32"))
     yield work("deberta", "with torch.compile", step("deberta", mode="default"))
@@ -425,7 +421,8 @@ def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
     vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device), []
     for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
         segments = batches.Segments(place.rows, place.batch, seed, place.device)
-        task, found = build(place, name, STOCK if side == "stock" else "", seed=seed), []
+        seeded, found = place._replace(seed=seed), []
+        task = build(seeded, name, STOCK if side == "stock" else "")
         if side == "stock":
             step, _ = stock_step(place, task, "float32")
         else:
@@ -493,16 +490,8 @@ def main() -> None:
     if "profile" in options.parts:
         measure(options, operations, "profile.json", steps=3, **large)
     if "curves" in options.parts:
-        measure(
-            options,
-            curves,
-            "curves.json",
-            steps=300,
-            size="mini",
-            batch=4,
-            threads=1,
-            vocabulary=4000,
-        )
+        small = {"size": "mini", "batch": 4, "threads": 1, "vocabulary": 4000}
+        measure(options, curves, "curves.json", steps=300, **small)
 
 
 if __name__ == "__main__":

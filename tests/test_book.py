@@ -112,7 +112,7 @@ def test_the_book_configuration_asks_for_nothing_remote():
 
 def test_a_missing_run_is_one_line(tmp_path):
     done = command("-m", "helpers.pages.build", "--run", tmp_path / "none")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no such run" in done.stderr
 
@@ -120,12 +120,12 @@ def test_a_missing_run_is_one_line(tmp_path):
 def test_a_missing_or_doubled_stage_is_one_line(tmp_path):
     paths = make_tables_and_notebooks(tmp_path)
     done = command("-m", "helpers.pages.build", "--run", tmp_path, *paths[:-1])
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "notebooks/06_audit" in done.stderr
     other = paths[2].with_name("03_pretrain-bert.ipynb")
     shutil.copy(paths[2], other)
     done = command("-m", "helpers.pages.build", "--run", tmp_path, *paths, other)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "second notebook" in done.stderr
 
 

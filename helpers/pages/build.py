@@ -18,7 +18,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from helpers.base import files
+from helpers.base.errors import UserError, run_main
 from helpers.pages import tables, view
 
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -36,35 +39,23 @@ REDIRECT = """<!DOCTYPE html>
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 where the book was built without a warning."""
+def main() -> int:
+    """The command line; 0 where the book was built without a warning."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of the run: runs/tiny")
     parser.add_argument("notebooks", type=Path, nargs="*", help="executed notebooks, one per stage")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     began = time.perf_counter()
-    try:
-        status = build(options.run, options.notebooks)
-    except ValueError as error:
-        print(f"build_book: {error}", file=sys.stderr)
-        return 1
+    status = build(options.run, options.notebooks)
     print(f"book built in {time.perf_counter() - began:.0f} s")
     return status
 
 
 def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
-    """Puts the sources together and builds the pages.
+    """Puts the sources together and builds the pages; 0 where there was no warning, else 1.
 
-    Args:
-        run: Folder of the run; its ``run.json`` names models and tasks, and what is missing.
-        notebooks: Executed notebooks; the name up to the first hyphen is the stage.
-        partial: Show a stage without an executed notebook as it stands in the repository.
-
-    Returns:
-        0 where every page was built without a warning, else 1.
-
-    Raises:
-        ValueError: One line naming what is missing or doubled.
+    `run` is a run's folder, `notebooks` are executed, their names up to the first hyphen the stage.
+    With `partial` a stage without one is shown as it stands in the repository.
     """
     source, pages = run / "book" / "source", run / "book" / "html"
     changed = _replace(source, sources(run, notebooks, partial))
@@ -77,10 +68,11 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     os.environ |= {view.VARIABLE: str(run.resolve()), **QUIET, "JUPYTER_PATH": _kernel(run)}
     status = _sphinx(source, pages, cache, every)
     if status == 0:
-        found = (run / "records").glob("*/*/seed-*.json")  # beside the pages that link to them
-        found = {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(found)}
-        _replace(pages / "records", {name.removeprefix("records/"): found[name] for name in found})
-        root = _yaml(source / "_toc.yml")["root"]
+        # The records stand beside the pages that link to them.
+        kept = sorted((run / "records").glob("*/*/seed-*.json"))
+        content = {p.relative_to(run / "records").as_posix(): p.read_bytes() for p in kept}
+        _replace(pages / "records", content)
+        root = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
     return status
 
@@ -88,14 +80,10 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
 def _kernel(run: Path) -> str:
     """A Jupyter data folder: its kernel ``python3`` is this Python with this checkout."""
     folder = run / "book" / "jupyter"
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    options = ("--IPKernelApp.log_level=CRITICAL", "--matplotlib=inline")  # a warning for each page
+    options += ("--InlineBackend.figure_formats={'svg'}", "-f", "{connection_file}")
     kernel = {
-        "argv": [
-            *command,
-            "--IPKernelApp.log_level=CRITICAL",  # else a warning for each page
-            "--matplotlib=inline",
-            "--InlineBackend.figure_formats={'svg'}",
-        ],
+        "argv": [sys.executable, "-m", "ipykernel_launcher", *options],
         "display_name": "Python 3",
         "language": "python",
         "env": {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
@@ -107,21 +95,20 @@ def _kernel(run: Path) -> str:
 def inputs(run: Path) -> str:
     """A digest of all that pages compute from, so that cells run again when it has changed."""
     names = ("records", "run.json", tables.COMPARISONS, "data/glue", "models")
-    folders = [ROOT / view.NOTE, *(run / name for name in names)]
-    paths = [
-        path
-        for folder in (*folders, *(ROOT / name for name in ("results", "leaderboard", "helpers")))
-        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
-        if path.is_file()
-        and (path.suffix in {".json", ".yaml", ".py", ".html"} or folder.name == "leaderboard")
-    ]
-    return files.digest([files.sha256(path) for path in paths])[:16]
+    folders = [ROOT / name for name in (view.NOTE, "results", "leaderboard", "helpers")]
+    found = []
+    for folder in (*folders, *(run / name for name in names)):
+        for path in [folder] if folder.is_file() else sorted(folder.rglob("*")):
+            read = path.suffix in {".json", ".yaml", ".py", ".html"} or folder.name == "leaderboard"
+            if read and path.is_file():
+                found.append(files.sha256(path))
+    return files.digest(found)[:16]
 
 
 def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str, bytes]:
     """Every file of the book's source, by its path in the repository; arguments as for `build`."""
     if not run.is_dir():
-        raise ValueError(f"{run}: no such run; `make book` makes runs/tiny")
+        raise UserError(f"{run}: no such run; `make book` makes runs/tiny")
     found = {name: (ROOT / name).read_bytes() for name in ("_config.yml", "_toc.yml")}
     for path in sorted((ROOT / "book").rglob("*")):
         place = path.relative_to(ROOT)
@@ -130,21 +117,19 @@ def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str
     shown = view.open_run(run)
     for path in notebooks:
         if not path.is_file():
-            raise ValueError(f"{path}: no such executed notebook")
+            raise UserError(f"{path}: no such executed notebook")
         place = f"notebooks/{path.stem.split('-')[0]}.ipynb"
         if place in found:
-            raise ValueError(f"{path}: a second notebook for the page {place}; give one per stage")
+            raise UserError(f"{path}: a second notebook for the page {place}; give one per stage")
         # The audit is of published figures, not of a run.
         note = "" if path.stem == "06_audit" else view.note(shown)
         found[place] = clean(path, str(note))
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     for stage in re.findall(r"file: (notebooks/\S+)", toc):
-        if f"{stage}.ipynb" in found:
-            continue
-        if not partial:
-            raise ValueError(f"no executed notebook was given for the page {stage}")
-        note = view.note(shown, executed=False)
-        found[f"{stage}.ipynb"] = clean(ROOT / f"{stage}.ipynb", str(note))
+        if f"{stage}.ipynb" not in found and not partial:
+            raise UserError(f"no executed notebook was given for the page {stage}")
+        note = str(view.note(shown, executed=False))
+        found.setdefault(f"{stage}.ipynb", clean(ROOT / f"{stage}.ipynb", note))
     return found
 
 
@@ -153,15 +138,12 @@ def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
 
     `note` is Markdown for a cell below its title; without `rows`, outputs that show rows of the
     data are left out, those of the cells tagged ``data-rows``.
-
-    Raises:
-        ValueError: The file is not a notebook.
     """
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = notebook["cells"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a notebook ({error})") from None
+        raise UserError(f"{path}: not a notebook ({error})") from None
     for key in ("papermill", "widgets"):
         notebook.get("metadata", {}).pop(key, None)
     for cell in cells:
@@ -170,8 +152,7 @@ def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
         if not rows and "data-rows" in cell["metadata"].get("tags", []):
             cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ROWS}]
         if cell["cell_type"] == "markdown":
-            text = "".join(cell["source"])
-            cell["source"] = REMOTE_IMAGE.sub(r"\1", text)
+            cell["source"] = REMOTE_IMAGE.sub(r"\1", "".join(cell["source"]))
     if note:
         cell = {"cell_type": "markdown", "id": "about-this-run", "metadata": {}, "source": note}
         cells.insert(1, cell)
@@ -203,11 +184,9 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
+    about, cli = source / "_config.yml", {"latex_individualpages": False}
     config, _ = get_final_config(
-        user_yaml=source / "_config.yml",
-        cli_config={"latex_individualpages": False},
-        sourcedir=source,
-        raise_on_invalid=True,
+        user_yaml=about, cli_config=cli, sourcedir=source, raise_on_invalid=True
     )
     config["extensions"] = [name for name in config["extensions"] if name not in UNUSED]
     config.pop("comments_config", None)
@@ -215,18 +194,9 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
     # sphinx-external-toc looks at every object alive, torch's deprecated ones among them.
     warnings.simplefilter("ignore", FutureWarning)
     with patch_docutils(str(source)), docutils_namespace():
-        app = Sphinx(
-            srcdir=source,
-            confdir=None,
-            outdir=pages,
-            doctreedir=cache / "doctrees",
-            buildername="html",
-            confoverrides=config,
-            status=None,
-            warning=sys.stderr,
-            warningiserror=True,
-            keep_going=True,
-        )
+        folders = (source, None, pages, cache / "doctrees")
+        strict = {"warning": sys.stderr, "warningiserror": True, "keep_going": True}
+        app = Sphinx(*folders, "html", config, status=None, **strict)
         app.connect("html-page-context", _no_launch, priority=400)
         app.build(force_all=every)
         return app.statuscode
@@ -238,11 +208,5 @@ def _no_launch(app: Any, pagename: str, *_: object) -> None:  # noqa: ANN401
         app.env.metadata[pagename].pop("kernelspec", None)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -30,12 +30,8 @@ def effective_rank(run: Path, model: str, segments: int = 16) -> float:
 
     The exponential of the entropy of their covariance's eigenvalues, each over the sum (Roy and
     Vetterli 2007): 1 where all lie on a line, the width where they spread alike. An encoder that
-    has collapsed tells its inputs apart no more, and fine-tuning finds nothing in it.
-
-    Args:
-        run: The run's folder.
-        model: A model of it.
-        segments: Segments of the packed corpus, the first ones.
+    has collapsed tells its inputs apart no more, and fine-tuning finds nothing in it. It reads the
+    first `segments` of the packed corpus.
     """
     import torch
     from transformers import AutoModel
@@ -61,13 +57,8 @@ def measure(
 ) -> dict[str, Any]:
     """What ``results/beyond.json`` holds of a finished run: its models, and what they share.
 
-    Args:
-        records: `view.load_records`; every model, task and seed of the profile.
-        profile: Its models are variants and their bases.
-        ranks: `effective_rank` by model; a model that is not there has none.
-
-    Raises:
-        UserError: No model is a variant, a base has no record, or a fine-tuning is missing.
+    `records` are of every model, task and seed of the profile, whose models are variants and their
+    bases; `ranks` is `effective_rank` by model.
     """
     from helpers.model import registry
 
@@ -139,10 +130,9 @@ def effects(study: Mapping[str, Any]) -> pd.DataFrame:
     error s sqrt(1 + 1/r), with r - 1 degrees of freedom. A base without replicates has the noise
     of the others.
 
-    Returns:
-        One row per model but the replicates: name, base (empty for a base), change, mean,
-        difference, error, low and high (its 95 % interval by Student's t), flops (over the base's),
-        runs (pre-trainings behind the mean). NaN where there is none.
+    One row per model but the replicates: name, base (empty for a base), change, mean, difference,
+    error, low and high (its 95 % interval by Student's t), flops (over the base's), runs
+    (pre-trainings behind the mean). NaN where there is none.
     """
     models = study["models"]
     means = {one["name"]: fmean(map(fmean, one["scores"].values())) for one in models}

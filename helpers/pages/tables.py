@@ -301,10 +301,6 @@ def compared(view: View) -> tuple[list[str], dict[tuple[str, str], Comparison]]:
 
     A run kept without its predictions has the comparisons in a file of their own; these may lack
     pairs, those of models that were run in different places.
-
-    Raises:
-        UserError: Predictions are missing or do not fit their data, or kept comparisons are of
-            other tasks.
     """
     kept = view.run / COMPARISONS
     if kept.exists():

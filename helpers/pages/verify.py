@@ -22,18 +22,8 @@ from helpers.train import records
 def verify(run: Path, published: Path, models: list[str], tasks: list[str]) -> list[str]:
     """Recomputes every score and table of a run.
 
-    Args:
-        run: The run's folder.
-        published: ``results/published.json``.
-        models: Rows of the tables.
-        tasks: Their columns.
-
-    Returns:
-        What is wrong, one line each that names file, field or cell, and both values; empty when
-        everything holds.
-
-    Raises:
-        UserError: When the run has no record.
+    What is wrong, one line each that names file, field or cell, and both values; empty when
+    everything holds.
     """
     cells = sorted(path.parent for path in (run / "records").glob("*/*/manifest.json"))
     if not cells:
@@ -68,10 +58,7 @@ def _verify_record(run: Path, path: Path, record: dict[str, Any]) -> Iterator[st
         yield f"{path}: predictions: {kept.name} is missing or not the one with this hash"
         return
     task = record["task"]
-    beside = {
-        "data": run / "data" / "glue" / task,
-        "encoder": run / "models" / record["model"],
-    }
+    beside = {"data": run / "data" / "glue" / task, "encoder": run / "models" / record["model"]}
     for part, folder in beside.items():
         for name, value in record["hashes"][part].items():
             if not (folder / name).is_file() or files.sha256(folder / name) != value:

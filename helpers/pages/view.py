@@ -23,6 +23,7 @@ MEASURED = "results/measured"  # runs that are kept in the repository
 VARIABLE = "SMALL_BENCH_RUN"
 """The environment variable that names the run a book is built for; set by the build."""
 NOTE = "book/_note.html"
+KEEP = "small-bench keep --profile ... makes one"
 RUN = "run.json"
 
 
@@ -69,18 +70,11 @@ class View:
 
 
 def load_records(folder: Path) -> pd.DataFrame:
-    """Reads every record of a run that its manifests vouch for.
+    """Reads every record below ``<run>/records`` that its manifests vouch for.
 
-    Args:
-        folder: ``<run>/records``, with ``<model>/<task>/seed-<n>.json`` below it.
-
-    Returns:
-        One row per fine-tuning, sorted by model, task and seed. Columns are the fields of
-        `records.Record`, those of its parts with a dot (``pretrain.tokens``); scores are
-        metric x 100, times in seconds.
-
-    Raises:
-        UserError: There is no record, or one is damaged, incomplete or of an unknown task.
+    One row per fine-tuning, sorted by model, task and seed. Columns are the fields of
+    `records.Record`, those of its parts with a dot (``pretrain.tokens``); scores are metric x 100,
+    times in seconds.
     """
     folder = Path(folder)
     if folder.name != "records":
@@ -98,11 +92,7 @@ def load_records(folder: Path) -> pd.DataFrame:
 
 
 def select(records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    """The records of the models and tasks asked for.
-
-    Raises:
-        UserError: None is left, or they come from more than one profile or data source.
-    """
+    """The records of the models and tasks asked for, of one profile and data source."""
     chosen = records[records["model"].isin(list(models)) & records["task"].isin(list(tasks))]
     if chosen.empty:
         raise UserError(f"no record of models {', '.join(models)} on tasks {', '.join(tasks)}")
@@ -119,11 +109,7 @@ def open_run(
     tasks: Sequence[str] = (),
     published: str = "results/published.json",
 ) -> View:
-    """Reads a run; without `models` and `tasks`, those that its ``run.json`` names.
-
-    Raises:
-        UserError: It has no records of them, or a file is damaged.
-    """
+    """Reads a run; without `models` and `tasks`, those that its ``run.json`` names."""
     asked = {"models": list(models), "tasks": list(tasks)} if models and tasks else {}
     there = (run / RUN).exists() or not asked
     facts = files.read_json(run / RUN) if there else {}
@@ -169,22 +155,14 @@ def inline(**values: Any) -> None:  # noqa: ANN401
 
 
 def kept_run(wanted: str = "") -> Path:
-    """The run named, of those in ``results/measured``, or the one that read most tokens.
-
-    Raises:
-        UserError: It is not there, there is none, or two read as many.
-    """
+    """The run named, of those in ``results/measured``, or the one that read most tokens."""
     kept = sorted(path.parent for path in files.find(MEASURED).glob("*/run.json"))
     if wanted:
         kept = [path for path in kept if path.resolve() == files.resolve(wanted).resolve()]
         if not kept:
-            raise UserError(
-                f"run = {wanted!r}: no run is kept there; small-bench keep --profile ... makes one"
-            )
+            raise UserError(f"run = {wanted!r}: no run is kept there; {KEEP}")
     if not kept:
-        raise UserError(
-            "results/measured: no run is kept; small-bench keep --profile ... makes one"
-        )
+        raise UserError(f"results/measured: no run is kept; {KEEP}")
     tokens = {path: files.read_json(path / "run.json")["tokens"] for path in kept}
     most = [path for path in kept if tokens[path] == max(tokens.values())]
     if len(most) > 1:

@@ -442,3 +442,10 @@ def test_embedded_points_stand_apart_from_published_ones(embedded):
     both = plots.compute(embedded).axes
     assert len(both) == 4
     assert not both[0].get_shared_y_axes().joined(both[0], both[2])
+
+
+def test_saved_figures_have_no_date(tmp_path):
+    plots.save(plots.loss(log("loss")), tmp_path / "loss.svg")
+    text = (tmp_path / "loss.svg").read_text(encoding="utf-8")
+    assert "<dc:date>" not in text
+    assert str(tmp_path) not in text

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
+from helpers.base import files
 from helpers.pages.view import View
 from helpers.score import paper, statistics
 
@@ -50,6 +53,15 @@ def _panels(names: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
 def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     colours = sns.color_palette(PALETTE, max(len(names), 1))
     return dict(zip(names, colours, strict=False))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as SVG, atomically: the same figure gives the same bytes."""
+    with (
+        mpl.rc_context({"svg.hashsalt": "small-bench-nlp", "svg.fonttype": "path"}),
+        files.replacing(Path(path)) as temporary,
+    ):
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
 
 
 @_style()

@@ -163,11 +163,8 @@ def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
     done = run_grid(path)
     assert (done.returncode, jobs(done)) == (0, [])
 
-    untouched = folder / "book" / "html" / "book" / "method.html"
-    before = untouched.stat().st_mtime_ns
     path.write_text(yaml.safe_dump(values | {"finetune_epochs": 2}))
     done = run_grid(path)
-    assert untouched.stat().st_mtime_ns == before
     assert jobs(done) == [n for n in first if n.startswith("04")] + ["05_analysis"]
 
     # One more task, one more seed: what is finished stays.

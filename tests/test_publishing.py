@@ -163,7 +163,7 @@ def test_of_several_kept_runs_the_one_with_most_tokens_is_published(tmp_path, mo
         view.kept_run(str(tmp_path / "none"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, monkeypatch):
     profile = finished
     kept = tmp_path / "measured" / "small"

@@ -290,7 +290,7 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
     assert json.loads((tmp_path / "grid" / "notebooks" / "03_pretrain-bert.ipynb").read_text())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_report_shows_what_is_finished_and_names_the_rest(run):
     for name in ("01_data", "04_finetune-roberta"):
         executed_notebook(place(run, name), name.split("-")[0])

@@ -1,8 +1,8 @@
 """Builds the book of one run: pages that compute themselves and executed notebooks, as HTML.
 
 The sources are put together in ``<run>/book/source`` and the pages written to
-``<run>/book/html``; ``index.html`` there is the page to open. Sphinx warnings are errors. Files
-that have not changed are left alone, so a second build reads only what is new.
+``<run>/book/html``; ``index.html`` there is the page to open. Sphinx warnings are errors. Pages
+compute again when records, results or code have changed; else only what is new is read.
 """
 
 from __future__ import annotations

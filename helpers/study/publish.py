@@ -44,9 +44,10 @@ def report(profile: Profile) -> int:
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
         if build.build(view, [*_shown(found).values(), *_analyse(view, given)], partial=True):
             return 1
+        if missing:
+            states = ", ".join(f"{name} ({state})" for name, state in missing.items())
+            print(f"not finished: {states}")
         grid.print_result(view)
-    if missing:
-        print("not finished: " + ", ".join(f"{name} ({state})" for name, state in missing.items()))
     return 0
 
 

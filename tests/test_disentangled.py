@@ -138,3 +138,28 @@ def test_the_shift_reads_the_row_of_the_clipped_distance(length, span):
     found = disentangled.shift(rows.expand(length, -1).contiguous())
     i, j = np.indices((length, length))
     assert np.array_equal(found.numpy(), np.clip(i - j + span, 0, 2 * span - 1))
+
+
+def test_both_positional_terms_read_the_distance_from_query_to_key():
+    span, length = 3, 8
+    stock = model(0, 1, span, "c2p|p2c").double().eval()
+    layer, table = stock.encoder.layer[0].attention.self, stock.encoder.rel_embeddings.weight
+    hidden = torch.randn(1, length, 8, dtype=torch.float64)
+    query, key, value = layer.in_proj(hidden[0]).chunk(3, -1)
+    query, value = query + layer.q_bias, value + layer.v_bias
+    keys, queries = layer.pos_proj(table), layer.pos_q_proj(table)
+    scores = torch.empty(length, length, dtype=torch.float64)
+    for i in range(length):
+        for j in range(length):
+            row = min(max(i - j + span, 0), 2 * span - 1)
+            scores[i, j] = query[i] @ key[j] + query[i] @ keys[row] + key[j] @ queries[row]
+    expected = (scores / (3 * 8) ** 0.5).softmax(-1) @ value
+    distances = torch.arange(length)[:, None] - torch.arange(length)
+    for attention in (layer, disentangled.Attention(layer)):
+        found = attention(
+            hidden,
+            torch.ones(1, 1, length, length),
+            relative_pos=distances[None],
+            rel_embeddings=table,
+        )
+        assert distance(expected, found[0][0]) < 1e-6

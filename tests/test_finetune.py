@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
@@ -74,6 +75,57 @@ def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(small_run, 
     assert len(batches.encode_once(path, lambda: None).ids) == len(data.ids)
 
 
+def spread_and_padding(epochs, lengths, labels, size):
+    """Variance of a full batch's label mean over that of `size` rows at random, tokens with padding
+    over those without, and the mean length in short batches over that of all rows."""
+    means, padded, short = [], 0, []
+    for found in epochs:
+        means += [labels[index].mean() for index in found if len(index) == size]
+        padded += sum(lengths[index].max() * len(index) for index in found)
+        short += [lengths[index].mean() for index in found if len(index) < size]
+    ratio = np.var(means) * size / labels.var()
+    return ratio, padded / (len(epochs) * lengths.sum()), np.mean(short) / lengths.mean()
+
+
+@pytest.mark.parametrize(("classes", "slope"), [(2, 0.13), (3, 0.06), (0, 0.1)])
+def test_batches_by_length_hold_the_labels_of_a_plain_shuffle(classes, slope):
+    """Length goes with the label (r = -0.25, -0.12, -0.20), as in STS-B and QQP."""
+    rng, n, size = np.random.default_rng(0), 6000 - 5, 32
+    labels = rng.integers(classes, size=n) if classes else rng.uniform(0, 5, n)
+    scale = labels / labels.std()
+    lengths = np.clip(np.exp(3.3 - slope * scale + 0.5 * rng.normal(size=n)), 5, 128).astype(int)
+    mine, plain, by_length = [], [], []
+    for epoch in range(30):
+        generator = np.random.default_rng(epoch)
+        mine.append(list(batches.batches(lengths, labels, size, generator)))
+        order = generator.permutation(n)
+        plain.append(np.split(order, range(size, n, size)))
+        pools = np.split(order, range(32 * size, n, 32 * size))
+        order = np.concatenate([pool[np.argsort(lengths[pool])] for pool in pools])
+        by_length.append(np.split(order, range(size, n, size)))
+    ratio, padding, short = spread_and_padding(mine, lengths, labels, size)
+    assert 0.85 < ratio < 1.15
+    assert 0.9 < spread_and_padding(plain, lengths, labels, size)[0] < 1.1
+    naive = spread_and_padding(by_length, lengths, labels, size)
+    assert naive[0] > 1.25
+    assert padding < 1.1 * naive[1]
+    assert 0.8 < short < 1.2 < 1.5 < naive[2]  # not always the longest rows
+
+
+def test_every_row_weighs_as_much_whatever_its_batch(small_run):
+    source = small_run.folder / "models" / "scratch" / "encoder"
+    network, tok = finetune.open_encoder(source, glue.get("cola"), 0.0), tokenizer.load(source)
+    data = batches.encode(glue.load(small_run.folder, "cola", "train"), glue.get("cola"), tok, 48)
+    values = small_run.stage(config.Finetune, model="scratch", finetune_batch_size=16)
+    step = finetune.Step(config.Finetune(**values), network, torch.float32)
+    labels, parts = torch.tensor(data.labels), []
+    for index in np.split(np.arange(21), [16]):  # at rate 0 the weights stay
+        batch = batches.collate(data, index, tok, torch.device("cpu"))
+        parts.append(step(batch, labels[index], 0.0).item())
+    whole = network(**batches.collate(data, np.arange(21), tok, torch.device("cpu"))).logits
+    assert 16 * sum(parts) == pytest.approx(21 * finetune.loss(whole, labels[:21]).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "electra-deberta"])
 def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
     source = small_run.folder / "models" / model / "encoder"
@@ -85,6 +137,48 @@ def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
     assert {id(p) for group in groups for p in group["params"]} == everything
     embedding = registry.encoder(network).embeddings.word_embeddings.weight
     assert any(p is embedding for p in groups[0]["params"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "embeddings", "head"),
+    [
+        ("Bert", {}, "bert.embeddings.", ("bert.pooler.", "classifier.")),
+        ("Electra", {"embedding_size": 8}, "electra.embeddings", ("classifier.",)),
+        ("Roberta", {}, "roberta.embeddings.", ("classifier.",)),
+        (
+            "Deberta",
+            {"relative_attention": True, "pos_att_type": "c2p|p2c", "embedding_size": 8},
+            ("deberta.embeddings.", "deberta.encoder.rel_embeddings."),
+            ("pooler.", "classifier."),
+        ),
+        (
+            "DebertaV2",
+            {"relative_attention": True, "norm_rel_ebd": "layer_norm"},
+            ("deberta.embeddings.", "deberta.encoder.rel_embeddings.", "deberta.encoder.LayerNorm"),
+            ("pooler.", "classifier."),
+        ),
+        (
+            "RobertaPreLayerNorm",
+            {},
+            "roberta_prelayernorm.embeddings.",
+            ("roberta_prelayernorm.LayerNorm.", "classifier."),
+        ),
+    ],
+)
+def test_what_follows_the_layers_learns_at_the_heads_rate(kind, config, embeddings, head):
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = getattr(transformers, f"{kind}Config")(vocab_size=20, **shape, **config)
+    network = getattr(transformers, f"{kind}ForSequenceClassification")(made)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = finetune.layer_rates(network, 1.0, 0.5)
+    found = {names[id(p)]: group["base"] for group in groups for p in group["params"]}
+    for name, rate in found.items():
+        layer = name.partition(".layer.")[2]
+        if layer:
+            assert rate == {"0": 0.5**3, "1": 0.5**2}[layer[0]], name
+        else:
+            assert rate == (0.5**4 if name.startswith(embeddings) else 1.0), name
+            assert name.startswith(embeddings) or name.startswith(head), name
 
 
 def test_losses_are_cross_entropy_or_squared_error():

@@ -183,18 +183,18 @@ def test_too_long_pairs_lose_tokens_from_the_longer_first(tok, pairs, length, sw
 
 
 @given(
-    st.lists(st.integers(1, 128), min_size=1, max_size=400), st.integers(1, 16), st.integers(0, 99)
+    st.lists(st.tuples(st.integers(1, 128), st.integers(0, 2)), min_size=1, max_size=400),
+    st.integers(1, 16),
+    st.integers(0, 99),
+    st.booleans(),
 )
-def test_batches_hold_every_row_once_with_little_padding(lengths, size, seed):
-    lengths = np.array(lengths)
-    found = list(batches.batches(lengths, size, np.random.default_rng(seed)))
-    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
-    assert all(len(batch) <= size for batch in found)
-    # Inside a sorted pool a batch's padding is at most size x (its longest - its shortest), and
-    # these differences together are at most the pool's range.
-    padding = sum(int((lengths[b].max() - lengths[b]).sum()) for b in found)
-    pools = -(-len(lengths) // (batches.POOL * size))
-    assert padding <= pools * size * int(np.ptp(lengths))
+def test_batches_hold_every_row_once_and_one_is_short(rows, size, seed, regression):
+    lengths, labels = np.array(rows).T
+    labels = labels / 2 if regression else labels
+    found = list(batches.batches(lengths, labels, size, np.random.default_rng(seed)))
+    assert sorted(np.concatenate(found)) == list(range(len(rows)))
+    full, rest = divmod(len(rows), size)
+    assert sorted(map(len, found)) == [rest] * (rest > 0) + [size] * full
 
 
 # --- masks ---------------------------------------------------------------------------------------

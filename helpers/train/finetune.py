@@ -28,14 +28,18 @@ from helpers.train.batches import Encoded, batches, collate, encode_splits
 
 EVALUATION_BATCH = 128
 REPLAYED = 16  # lengths of batches are multiples of it where steps are replayed, so that few differ
+# Embeddings of an encoder; the last two are of relative positions: MPNet's, DeBERTa-v2's norm.
+EMBEDDINGS = ("embed", "relative_attention_bias", "encoder.LayerNorm")
 LARGEST_LABEL = 5.0  # of STS-B; the regression is trained on label / 5
 
 
 def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
     """Parameter groups with ELECTRA's layer-wise learning rates.
 
-    Depth is 0 for the embeddings, 1 to n for the layers, n + 2 for the head; the rate is
-    ``rate * decay ** (n + 2 - depth)`` (google-research/electra, ``model/optimization.py``).
+    Depth is 0 for the embeddings (their projection and tables of relative positions among them), 1
+    to n for the layers, n + 2 for the head and for what of the encoder follows the layers: a
+    pooler, a last norm. The rate is ``rate * decay ** (n + 2 - depth)`` (google-research/electra,
+    ``model/optimization.py``, whose encoder has neither).
     """
     last, inside = model.config.num_hidden_layers + 2, f"{model.base_model_prefix}."
     if decay < 1 and not any(".layer." in name for name, _ in model.named_parameters()):
@@ -48,7 +52,10 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
         depth = last
         if name.startswith(inside):
             _, _, tail = name.partition(".layer.")
-            depth = int(tail.split(".")[0]) + 1 if tail else 0
+            if tail:
+                depth = int(tail.split(".")[0]) + 1
+            elif any(part in name for part in EMBEDDINGS):
+                depth = 0
         groups.setdefault(depth, []).append(parameter)
     return [
         {"params": group, "base": rate * decay ** (last - depth), "lr": 0.0}
@@ -127,7 +134,7 @@ class Step:
 
     def __init__(self, parameters: config.Finetune, model: nn.Module, dtype: torch.dtype) -> None:
         self.model, self.dtype, self.clip = model, dtype, parameters.clip
-        self.device = next(model.parameters()).device
+        self.size, self.device = parameters.finetune_batch_size, next(model.parameters()).device
         replayed = graphs.possible(self.device, dtype)
         peak, decay = parameters.finetune_learning_rate, parameters.finetune_layer_decay
         groups = layer_rates(model, peak, decay)
@@ -139,7 +146,7 @@ class Step:
         self.shapes = (REPLAYED, usable_length(parameters)) if replayed else (1, 0)
 
     def __call__(self, batch: graphs.Tensors, labels: torch.Tensor, factor: float) -> torch.Tensor:
-        """One step with a factor on the rates; the loss before it, a scalar on the device."""
+        """One step with a factor on the rates; its part of the loss before it, on the device."""
         return self.replay(batch | {"right": labels}, factor)["loss"]
 
     def _take(self, inputs: graphs.Tensors, factor: float | torch.Tensor) -> graphs.Tensors:
@@ -147,6 +154,8 @@ class Step:
         labels = inputs.pop("right")
         with loop.autocast(self.device, self.dtype):
             value = loss(self.model(**inputs).logits, labels)
+        # Every example weighs as much: those of a short batch no more than those of a full one.
+        value = value * (len(labels) / self.size)
         self.scaler.scale(value).backward()
         self.scaler.unscale_(self.optimiser)
         loop.clip(self.model.parameters(), self.clip)
@@ -193,7 +202,7 @@ def train(
             epoch, place = divmod(number, per_epoch)
             if place == 0 or not order:
                 rng = seeding.numpy_generator("finetune", seed, epoch)
-                order = list(batches(data.lengths, size, rng))
+                order = list(batches(data.lengths, data.labels, size, rng))
             torch.manual_seed(seeding.derive_seed("finetune", seed, number))
             batch = collate(data, order[place], tok, step.device, step.shapes)
             right = labels[loop.send(torch.as_tensor(order[place]), step.device)]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from makers import PUBLISHED, ROOT, TASKS, make_run, run_page
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
@@ -57,6 +58,31 @@ def test_positions_of_a_run_and_of_fresh_weights(small_run):
     wanted = [mean[a, b] for a in range(len(mean)) for b in range(len(mean)) if a - b == 5]
     line = names["scores"].set_index(["term", "head", "distance"])["score"]
     assert line["p2c", 1, 5] == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-4)
+
+
+# --- data
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_folder_says_of_its_data_is_shown_and_inert(tmp_path, kept):
+    make_run(tmp_path / "records", "folder", ["bert"], ["cola"])
+    nasty = "a & `b` *c* {{ d }} $e$ &lt;f&gt;"
+    about = {"name": nasty, "composition": nasty, "licence": "unknown"}
+    about |= {"warnings": [nasty], "tasks": {"cola": nasty}}
+    facts = {"parameters": {"models": ["bert"], "tasks": ["cola"]}}
+    if kept:
+        facts["description"] = about
+    else:
+        corpus = tmp_path / "data" / "corpus"
+        corpus.mkdir(parents=True)
+        files.write_manifest(corpus, {"spec": "", "description": about}, [])
+    files.write_json(tmp_path / "run.json", facts)
+    table = BeautifulSoup(run_page("data", tmp_path).shown[0].to_html(), "html.parser")
+    cells = [cell.get_text() for cell in table.find_all("td")]
+    assert cells == [
+        *("Name", nasty, "Composition", nasty, "Licence", "unknown"),
+        *("To know", nasty, "CoLA", nasty),
+    ]
 
 
 # --- small models, the cluster

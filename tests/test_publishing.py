@@ -146,7 +146,7 @@ def test_only_a_finished_run_is_kept(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(view, "MEASURED", str(tmp_path / "measured"))
     more = finished.model_copy(update={"seeds": [0, 1]})
     with pytest.raises(UserError, match=r"missing: 04_finetune-roberta \(waiting\), 04"):
-        publish.keep(more, "", "")
+        publish.keep(more, "")
     assert not (tmp_path / "measured").exists()
 
 
@@ -169,7 +169,7 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
     kept = tmp_path / "measured" / "small"
     monkeypatch.setattr(view, "MEASURED", str(kept.parent))
     monkeypatch.setattr(publish, "RUNS", str(tmp_path / "runs"))
-    assert publish.keep(profile, "", "") == 0
+    assert publish.keep(profile, "") == 0
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     assert {path.suffix for path in map(Path, names)} == {".json", ".csv"}
     assert {"run.json", "comparisons.json", "models/roberta/log.csv"} <= names

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from makers import data_stage, make_folder, small_profile
 
 from helpers.base import config, files
@@ -128,6 +129,53 @@ def test_what_is_missing_from_a_folder(tmp_path, folder):
         glue.available("folder", str(folder), ["colla"])
     with pytest.raises(UserError, match="no such folder"):
         corpus.run(data_stage(tmp_path, tmp_path / "nowhere"))
+
+
+ABOUT = {
+    "name": "prose & verse",
+    "composition": "letters  of\n forty years\n",
+    "licence": "unknown",
+    "warnings": ["`Half` in *verse*."],
+    "tasks": {"cola": "A tenth of GLUE's train rows."},
+}
+
+
+def test_a_folder_says_what_it_is_and_saying_it_makes_nothing_again(tmp_path, folder):
+    parameters = data_stage(tmp_path, folder)
+    plain = corpus.run(parameters)
+    assert (plain["name"], plain["description"]) == ("folder real/corpus", {})
+    written = parameters.folder / "data" / "corpus" / "part-00000.parquet"
+    before = written.stat().st_mtime_ns
+    (folder / "source.yaml").write_text(yaml.safe_dump(ABOUT))
+    told = corpus.run(parameters)
+    assert told["name"] == "prose & verse"
+    assert told["description"] == ABOUT | {"composition": "letters of forty years"}
+    assert told == corpus.run(parameters) == corpus.finished(parameters)
+    changed = {"name", "description"}
+    assert {key for key in plain if plain[key] != told[key]} == changed
+    assert written.stat().st_mtime_ns == before
+    (folder / "source.yaml").unlink()
+    assert corpus.run(parameters) == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"license": "mine"}, r"license is not a parameter: did you mean .*licence"),
+        ({"licence": 4}, r"licence = 4: .*string"),
+        ({"name": "x" * 61}, r"name = .*at most 60"),
+        ({"name": "<b>x</b>"}, r"name = '<b>x</b>': must be plain text"),
+        ({"warnings": "one"}, r"warnings = 'one': .*list"),
+        ({"composition": "x " * 600}, r"composition = .*at most 1000"),
+        ({"tasks": {"colla": "x"}}, r"tasks.colla: no such folder of glue/; .*cola"),
+        ({"tasks": {"cola": ""}}, r"tasks.cola = ''.*at least 1"),
+    ],
+)
+def test_a_broken_description_of_a_folder_is_one_clear_line(tmp_path, folder, change, told):
+    (folder / "source.yaml").write_text(yaml.safe_dump(ABOUT | change))
+    with pytest.raises(UserError, match=rf"^\S*source.yaml: {told}") as error:
+        corpus.run(data_stage(tmp_path, folder))
+    assert "\n" not in str(error.value)
 
 
 def test_the_hub_without_a_network_names_the_other_sources(tmp_path):

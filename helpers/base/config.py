@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from helpers.base.errors import UserError, did_you_mean
 from helpers.base.files import find, resolve
@@ -30,6 +38,13 @@ def _words(value: object) -> object:
     return value
 
 
+def _plain(text: str) -> str:
+    if not text.isprintable() or set("<>") & set(text) or text != text.strip():
+        raise ValueError("must be plain text on one line, without < and >")
+    return text
+
+
+Plain = Annotated[str, Field(min_length=1), AfterValidator(_plain)]  # what someone else has written
 Names = Annotated[list[str], BeforeValidator(_words), Field(min_length=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], BeforeValidator(_words)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]

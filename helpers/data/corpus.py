@@ -6,36 +6,79 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BeforeValidator, Field
 
 from helpers.base import config, files, progress
-from helpers.base.errors import UserError
+from helpers.base.errors import UserError, did_you_mean
 from helpers.data import synthetic
 
 HUB_NAME = "Skylion007/openwebtext"
 SHARD = (20_000, 64_000_000)  # documents and characters of a file, at most
 SCHEMA = pa.schema([("text", pa.string())])
+SOURCE = "source.yaml"
+
+
+def _one_line(value: object) -> object:
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+Paragraph = Annotated[config.Plain, Field(max_length=1000), BeforeValidator(_one_line)]
+
+
+class Description(config.Strict):
+    """What a data folder says of itself in its ``source.yaml``; text from outside."""
+
+    name: config.Plain = Field(max_length=60, description="the corpus, in a word or two")
+    composition: Paragraph = Field(description="what it is made of")
+    licence: Paragraph = Field(description="of its parts; unknown where it is")
+    warnings: list[Paragraph] = Field(
+        default=[], max_length=20, description="what a reader of its scores must know"
+    )
+    tasks: dict[str, Paragraph] = Field(default={}, description="a note by task of glue/")
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The fields of a data folder's ``source.yaml``; empty where it has none."""
+    path = folder / SOURCE
+    if not (path.exists() or path.is_symlink()):
+        return {}
+    found = config.validate(Description, config.read_yaml(path), str(path))
+    there = sorted(place.name for place in folder.glob("glue/*"))
+    for task in found.tasks:
+        if task not in there:
+            hint = did_you_mean(task, there)
+            raise UserError(f"{path}: tasks.{task[:40]}: no such folder of glue/; {hint}")
+    return found.model_dump()
 
 
 def run(parameters: config.Data) -> dict[str, Any]:
     """Brings the corpus into the run's folder, ``data/corpus/``; does nothing twice.
 
     The manifest it returns holds source, name, documents, words, bytes (UTF-8), skipped (empty
-    documents) and ``content``, the SHA-256 of all texts.
+    documents) and ``content``, the SHA-256 of all texts; for source ``folder`` also what
+    `describe` gives. That and the name are no part of the specification: where they alone have
+    changed, the manifest is brought up to date and nothing is made again.
     """
     wanted, name, texts = _origin(parameters)
+    about = {"name": name}
+    if parameters.source == "folder":
+        about["description"] = describe(files.resolve(parameters.data))
+        about["name"] = about["description"].get("name", name)
     folder = parameters.folder / "data" / "corpus"
     if done := files.intact_manifest(folder, files.digest(wanted)):
-        return done
+        if about.items() <= done.items():
+            return done
+        return files.write_manifest(folder, {**done, **about}, list(done["files"]))
     texts = islice(texts, parameters.documents or None)
     with files.building(folder) as empty:
         counts, written = _write(texts, parameters.documents, empty)
         if not counts["documents"]:
             raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
-        manifest = {"spec": files.digest(wanted), "specification": wanted, "name": name}
+        manifest = {"spec": files.digest(wanted), "specification": wanted, **about}
         manifest |= counts | {"source": parameters.source}
         return files.write_manifest(empty, manifest, written)
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from helpers.base import files
-from helpers.base.config import Name, Seed, Strict, read_yaml, validate
+from helpers.base.config import Name, Plain, Seed, Strict, read_yaml, validate
 from helpers.base.errors import UserError, did_you_mean
 from helpers.data import glue
 
@@ -25,19 +25,13 @@ PARAMETER_LIMIT = 25_000_000
 FILE = "submission.yaml"
 
 
-def _plain(text: str) -> str:
-    if not text.isprintable() or set("<>") & set(text) or text != text.strip():
-        raise ValueError("must be plain text on one line, without < and >")
-    return text
-
-
 def _https(text: str) -> str:
     if not re.fullmatch(r"https://[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9._~/#?=&%+@-]*)?", text):
         raise ValueError("must be an https:// address without spaces, quotes and brackets")
     return text
 
 
-Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain)]
+Text = Annotated[Plain, Field(max_length=200)]
 Link = Annotated[str, Field(max_length=300), AfterValidator(_https)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -387,7 +387,7 @@ def facts(view: View) -> pd.DataFrame:
     trained = records[records["pretrain.steps"] > 0]
     versions = _unique(tuple(sorted(found.items())) for found in records["versions"])
     lines = {
-        "Corpus": "; ".join(_unique(records["corpus"])),
+        "Corpus": view.facts.get("corpus") or "; ".join(_unique(records["corpus"])),
         "Pre-training on": _hardware(trained, "pretrain_hardware"),
         "Fine-tuning on": _hardware(records, "hardware"),
         "Precision": ", ".join(_unique(records["precision"])),

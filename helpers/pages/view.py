@@ -59,6 +59,12 @@ class View:
         return found if task is None else found[found["task"] == task]
 
     @cached_property
+    def description(self) -> dict[str, Any]:
+        """What the data folder says of itself (`corpus.Description`); empty where it does not."""
+        made = files.find_manifest(self.run / "data" / "corpus") or {}
+        return self.facts.get("description") or made.get("description") or {}
+
+    @cached_property
     def present(self) -> list[str]:
         """The tasks that have a record, in the order asked for."""
         return [task for task in self.tasks if not self.of(task=task).empty]

@@ -118,13 +118,12 @@ def report(study: Study) -> int:
 @_command
 def keep(
     study: Study,
-    corpus: Annotated[str, Option(help="What the corpus is, for a reader: mixed prose.")] = "",
     remark: Annotated[str, Option(help="Sentences for the reader of the book.")] = "",
 ) -> int:
     """Copy what is small of a finished run to results/measured."""
     from helpers.study import jobs, publish
 
-    return publish.keep(jobs.load(**study), corpus, remark)
+    return publish.keep(jobs.load(**study), remark)
 
 
 @_command

@@ -80,15 +80,12 @@ def _shown(found: dict[jobs.Job, jobs.State]) -> dict[str, Path]:
     return {stage: job.notebook for stage, job in jobs.shown(found, done).items()}
 
 
-def keep(profile: Profile, corpus: str, remark: str) -> int:
-    """Copies what is small of a finished run to ``results/measured/<profile>``.
-
-    `corpus` is the reader's name for its corpus, empty for its own; `remark` goes with it.
-    """
+def keep(profile: Profile, remark: str) -> int:
+    """Copies what is small of a finished run to ``results/measured/<profile>``, with a `remark`."""
     found = _finished(profile)
     kept = ROOT / page_view.MEASURED / profile.profile
     with files.building(kept) as target:
-        count = _keep(profile, found, target, corpus, remark)
+        count = _keep(profile, found, target, remark)
     size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
     print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
     return 0
@@ -116,9 +113,7 @@ def measure_recipes(profile: Profile) -> int:
     return 0
 
 
-def _keep(
-    profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, corpus: str, remark: str
-) -> int:
+def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, remark: str) -> int:
     """Writes what is kept of a run; the number of its records."""
     for model, task in jobs.finished_cells(profile):
         _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
@@ -148,7 +143,8 @@ def _keep(
             "finished": max(notebook.papermill_facts(one).get("end_time") or "" for one in ran),
             "hardware": sorted(hardware),
             "commits": sorted(filter(None, commits)),
-            "corpus": f"{corpus or data['name']}, {amount}",
+            "corpus": f"{data['name']}, {amount}",
+            "description": data.get("description", {}),
             "remark": remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,

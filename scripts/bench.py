@@ -141,13 +141,13 @@ def timed(step: Callable[[], object], device: torch.device = CPU) -> Timed:
 def our_step(place: Place, task: nn.Module, dtype: str = "bfloat16", mode: str = "none") -> Timed:
     """Optimiser steps of ``pretrain``; like a Trainer, each timing has new moments."""
     vocabulary = objectives.Vocabulary.of(place.tok, place.device)
-    segments = batches.Segments(place.rows, place.batch, 0, place.device)
+    rows = batches.Rows(place.rows, place.tok, place.batch, 0, place.device)
     step = pretrain.Step(task, vocabulary, getattr(torch, dtype), mode=mode)
 
     def seconds(steps: int) -> float:
         for moment in chain.from_iterable(m.values() for m in step.optimiser.state.values()):
             moment.zero_()
-        return timed(lambda: step(segments.batch(0), RATE), place.device)(steps)
+        return timed(lambda: step(rows.batch(0), RATE), place.device)(steps)
 
     return seconds
 
@@ -329,7 +329,7 @@ def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
 def packing(place: Place, _: argparse.Namespace) -> Iterator[Work]:
     """Tokenising and packing in memory against the tokenizer library's encoding alone."""
     texts, encode = place.texts, place.tok.backend_tokenizer.encode_batch_fast
-    ours = timed(lambda: [*tokenizer.pack(texts, place.tok, LENGTH)])
+    ours = timed(lambda: [*tokenizer.pack(texts, place.tok, LENGTH, segments=2)])
     theirs = timed(lambda: encode(texts, add_special_tokens=False))
     size = sum(len(text.encode()) for text in texts) / 1e6
     about = ("tokenise and pack, in memory", "encode_batch_fast alone", "MB/s", size, 1)
@@ -420,7 +420,7 @@ def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
     """curves.json: equal quality, the losses of this project's steps beside transformers'."""
     vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device), []
     for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
-        segments = batches.Segments(place.rows, place.batch, seed, place.device)
+        rows = batches.Rows(place.rows, place.tok, place.batch, seed, place.device)
         seeded, found = place._replace(seed=seed), []
         task = build(seeded, name, STOCK if side == "stock" else "")
         if side == "stock":
@@ -432,7 +432,7 @@ def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
             if side != "stock":
                 step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
             rate = PEAK_RATE * loop.schedule(number, place.steps // 10, place.steps)
-            found.append(float(step(segments.batch(number), rate)["loss"]))
+            found.append(float(step(rows.batch(number), rate)["loss"]))
         points = np.array(found)[: len(found) // POINT * POINT].reshape(-1, POINT).mean(1)
         run = {"model": name, "side": side, "seed": seed, "final": fmean(found[-END:])}
         runs.append(run | {"curve": points.round(4).tolist()})

@@ -78,8 +78,8 @@ PROFILES = {
         TINY.replace("max_length: 32", "max_length: 1024"),
         "max_length = 1024: .*less than or equal to 512",
     ),
-    "a parameter twice": (TINY + "clip: 2.0\n", "line 54: field clip stands there twice"),
-    "a number for a name": (TINY + "1: 2\n", "line 54: a field's name must be text"),
+    "a parameter twice": (TINY + "clip: 2.0\n", "line 55: field clip stands there twice"),
+    "a number for a name": (TINY + "1: 2\n", "line 55: a field's name must be text"),
     "an object of Python's": ("a: !!python/object:os.system {}", "line 1: could not determine"),
     "a nest without an end": ("a: " + "[" * 5000, "nested too deeply"),
     "latin-1": ("profile: café".encode("latin-1"), "can't decode byte 0xe9"),
@@ -305,10 +305,10 @@ def test_a_corpus_too_small_for_a_segment_leaves_no_packed_file(tmp_path):
     pq.write_table(pa.table({"text": ["word"] * 3}), folder / "corpus" / "a.parquet")
     parameters = data_stage(tmp_path, folder)
     corpus.run(parameters)
-    made = small_profile(tmp_path).stage(config.Tokenizer)
-    with pytest.raises(UserError, match="max_length = 64: the corpus fills no segment"):
+    made = small_profile(tmp_path).stage(config.Tokenizer, tokenizer_kind="bpe")
+    with pytest.raises(UserError, match="max_length = 64: the corpus fills no row of 62 tokens"):
         tokenizer.run(config.Tokenizer(**made))
-    left = {path.name for path in (parameters.folder / "tokenizer" / "wordpiece").iterdir()}
+    left = {path.name for path in (parameters.folder / "tokenizer" / "bpe").iterdir()}
     assert not left & {"tokens.bin", "packing.json", "manifest.json"}
 
 

@@ -200,7 +200,7 @@ def test_batches_hold_every_row_once_and_one_is_short(rows, size, seed, regressi
 # --- masks ---------------------------------------------------------------------------------------
 
 SPECIAL = torch.tensor([True] * 5 + [False] * 45)
-VOCABULARY = objectives.Vocabulary(4, SPECIAL, torch.arange(5, 50))
+VOCABULARY = objectives.Vocabulary(4, SPECIAL, torch.arange(5, 50), 3)
 
 
 def mask(tokens, masking, seed):

@@ -1,7 +1,9 @@
 """Tokenizers: the same texts give the same bytes, and packed rows never mix documents unmarked."""
 
+import numpy as np
 import pytest
 from makers import command, small_profile
+from scipy import stats
 
 from helpers.base import config, files
 from helpers.data import corpus, tokenizer
@@ -134,9 +136,63 @@ def test_a_large_corpus_is_sampled_for_the_vocabulary_and_packed_whole(
     thirds = tokenizer.train("wordpiece", stage.vocabulary, lambda: texts[::3])
     found = tokenizer.load(profile.folder / "tokenizer" / "wordpiece")
     assert found.get_vocab() == thirds.get_vocab()
-    tokens = sum(len(ids) + 1 for ids in found(texts, add_special_tokens=False)["input_ids"])
-    inner = manifest["length"] - 2
-    assert manifest["rows"] == tokens // inner
+    assert manifest["rows"] == sum(map(len, tokenizer.pack(texts, found, manifest["length"], 2)))
     count = len(texts[::3])
     for what in ("characters", "words"):
         assert f"learn wordpiece from {what}: 100 %, {count}/{count} documents, " in said
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Documents of 1 to 60 sentences, and their rows of two segments."""
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in "bdfgk" for b in ("ab", "ek", "il", "op", "un")]
+    texts = [
+        " ".join(" ".join(rng.choice(words, rng.integers(3, 15))) + "." for _ in range(sentences))
+        for sentences in rng.integers(1, 60, 1500)
+    ]
+    tok = tokenizer.train("wordpiece", 200, lambda: texts)
+    return texts, tok, np.concatenate(list(tokenizer.pack(texts, tok, 64, 2)))
+
+
+def test_rows_of_two_segments_are_electras(pairs):
+    """Shares and order against what google-research/electra's build_pretraining_dataset makes."""
+    texts, tok, rows = pairs
+    separators = (rows == tok.sep_token_id).sum(1)
+    lengths = (rows != tok.pad_token_id).sum(1)
+    full = lengths >= 63
+    assert (rows[:, 0] == tok.cls_token_id).all()
+    assert (rows[np.arange(len(rows)), lengths - 1] == tok.sep_token_id).all()
+    # Shorter are the last row of a document and a twentieth of the others.
+    assert 0.03 < ((~full).sum() - len(texts)) / len(rows) < 0.06
+    assert stats.binomtest(int((separators[full] == 2).sum()), int(full.sum()), 0.9).pvalue > 1e-4
+    # A is about half of a row, to the sentence.
+    first = (rows == tok.sep_token_id).argmax(1)[full & (separators == 2)]
+    assert abs(first.mean() - 32) < 3
+    assert first.std() > 2
+
+
+def test_rows_of_two_segments_are_consecutive_and_lose_nothing(pairs):
+    texts, tok, rows = pairs
+    special = [tok.cls_token_id, tok.sep_token_id, tok.pad_token_id]
+    documents = [" ".join(map(str, ids)) for ids in tok(texts, add_special_tokens=False).input_ids]
+    number, seen = 0, 0
+    for row in rows:
+        body = row[~np.isin(row, special)]
+        text = " ".join(map(str, body))
+        if text not in documents[number] or seen == len(documents[number]):
+            assert seen == len(documents[number])  # the document before came to its end
+            number, seen = number + 1, 0
+        place = documents[number].rindex(text, 0, seen + len(text) + 1)
+        assert place <= seen + 1  # nothing between two rows is left out
+        seen = place + len(text)
+    assert number == len(documents) - 1
+
+
+def test_text_without_sentences_is_packed_whole(pairs):
+    _, tok, _ = pairs
+    text = " ".join(["bab"] * 1000)
+    (rows,) = tokenizer.pack([text, ""], tok, 64, 2)
+    words = int((rows == tok.convert_tokens_to_ids("bab")).sum())
+    assert 1000 <= words < 2000
+    assert not len(np.concatenate(list(tokenizer.pack(["", " "], tok, 64, 2))))

@@ -90,7 +90,7 @@ class Training(Stage):
     """What both training stages have."""
 
     model: Name = Field(description="name in the registry")
-    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+    max_length: int = Field(ge=16, le=512, description="tokens per row, specials included")
     clip: float = Field(gt=0, description="largest gradient norm")
     checkpoint_steps: Count = Field(description="steps between checkpoints")
     checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
@@ -128,7 +128,8 @@ class Tokenizer(Stage):
     tokenizer_kind: Kind = Field(description="kind of tokenizer")
     wordpiece_vocabulary: int = Field(ge=64, le=2**20, description="tokens, uncased WordPiece")
     bpe_vocabulary: int = Field(ge=300, le=2**20, description="tokens, cased byte-level BPE")
-    max_length: int = Field(ge=16, le=512, description="tokens per segment, specials included")
+    max_length: int = Field(ge=16, le=512, description="tokens per row, specials included")
+    segments: int = Field(ge=1, le=2, description="segments of a WordPiece row; BPE has one")
 
     @property
     def vocabulary(self) -> int:
@@ -142,7 +143,7 @@ class Pretrain(Training):
     size: Name = Field(description="row of registry.SIZES")
     generator_fraction: Fraction = Field(description="generator's width; 0: the registry's own")
     pretrain_steps: Count = Field(description="optimiser steps")
-    pretrain_batch_size: Count = Field(description="segments per step")
+    pretrain_batch_size: Count = Field(description="rows per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
     rtd_learning_rate: ZeroOrRate = Field(
         description="peak for replaced-token detection; 0: the same"

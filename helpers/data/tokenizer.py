@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from helpers.base import config, files, progress
+from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import corpus
 
@@ -30,6 +30,9 @@ ENCODING = (256, 4_000_000)  # documents and characters encoded together, at mos
 LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 DTYPES = ("uint16", "uint32")  # of the packed corpus, the second for large vocabularies
+SENTENCE_ENDS = ".!?。！？।؟۔"
+SINGLE, SHORTENED = 0.1, 0.05  # parts of the rows with one segment, and of a random length
+SHORTEST = 5  # tokens of a row that is made shorter
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -140,39 +143,132 @@ def saving() -> Iterator[None]:
 
 
 def pack(
-    documents: Iterable[str], tok: PreTrainedTokenizerBase, length: int
+    documents: Iterable[str], tok: PreTrainedTokenizerBase, length: int, segments: int = 1
 ) -> Iterator[np.ndarray]:
     """Cuts documents into rows of `length` tokens, int64 [n, length] at a time.
 
-    Documents stand end to end with a separator between; a row is ``[CLS]``, `length` - 2 tokens of
-    that stream, ``[SEP]``. What is left at the end and fills no row is dropped.
+    With one segment a row, documents stand end to end with a separator between, and a row is
+    ``[CLS]``, `length` - 2 tokens of that stream, ``[SEP]``; what fills no row at the end is
+    dropped. With two, rows are those of :func:`segment_pairs`.
     """
     rest: list[int] = []
+    rows = 0
     for texts in corpus.portions(documents, *ENCODING):
-        block, rest = pack_batch(texts, tok, length, rest)
+        block, rest = pack_batch(texts, tok, length, rest, segments, rows)
+        rows += len(block)
         yield block
 
 
 def pack_batch(
-    texts: list[str], tok: PreTrainedTokenizerBase, length: int, rest: list[int]
+    texts: list[str],
+    tok: PreTrainedTokenizerBase,
+    length: int,
+    rest: list[int],
+    segments: int = 1,
+    row: int = 0,
 ) -> tuple[np.ndarray, list[int]]:
     """Rows of a part of the corpus, int64 [n, length], and the tokens that are left for the next.
 
-    `rest` are those that the part before has left.
+    `rest` are those that the part before has left, `row` is the number of the first row.
     """
-    # Encode, and end each document with a separator.
-    ids, encode = [np.array(rest, dtype=np.int64)], tok.backend_tokenizer.encode_batch_fast
-    for group in corpus.portions(chain.from_iterable(map(_pieces, texts)), *ENCODING):
-        for piece, encoding in zip(group, encode(group, add_special_tokens=False), strict=True):
-            end = [tok.sep_token_id] if isinstance(piece, _Last) else []
-            ids.append(np.array(encoding.ids + end, dtype=np.int64))
-    # Cut the stream into rows, and frame each.
-    stream, body = np.concatenate(ids), length - 2
+    ids, ends = _encode(texts, tok)
+    if segments == 2:
+        rng = seeding.numpy_generator("segments", row)
+        return segment_pairs(ids, ends, tok, length, rng), []
+    # End each document with a separator, and cut the stream into rows.
+    ids = np.insert(ids, ends, tok.sep_token_id)
+    stream, body = np.concatenate([np.array(rest, dtype=np.int64), ids]), length - 2
     count = len(stream) // body
     rows = np.empty((count, length), dtype=np.int64)
     rows[:, 0], rows[:, -1] = tok.cls_token_id, tok.sep_token_id
     rows[:, 1:-1] = stream[: count * body].reshape(count, body)
     return rows, stream[count * body :].tolist()
+
+
+def segment_pairs(
+    stream: np.ndarray,
+    ends: np.ndarray,
+    tok: PreTrainedTokenizerBase,
+    length: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Rows ``[CLS] A [SEP] B [SEP]`` of consecutive sentences, padded, int64 [n, length].
+
+    `stream` holds the tokens of documents, int64 [tokens], `ends` where each ends. A row ends with
+    its document. A tenth of the rows has one segment, a twentieth is aimed at a random length; A is
+    about half of a row, to the sentence. Where a row is full inside a sentence, the next begins
+    with that sentence, so that no text is lost.
+
+    Source: google-research/electra, ``build_pretraining_dataset.py``, which drops the rest of a
+    sentence that a row cuts, and takes a line of the text for a sentence.
+    """
+    tokens = len(stream)
+    begins = _sentences(stream, ends, tok, length // 2)
+    places = np.arange(tokens + 1)
+    sentence = np.maximum.accumulate(np.where(begins, places, 0))  # where each token's begins
+    following = np.minimum.accumulate(np.where(begins, places, tokens)[::-1])[::-1]
+    limit = ends[np.searchsorted(ends, places[:-1], side="right")]  # where its document ends
+    # Draw for every token what a row that begins there is to be.
+    single = rng.random(tokens) < SINGLE
+    shorter = rng.integers(SHORTEST, length + 1, tokens)
+    target = np.where(rng.random(tokens) < SHORTENED, shorter, length)
+    full = np.minimum(places[:-1] + target - np.where(single, 2, 3), limit)
+    # Choose rows one after the other.
+    chosen, place = [], 0
+    while place < tokens:
+        chosen.append(place)
+        stop = full[place]
+        place = sentence[stop] if sentence[stop] > place else stop
+    first = np.array(chosen, dtype=np.int64)
+    last = full[first]
+    # Split each: A ends with the sentence that reaches its half, or with the one before.
+    half = np.minimum(first + (target[first] - 3) // 2, last)
+    split = np.where(rng.random(len(first)) < 0.5, sentence[half], following[half])
+    split = np.where(split <= first, following[first + 1], split)
+    split = np.where(single[first] | (split >= last), last, split)
+    # Write the tokens of a row between its separators.
+    rows = np.full((len(first), length), tok.pad_token_id)
+    rows[:, 0] = tok.cls_token_id
+    sizes, row = last - first, np.arange(len(first))
+    which = np.repeat(row, sizes)
+    offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    source = first[which] + offset
+    rows[which, 1 + offset + (source >= split[which])] = stream[source]
+    pairs = split < last
+    rows[row[pairs], 1 + (split - first)[pairs]] = tok.sep_token_id
+    rows[row, 1 + sizes + pairs] = tok.sep_token_id
+    return rows
+
+
+def _sentences(
+    stream: np.ndarray, ends: np.ndarray, tok: PreTrainedTokenizerBase, longest: int
+) -> np.ndarray:
+    """Where sentences begin, bool [tokens + 1]: after a mark that ends one, and with a document.
+
+    One longer than `longest` tokens counts as several, which text without such marks comes to.
+    """
+    marks = set(tok.convert_tokens_to_ids(list(SENTENCE_ENDS))) - {tok.unk_token_id}
+    final = np.isin(stream, list(marks))
+    begins = np.zeros(len(stream) + 1, dtype=bool)
+    begins[1:] = final & ~np.append(final[1:], False)
+    begins[0] = begins[ends] = True
+    places = np.arange(len(begins))
+    since = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return begins | (since % longest == 0)
+
+
+def _encode(texts: list[str], tok: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of documents, int64 [tokens], and where each ends, int64 [documents]."""
+    ids, last, encode = (
+        [np.empty(0, dtype=np.int64)],
+        [False],
+        tok.backend_tokenizer.encode_batch_fast,
+    )
+    for group in corpus.portions(chain.from_iterable(map(_pieces, texts)), *ENCODING):
+        for piece, encoding in zip(group, encode(group, add_special_tokens=False), strict=True):
+            ids.append(np.array(encoding.ids, dtype=np.int64))
+            last.append(isinstance(piece, _Last))
+    return np.concatenate(ids), np.cumsum([len(piece) for piece in ids])[last]
 
 
 class _Last(str):
@@ -208,6 +304,13 @@ def rows(folder: Path) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
 
 
+def whole_rows(folder: Path, count: int) -> np.ndarray:
+    """The first rows of the packed corpus without padding, int64 [at most `count`, length]."""
+    pad, packed = load(folder).pad_token_id, rows(folder)
+    found = (row for row in packed if row[-1] != pad)
+    return np.array(list(islice(found, count)), dtype=np.int64).reshape(-1, packed.shape[1])
+
+
 def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dict[str, Any]:
     """All that the packed tokens follow from, with the corpus' manifest; its digest names them."""
     wanted = {
@@ -215,6 +318,7 @@ def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dic
         "kind": parameters.tokenizer_kind,
         "vocabulary": parameters.vocabulary,
         "length": usable_length(parameters.tokenizer_kind, parameters.max_length),
+        "segments": parameters.segments if parameters.tokenizer_kind == "wordpiece" else 1,
         "corpus": manifest["content"],
     }
     every = -(-manifest["bytes"] // TRAINING_BYTES)
@@ -238,12 +342,14 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     state = _packing_state(folder, files.digest([files.digest(wanted), documents["files"]]))
     tok = _trained(wanted, source, folder, state, documents["documents"])
-    _pack_shards(source, folder, tok, wanted["length"], state, documents["bytes"])
+    _pack_shards(source, folder, tok, wanted, state, documents["bytes"])
     if not state["rows"]:
         for leftover in (PACKING, "tokens.bin"):
             (folder / leftover).unlink()
-        length = wanted["length"]
-        raise UserError(f"max_length = {length}: the corpus fills no segment of this length")
+        raise UserError(
+            f"max_length = {parameters.max_length}: the corpus fills no row of {wanted['length']} "
+            "tokens"
+        )
     manifest = {
         "spec": files.digest(wanted),
         "specification": wanted,
@@ -253,7 +359,8 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         "vocabulary": len(tok),
         "length": wanted["length"],
         "rows": state["rows"],
-        "tokens": state["rows"] * wanted["length"],
+        "tokens": state["rows"] * wanted["length"] - state["padding"],
+        "padding": state["padding"],
         "unknown": state["unknown"],
         "words": documents["words"],
         "dtype": DTYPES[len(tok) > 2**16],
@@ -295,7 +402,7 @@ def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
 
     ``trained`` is the specification that the tokenizer in the folder was trained under.
     """
-    fresh = dict.fromkeys(("shards", "rows", "size", "unknown", "bytes"), 0)
+    fresh = dict.fromkeys(("shards", "rows", "size", "unknown", "padding", "bytes"), 0)
     fresh |= {"spec": spec, "rest": [], "trained": ""}
     packed = folder / "tokens.bin"
     if not (folder / PACKING).exists():
@@ -307,10 +414,11 @@ def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
 
 
 def _pack_shards(
-    source: Path, folder: Path, tok: PreTrainedTokenizerBase, length: int, state: dict, total: int
+    source: Path, folder: Path, tok: PreTrainedTokenizerBase, wanted: dict, state: dict, total: int
 ) -> None:
     """Packs the corpus shard by shard into ``tokens.bin``, and brings the state up to date."""
     packed, dtype = folder / "tokens.bin", DTYPES[len(tok) > 2**16]
+    length, segments = wanted["length"], wanted["segments"]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
     bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
     try:
@@ -318,11 +426,14 @@ def _pack_shards(
             file.seek(file.truncate(state["size"]))
             for path in corpus.parquet_files(source)[state["shards"] :]:
                 for texts in corpus.portions(corpus.read_file(path), *ENCODING):
-                    block, state["rest"] = pack_batch(texts, tok, length, state["rest"])
+                    block, state["rest"] = pack_batch(
+                        texts, tok, length, state["rest"], segments, state["rows"]
+                    )
                     file.write(block.astype(dtype).tobytes())
                     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
                     state["rows"] += len(block)
                     state["unknown"] += int((block == tok.unk_token_id).sum())
+                    state["padding"] += int((block == tok.pad_token_id).sum())
                     state["bytes"] += size
                     bar.update(size)
                 file.flush()

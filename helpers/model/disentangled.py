@@ -173,13 +173,16 @@ def is_fast(model: nn.Module) -> bool:
     return isinstance(model.encoder.layer[0].attention.self, Attention)
 
 
-def encode(model: DebertaModel, tokens: torch.Tensor) -> torch.Tensor:
+def encode(
+    model: DebertaModel, tokens: torch.Tensor, types: torch.Tensor | None = None
+) -> torch.Tensor:
     """What ``model(tokens).last_hidden_state`` is for sequences without padding, made faster.
 
     There is no mask, the rows of positions are looked up once for all layers, and only the last
-    layer's states are kept. :func:`speed_up` has been through `model`; tokens are int64 [batch, L].
+    layer's states are kept. :func:`speed_up` has been through `model`; tokens and their types are
+    int64 [batch, L].
     """
-    hidden, encoder = model.embeddings(tokens), model.encoder
+    hidden, encoder = model.embeddings(tokens, token_type_ids=types), model.encoder
     first = encoder.layer[0].attention.self
     table = first.table(encoder.rel_embeddings.weight, tokens.shape[1]) if first.kinds else None
     for layer in encoder.layer:

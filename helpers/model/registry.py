@@ -47,6 +47,7 @@ class Spec:
     # Of the chosen 15 % of tokens, the parts replaced by the mask and by a random token.
     masking: tuple[float, float] = (0.85, 0.0)
     generator_fraction: float = 0.0  # width of the generator over the discriminator's; 0: none
+    types: int = 2  # of tokens, one for each segment of a row; of transformers, see `config`
     tie_softmax: bool = True  # the generator's output softmax shares the token embeddings
     model_type: str = ""  # transformers' name, as in config.json: roformer
     config: dict[str, Any] = field(default_factory=dict)  # fields unlike size and defaults
@@ -73,8 +74,9 @@ class Size:
 
 REGISTRY: dict[str, Spec] = {
     "bert": Spec("bert", "mlm"),
-    "roberta": Spec("roberta", "mlm", tokenizer="bpe", masking=(0.8, 0.1)),
-    "deberta": Spec("deberta", "mlm", masking=(0.8, 0.1)),
+    "roberta": Spec("roberta", "mlm", tokenizer="bpe", masking=(0.8, 0.1), types=1),
+    # DeBERTa-v1 as published has no token types; it reads the same rows of two segments.
+    "deberta": Spec("deberta", "mlm", masking=(0.8, 0.1), types=0),
     "electra": Spec("bert", "rtd", generator_fraction=0.25),
     # As released: a generator as wide as the discriminator, its output softmax not tied.
     "electra-deberta": Spec(
@@ -83,7 +85,10 @@ REGISTRY: dict[str, Spec] = {
     "electra-deberta-quarter": Spec(
         "deberta", "rtd", weight_decay=0.1, generator_fraction=0.25, tie_softmax=False
     ),
+    # Controls: an architecture without pre-training, `control` finds that of a model.
     "scratch": Spec("bert", "none"),
+    "scratch-roberta": Spec("roberta", "none", tokenizer="bpe"),
+    "scratch-deberta": Spec("deberta", "none"),
 }
 
 
@@ -170,6 +175,21 @@ def get(name: str) -> Spec:
     return spec
 
 
+def control(name: str) -> str | None:
+    """The model of the registry that is this one without pre-training; None where there is none."""
+    try:
+        spec = get(name)
+    except UserError:  # a kept run's own model, which is not here
+        return None
+    same = ("architecture", "tokenizer", "model_type", "config")
+    alike = [
+        other
+        for other, one in REGISTRY.items()
+        if one.objective == "none" and all(getattr(one, key) == getattr(spec, key) for key in same)
+    ]
+    return alike[0] if alike and spec.objective != "none" else None
+
+
 def entry(spec: Spec) -> dict[str, Any]:
     """An entry as plain values, for what names a run; a recipe that changes nothing is left out."""
     values = asdict(spec)
@@ -227,11 +247,12 @@ def build_config(
         common |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     if spec.architecture == "bert":
         common |= {"max_position_embeddings": size.bert_positions or max_length}
-        return ElectraConfig(**common, embedding_size=size.embedding)
+        return ElectraConfig(**common, type_vocab_size=spec.types, embedding_size=size.embedding)
     if spec.architecture == "roberta":
-        return transformers.RobertaConfig(**common, type_vocab_size=1, layer_norm_eps=1e-5)
+        return transformers.RobertaConfig(**common, type_vocab_size=spec.types, layer_norm_eps=1e-5)
     if spec.architecture == "deberta":
-        common |= {"relative_attention": True, "pos_att_type": "c2p|p2c", "type_vocab_size": 0}
+        common |= {"relative_attention": True, "pos_att_type": "c2p|p2c"}
+        common |= {"type_vocab_size": spec.types}
         common |= {"max_relative_positions": -1, "position_biased_input": False, "legacy": True}
         return DebertaConfig(**common, embedding_size=size.embedding, layer_norm_eps=1e-7)
     # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.

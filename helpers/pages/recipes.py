@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 
 
-def effective_rank(run: Path, model: str, segments: int = 16) -> float:
+def effective_rank(run: Path, model: str, rows: int = 16) -> float:
     """How many directions the last hidden states of a pre-trained encoder spread over.
 
     The exponential of the entropy of their covariance's eigenvalues, each over the sum (Roy and
     Vetterli 2007): 1 where all lie on a line, the width where they spread alike. An encoder that
     has collapsed tells its inputs apart no more, and fine-tuning finds nothing in it. It reads the
-    first `segments` of the packed corpus.
+    first `rows` of the packed corpus without padding.
     """
     import torch
     from transformers import AutoModel
@@ -43,8 +42,8 @@ def effective_rank(run: Path, model: str, segments: int = 16) -> float:
     network = AutoModel.from_pretrained(
         source, local_files_only=True, use_safetensors=True, trust_remote_code=False
     ).eval()
-    packed = tokenizer.rows(run / "tokenizer" / registry.get(model).tokenizer)
-    tokens = torch.from_numpy(packed[:segments].astype(np.int64))
+    packed = run / "tokenizer" / registry.get(model).tokenizer
+    tokens = torch.from_numpy(tokenizer.whole_rows(packed, rows))
     with torch.inference_mode():
         states = network(tokens).last_hidden_state.flatten(0, 1)
     shares = torch.linalg.svdvals(states - states.mean(0)).double().square()

@@ -1,4 +1,4 @@
-"""Batches: segments of the packed corpus, and a task's rows as token ids, batched by length."""
+"""Batches: rows of the packed corpus, and a task's rows as token ids, batched by length."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -21,16 +21,28 @@ from helpers.train import loop
 POOL = 64  # batches that are sorted by length together; more: less padding, and less chance
 
 
-class Segments:
-    """The packed corpus as an endless row of batches: permutations of the epochs, end to end.
+class Rows:
+    """The packed corpus as an endless stream of batches: permutations of the epochs, end to end.
 
-    `packed` is a memory map, uint16 or uint32 [rows, length]; a permutation follows from the seed
-    and the epoch's number. The corpus is copied to a GPU where it fits, as ``place`` says.
+    `packed` is a memory map, uint16 or uint32 [rows, length], of `tok`; a permutation follows from
+    the seed and the epoch's number. Batches have no padding: rows of like length share one, and it
+    is cut to the shortest, or to a multiple of `multiple` below. The corpus is copied to a GPU
+    where it fits, as ``place`` says.
     """
 
-    def __init__(self, packed: np.ndarray, size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        packed: np.ndarray,
+        tok: PreTrainedTokenizerBase,
+        size: int,
+        seed: int,
+        device: torch.device,
+        multiple: int = 1,
+    ) -> None:
         self.packed, self.size, self.seed, self.device = packed, size, seed, device
+        self.pad, self.separator, self.multiple = tok.pad_token_id, tok.sep_token_id, multiple
         self.orders: dict[int, np.ndarray] = {}
+        self.pool, self.batches = -1, np.empty(0)
         # torch indexes signed integers everywhere; the mask takes the sign back.
         self.signed = packed.view(packed.dtype.str.replace("u", "i"))
         self.mask = 2 ** (8 * packed.dtype.itemsize) - 1
@@ -45,22 +57,33 @@ class Segments:
             self.orders[epoch] = generator.permutation(len(self.packed))
         return self.orders[epoch]
 
-    def rows(self, step: int) -> np.ndarray:
-        """Row numbers of the batch of a step (from 0), int64 [size]."""
-        numbers = np.arange(step * self.size, (step + 1) * self.size)
-        epochs, places = np.divmod(numbers, len(self.packed))
-        # A batch may end one epoch and begin the next.
-        parts = [self.order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        return np.concatenate(parts)
+    def rows(self, step: int) -> tuple[np.ndarray, int]:
+        """Row numbers of the batch of a step (from 0), int64 [size], and its length in tokens."""
+        pool, place = divmod(step, POOL)
+        if pool != self.pool:
+            # The next rows of the stream, which may end one epoch and begin the next.
+            numbers = np.arange(pool * POOL * self.size, (pool + 1) * POOL * self.size)
+            epochs, places = np.divmod(numbers, len(self.packed))
+            parts = [self.order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+            rows = np.concatenate(parts)
+            # Sort them by length, cut them into batches, shuffle these.
+            lengths = (self.packed[rows] != self.pad).sum(1)
+            order = np.argsort(-lengths, kind="stable").reshape(POOL, self.size)
+            order = seeding.numpy_generator(self.seed, "pool", pool).permutation(order)
+            self.pool, self.batches, self.lengths = pool, rows[order], lengths[order].min(1)
+        shortest = int(self.lengths[place])
+        return self.batches[place], shortest // self.multiple * self.multiple or shortest
 
     def batch(self, step: int) -> torch.Tensor:
-        """The batch of a step, int64 [size, length] on the device, without waiting for it."""
-        rows = self.rows(step)
+        """The batch of a step, int64 [size, at most length] on the device, without waiting."""
+        rows, length = self.rows(step)
         if self.resident is not None:
-            signed = self.resident[loop.send(torch.from_numpy(rows), self.device)]
+            signed = self.resident[loop.send(torch.from_numpy(rows), self.device), :length]
         else:
-            signed = loop.send(torch.from_numpy(self.signed[rows]), self.device)
-        return signed.long() & self.mask
+            signed = loop.send(torch.from_numpy(self.signed[rows, :length]), self.device)
+        tokens = signed.long() & self.mask
+        tokens[:, -1] = self.separator  # of a row that was cut
+        return tokens
 
 
 @dataclass(frozen=True)

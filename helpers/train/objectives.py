@@ -20,6 +20,7 @@ class Vocabulary:
     mask: int  # id of the mask token
     special: torch.Tensor  # bool [vocabulary], True where a token is never masked
     ordinary: torch.Tensor  # int64, the ids that a random replacement is drawn from
+    separator: int = -1  # id of the token that ends a segment; -1: rows have one segment
 
     @classmethod
     def of(cls, tok: PreTrainedTokenizerBase, device: torch.device) -> "Vocabulary":
@@ -27,13 +28,14 @@ class Vocabulary:
         special = torch.zeros(len(tok), dtype=torch.bool)
         special[list(tok.all_special_ids)] = True
         ordinary = torch.arange(len(tok))[~special]
-        return cls(tok.mask_token_id, special.to(device), ordinary.to(device))
+        return cls(tok.mask_token_id, special.to(device), ordinary.to(device), tok.sep_token_id)
 
 
 class Masked(NamedTuple):
     """A batch with a part of its tokens hidden; K = max(1, round(0.15 length))."""
 
     inputs: torch.Tensor  # int64 [batch, length], what the model reads
+    types: torch.Tensor  # int64 [batch, length], 1 in a row's second segment
     positions: torch.Tensor  # int64 [batch, K], the chosen positions
     targets: torch.Tensor  # int64 [batch, K], the tokens that stood there
     weights: torch.Tensor  # float32 [batch, K], 1; 0 for filler in a row with few ordinary tokens
@@ -72,7 +74,10 @@ def mask_tokens(
     swapped = (draw >= mask) & (draw < mask + random)
     hidden = torch.where(swapped, ids[index], hidden)
     hidden = torch.where(weights > 0, hidden, targets)
-    return Masked(tokens.scatter(1, positions, hidden), positions, targets, weights)
+    # The second segment begins after the first separator.
+    ends = (tokens == vocabulary.separator).long()
+    types = (ends.cumsum(1) - ends).clamp(max=1)
+    return Masked(tokens.scatter(1, positions, hidden), types, positions, targets, weights)
 
 
 def corrupt(
@@ -99,25 +104,37 @@ def corrupt(
     return corrupted, (corrupted != tokens).float()
 
 
-def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Last hidden states, float [batch, length, hidden], of a model with a head; no padding."""
+def hidden_states(model: nn.Module, tokens: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    """Last hidden states, float [batch, length, hidden], of a model with a head.
+
+    Tokens and their types are int64 [batch, length], without padding.
+    """
     encoder = registry.encoder(model)
     if disentangled.is_fast(encoder):
-        return disentangled.encode(encoder, tokens)
-    return encoder(tokens).last_hidden_state
+        return disentangled.encode(encoder, tokens, types)
+    return encoder(tokens, **_typed(encoder, types)).last_hidden_state
 
 
-def masked_logits(model: nn.Module, inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _typed(model: nn.Module, types: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The argument for token types, of a model that tells two of them apart."""
+    return {"token_type_ids": types} if getattr(model.config, "type_vocab_size", 0) > 1 else {}
+
+
+def masked_logits(model: nn.Module, masked: Masked) -> torch.Tensor:
     """Logits of one of transformers' ``...ForMaskedLM``, float [batch, K, vocabulary].
 
-    They equal the model's own at `positions`, int64 [batch, K]; `inputs` have no padding.
+    They equal the model's own at the chosen positions of inputs without padding.
     """
+    inputs, types, positions = masked.inputs, masked.types, masked.positions
     if hasattr(model, "generator_lm_head"):
         head = nn.Sequential(model.generator_predictions, model.generator_lm_head)
     else:
         head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
     # An architecture that keeps its head elsewhere: all logits, then the chosen.
-    dense = model(inputs).logits if head is None else hidden_states(model, inputs)
+    if head is None:
+        dense = model(inputs, **_typed(model, types)).logits
+    else:
+        dense = hidden_states(model, inputs, types)
     chosen = dense.gather(1, positions.unsqueeze(-1).expand(-1, -1, dense.shape[-1]))
     return chosen if head is None else head(chosen)
 
@@ -167,10 +184,10 @@ def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> t
 
 
 def replaced_loss(
-    model: nn.Module, corrupted: torch.Tensor, replaced: torch.Tensor
+    model: nn.Module, corrupted: torch.Tensor, types: torch.Tensor, replaced: torch.Tensor
 ) -> torch.Tensor:
     """Binary cross-entropy of a discriminator, summed over what :func:`corrupt` gives, in nats."""
-    score = model.discriminator_predictions(hidden_states(model, corrupted)).float()
+    score = model.discriminator_predictions(hidden_states(model, corrupted, types)).float()
     return functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
 
 
@@ -189,7 +206,7 @@ class MaskedLanguageModel(nn.Module):
         ``loss`` is the one to minimise. `chosen` (a float32 scalar) and `read` are the masked and
         all tokens of the whole step, which may take several passes.
         """
-        logits = masked_logits(self.model, masked.inputs, masked.positions)
+        logits = masked_logits(self.model, masked)
         return {"loss": masked_loss(logits, masked, chosen)}
 
 
@@ -202,7 +219,8 @@ class ReplacedTokenDetection(nn.Module):
         encoder, shared = registry.encoder(generator), registry.encoder(discriminator).embeddings
         if spec.architecture == "deberta":
             # Its embedding module also holds the projection to the encoder's own width.
-            encoder.embeddings.word_embeddings = shared.word_embeddings
+            for name in ("word_embeddings", "token_type_embeddings"):
+                setattr(encoder.embeddings, name, getattr(shared, name))
         else:
             encoder.embeddings = shared
         if spec.tie_softmax:
@@ -213,11 +231,12 @@ class ReplacedTokenDetection(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The same; ``loss`` = generator + 50 x discriminator."""
         # The generator guesses the masked tokens.
-        logits = masked_logits(self.generator, masked.inputs, masked.positions)
+        logits = masked_logits(self.generator, masked)
         generator_loss = masked_loss(logits, masked, chosen)
         # The discriminator tells for every token whether it is a guess that differs.
         corrupted, replaced = corrupt(tokens, masked, logits)
-        discriminator_loss = replaced_loss(self.model, corrupted, replaced) / read
+        detection = replaced_loss(self.model, corrupted, masked.types, replaced)
+        discriminator_loss = detection / read
         return {
             "loss": generator_loss + registry.DISCRIMINATOR_WEIGHT * discriminator_loss,
             "generator_loss": generator_loss,

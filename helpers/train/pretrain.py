@@ -24,9 +24,10 @@ from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import registry
 from helpers.train import checkpoint, graphs, loop, objectives, provenance
-from helpers.train.batches import Segments
+from helpers.train.batches import Rows
 
 LOG_POINTS = 200
+REPLAYED = 8  # lengths of batches are multiples of it where a step is recorded or compiled
 DIVERGED = (2.0, 3)
 """Training diverges where the mean loss is this many times that of the first step, whose weights
 are random, in so many lines of the log in succession. A spike that comes down again goes on."""
@@ -36,7 +37,7 @@ class Step:
     """An optimiser step of pre-training, as often as it is called; nothing in it waits for the GPU.
 
     Masks come from `generator`, dropout and samples from torch's own; the caller seeds both. The
-    forward pass computes in `dtype`, with at most `rows` segments: larger batches are accumulated
+    forward pass computes in `dtype`, with at most `most` tokens: larger batches are accumulated
     (0: no limit). `mode` is torch.compile's, or ``none``; `clip` the largest norm of the gradient.
     """
 
@@ -46,11 +47,11 @@ class Step:
         vocabulary: objectives.Vocabulary,
         dtype: torch.dtype = torch.float32,
         clip: float = 1.0,
-        rows: int = 0,
+        most: int = 0,
         mode: str = "none",
     ) -> None:
         self.model, self.vocabulary = task, vocabulary
-        self.dtype, self.clip, self.rows = dtype, clip, rows
+        self.dtype, self.clip, self.most = dtype, clip, most
         device = next(task.parameters()).device
         capturable = graphs.possible(device, dtype) and mode != "reduce-overhead"
         self.optimiser = make_optimiser(task, task.spec.weight_decay, capturable)
@@ -69,13 +70,13 @@ class Step:
     def _take(self, inputs: graphs.Tensors, rate: float | torch.Tensor) -> graphs.Tensors:
         tokens = inputs["tokens"]
         self.optimiser.zero_grad(set_to_none=True)
-        # Choose 15 % of the ordinary tokens of each segment and hide them.
+        # Choose 15 % of the ordinary tokens of each row and hide them.
         masking = self.model.spec.masking
         masked = objectives.mask_tokens(tokens, self.vocabulary, masking, self.generator)
         chosen = masked.weights.sum().clamp(min=1)
         # Forward and backward, in passes that memory can hold: their gradients add up to the
         # batch's, since each loss is divided by the tokens of the whole batch.
-        rows, losses = self.rows or len(tokens), {}
+        rows, losses = max(1, self.most // tokens.shape[1]) if self.most else len(tokens), {}
         for start in range(0, len(tokens), rows):
             part = slice(start, start + rows)
             hidden = objectives.Masked(*(tensor[part] for tensor in masked))
@@ -106,10 +107,11 @@ def train(
 ) -> dict[str, Any]:
     """Trains `task` in place on packed rows; the state after the last step, the log among it."""
     device, seed, total = registry.device(), parameters.pretrain_seed, parameters.pretrain_steps
-    segments = Segments(packed, parameters.pretrain_batch_size, seed, device)
-    rows, mode = parameters.pretrain_tokens_per_pass // packed.shape[1], parameters.torch_compile
+    mode = parameters.torch_compile
     vocabulary = objectives.Vocabulary.of(tok, device)
-    step = Step(task, vocabulary, dtype, parameters.clip, rows, mode)
+    step = Step(task, vocabulary, dtype, parameters.clip, parameters.pretrain_tokens_per_pass, mode)
+    multiple = REPLAYED if step.replay.active or mode != "none" else 1
+    rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
     checkpoints = checkpoint.place(parameters, "pretrain", parameters.model, folder)
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
     peak = getattr(parameters, rate_name(parameters, task.spec))
@@ -118,17 +120,17 @@ def train(
     task.train()
     with upkeep.steps() as steps:
         for number in steps:
-            tokens = segments.batch(number)
+            tokens = rows.batch(number)
             torch.manual_seed(seeding.derive_seed(seed, "step", number))
             step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
             rate = peak * loop.schedule(number, warmup, total, end)
             compiles = number == first and mode != "none"
             with upkeep.compiling(mode) if compiles else nullcontext():
                 losses = step(tokens, rate)
-            upkeep.maybe_log(losses, rate, tokens.numel())
+            upkeep.maybe_log(losses, rate, tokens)
             upkeep.maybe_save(tokens.numel(), hold=upkeep.state["high"] > 0)
     upkeep.bar.close()
-    return upkeep.state | {"place": segments.place}
+    return upkeep.state | {"place": rows.place}
 
 
 class _Upkeep(loop.Upkeep):
@@ -137,7 +139,7 @@ class _Upkeep(loop.Upkeep):
     def __init__(self, parameters: config.Pretrain, step: Step, spec: str, folder: Path) -> None:
         model, total = parameters.model, parameters.pretrain_steps
         fresh = {"spec": spec, "log": [], "sums": {}, "start": None, "high": 0}
-        fresh |= {"compile_seconds": 0.0}
+        fresh |= {"compile_seconds": 0.0, "tokens": 0, "flops": 0.0}
         bar = progress.bar(total, f"pre-train {model}", "steps")
         rate = rate_name(parameters, step.model.spec)
         super().__init__(parameters, step, fresh, total, folder, bar, model, rate)
@@ -145,10 +147,12 @@ class _Upkeep(loop.Upkeep):
         double = {"dtype": torch.float64, "device": self.device}
         self.sums = {n: torch.tensor(value, **double) for n, value in self.state["sums"].items()}
 
-    def maybe_log(self, losses: dict[str, torch.Tensor], rate: float, tokens: int) -> None:
-        """Adds the losses of a step up; now and then writes their means as a line of the log."""
+    def maybe_log(self, losses: dict[str, torch.Tensor], rate: float, tokens: torch.Tensor) -> None:
+        """Adds up the losses of a step; now and then writes their means as a line of the log."""
         self.see(losses["loss"])
-        state = self.state
+        state, length = self.state, tokens.shape[1]
+        state["tokens"] += tokens.numel()
+        state["flops"] += tokens.numel() * objectives.flops_per_token(self.model, length)
         if state["start"] is None:
             state["start"] = losses["loss"].item()
         for name, value in losses.items():
@@ -163,7 +167,7 @@ class _Upkeep(loop.Upkeep):
         if state["high"] == lines:
             now, then = means["loss"], state["start"]
             self.diverged(f"the loss is {now:.4g} at step {step}, was {then:.4g} at the first step")
-        state["log"].append({"step": step, "tokens": step * tokens, "rate": rate} | means)
+        state["log"].append({"step": step, "tokens": state["tokens"], "rate": rate} | means)
         self.sums = {}
         self.bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
 
@@ -242,8 +246,8 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     length = tokenizer.usable_length(spec.tokenizer, parameters.max_length)
     if packed["length"] != length:
         raise UserError(
-            f"max_length = {parameters.max_length}: needs segments of {length} tokens, the corpus "
-            f"was packed in segments of {packed['length']}; run notebooks/02_tokenizer.ipynb again"
+            f"max_length = {parameters.max_length}: needs rows of {length} tokens, the corpus "
+            f"was packed in rows of {packed['length']}; run notebooks/02_tokenizer.ipynb again"
         )
     wanted = specification(parameters, packed)
     folder = parameters.folder / "models" / parameters.model
@@ -283,13 +287,13 @@ def _run(
     shape = (size, len(tok), parameters.max_length, parameters.pretrain_dropout)
     task = objectives.build(spec, *shape, parameters.generator_fraction).to(device)
     files.remove_manifest(folder)
-    state = {"log": [], "seconds": 0.0, "compile_seconds": 0.0, "joules": 0.0}
-    state, steps = state | {"place": "no training"}, 0
+    state = {"log": [], "place": "no training"}
+    state |= dict.fromkeys(("tokens", "flops", "seconds", "compile_seconds", "joules"), 0)
+    steps = 0
     if spec.objective != "none":
         steps = parameters.pretrain_steps
         state = train(parameters, task, tok, tokenizer.rows(source), folder, name, dtype)
     written = _save(task, tok, folder, state["log"])
-    tokens = steps * parameters.pretrain_batch_size * packed["length"]
     generator = task.generator if spec.objective == "rtd" else None
     manifest = {
         "spec": name,
@@ -302,9 +306,9 @@ def _run(
         "place": state["place"],
         "pretrain": {
             "steps": steps,
-            "tokens": tokens,
-            "epochs": round(tokens / packed["tokens"], 3),
-            "flops": tokens * objectives.flops_per_token(task, packed["length"]),
+            "tokens": state["tokens"],
+            "epochs": round(state["tokens"] / packed["tokens"], 3),
+            "flops": state["flops"],
             "seconds": round(state["seconds"], 1),
             "compile_seconds": round(state["compile_seconds"], 1),
             "joules": state["joules"],

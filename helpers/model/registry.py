@@ -28,7 +28,7 @@ class Recipe:
     """What a model changes in a profile's pre-training; nothing, unless it says so."""
 
     dropout: float | None = None  # in place of the profile's, hidden and attention
-    batch: int = 1  # factor on the segments per step; steps are divided by it: equal tokens
+    batch: int = 1  # factor on the rows per step; steps are divided by it: as many rows
     rate: float = 1.0  # factor on the peak learning rate
     end_rate: float = 0.0  # part of the peak left at the last step; 1 is no decay at all
     seed: int = 0  # added to the seed of weights, order and masks

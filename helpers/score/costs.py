@@ -78,7 +78,7 @@ def flops(name: str, profile: config.Profile) -> float:
 
 
 def _length(name: str, profile: config.Profile) -> int:
-    """Tokens of a segment that the model reads: RoBERTa's positions begin at 2."""
+    """Tokens of a row that the model reads: RoBERTa's positions begin at 2."""
     return tokenizer.usable_length(registry.get(name).tokenizer, profile.max_length)
 
 
@@ -136,7 +136,7 @@ def table(
 
 
 def tokens(name: str, profile: config.Profile) -> int:
-    """Tokens of one pre-training: steps x segments x the length that the model reads."""
+    """Tokens of one pre-training at most: steps x rows x the length that the model reads."""
     own = pretraining(name, profile)
     return own.pretrain_steps * own.pretrain_batch_size * _length(name, profile)
 

@@ -41,7 +41,7 @@ def _study(parameters: config.Stage) -> config.Profile | None:
         return None
     shared = {"runs", "checkpoints"}
     if isinstance(parameters, config.Pretrain):
-        shared.add("max_length")  # its segments are packed to this length
+        shared.add("max_length")  # its rows are packed to this length
     study = config.load_profile(parameters.profile, **parameters.model_dump(include=shared))
     made = [files.find_manifest(study.folder / "data" / "corpus")]
     made += [files.read_json(path) for path in study.folder.glob("data/glue/*/manifest.json")]

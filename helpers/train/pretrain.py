@@ -1,7 +1,7 @@
 """Pre-training: masked language modelling and replaced-token detection.
 
 One loop for both. A step is a pure function of the parameters, the step number and the state
-before it: the order of segments follows from (seed, epoch), masks, samples and dropout from
+before it: the order of rows follows from (seed, epoch), masks, samples and dropout from
 (seed, step). So a run that was killed goes on from its checkpoint and ends with the same bytes.
 
 Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detection, Clark et al.

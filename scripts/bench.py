@@ -37,7 +37,7 @@ from transformers.models.deberta.modeling_deberta import DisentangledSelfAttenti
 
 from helpers.base import config, files, seeding
 from helpers.base.errors import UserError, run_main
-from helpers.data import corpus, glue, tokenizer
+from helpers.data import corpus, glue, packing, tokenizer
 from helpers.model import disentangled, registry
 from helpers.model.dropout import use_fast_dropout
 from helpers.train import batches, finetune, loop, objectives, pretrain, provenance
@@ -97,7 +97,7 @@ def prepare(
     corpus.run(config.Data(**profile.stage(config.Data)))
     texts = list(corpus.read(profile.folder / "data" / "corpus"))
     tok = tokenizer.train("wordpiece", vocabulary, lambda: iter(texts))
-    rows = np.concatenate(list(tokenizer.pack(texts, tok, LENGTH))).astype(np.uint16)
+    rows = np.concatenate(list(packing.pack(texts, tok, LENGTH))).astype(np.uint16)
     if batch > len(rows):
         raise UserError(f"--batch {batch}: the corpus has {len(rows)} segments")
     device = torch.device(options.device)
@@ -329,7 +329,7 @@ def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
 def packing(place: Place, _: argparse.Namespace) -> Iterator[Work]:
     """Tokenising and packing in memory against the tokenizer library's encoding alone."""
     texts, encode = place.texts, place.tok.backend_tokenizer.encode_batch_fast
-    ours = timed(lambda: [*tokenizer.pack(texts, place.tok, LENGTH, segments=2)])
+    ours = timed(lambda: [*packing.pack(texts, place.tok, LENGTH, segments=2)])
     theirs = timed(lambda: encode(texts, add_special_tokens=False))
     size = sum(len(text.encode()) for text in texts) / 1e6
     about = ("tokenise and pack, in memory", "encode_batch_fast alone", "MB/s", size, 1)

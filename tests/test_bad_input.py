@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.data import corpus, glue, tokenizer
+from helpers.data import corpus, glue, packing, tokenizer
 from helpers.model import registry
 from helpers.score import paper
 from helpers.score.predictions import read_splits
@@ -287,8 +287,8 @@ def test_a_long_document_is_encoded_in_pieces_that_change_no_token(monkeypatch):
         tok = tokenizer.train(kind, 400, lambda: [text])
         found = []
         for size in (10**6, 300):
-            monkeypatch.setattr(tokenizer, "PIECE", size)
-            found.append(np.concatenate(list(tokenizer.pack([text, "and more"], tok, 32))))
+            monkeypatch.setattr(packing, "PIECE", size)
+            found.append(np.concatenate(list(packing.pack([text, "and more"], tok, 32))))
         assert np.array_equal(*found)
 
 

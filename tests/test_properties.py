@@ -25,7 +25,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from helpers.base import config
 from helpers.base.errors import LINE_LIMIT, UserError
 from helpers.base.text import escape
-from helpers.data import glue, metrics, tokenizer
+from helpers.data import glue, metrics, packing, tokenizer
 from helpers.leaderboard import submission
 from helpers.score import predictions, statistics
 from helpers.train import batches, checkpoint, objectives, records
@@ -132,7 +132,7 @@ def test_packing_loses_nothing_but_the_tail(tok, documents, length, data):
     for text in documents:
         stream += [*tok(text, add_special_tokens=False)["input_ids"], tok.sep_token_id]
     whole = len(stream) // (length - 2)
-    blocks = list(tokenizer.pack(documents, tok, length))
+    blocks = list(packing.pack(documents, tok, length))
     packed = np.concatenate([np.empty((0, length), int), *blocks])
     assert packed.shape == (whole, length)
     assert (packed[:, 0] == tok.cls_token_id).all()
@@ -142,7 +142,7 @@ def test_packing_loses_nothing_but_the_tail(tok, documents, length, data):
     cut = data.draw(st.integers(0, len(documents)))  # in two shards
     rest, shards = [], []
     for texts in (documents[:cut], documents[cut:]):
-        block, rest = tokenizer.pack_batch(texts, tok, length, rest)
+        block, rest = packing.pack_batch(texts, tok, length, rest)
         shards.append(block)
     assert (np.concatenate(shards) == packed).all()
     assert rest == stream[whole * (length - 2) :]

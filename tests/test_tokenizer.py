@@ -6,7 +6,7 @@ from makers import command, small_profile
 from scipy import stats
 
 from helpers.base import config, files
-from helpers.data import corpus, tokenizer
+from helpers.data import corpus, packing, tokenizer
 
 CODE = """
 import hashlib, sys
@@ -44,7 +44,7 @@ class Cut(Exception):
 
 def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
-    monkeypatch.setattr(tokenizer, "ENCODING", (20, 10**9))  # three batches a shard
+    monkeypatch.setattr(packing, "ENCODING", (20, 10**9))  # three batches a shard
     whole, cut = (small_profile(tmp_path, profile=name) for name in ("whole", "cut"))
     stages = {}
     for profile in (whole, cut):
@@ -52,7 +52,7 @@ def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
         stages[profile.profile] = config.Tokenizer(**profile.stage(config.Tokenizer))
     tokenizer.run(stages["whole"])
 
-    real, calls, trained = tokenizer.pack_batch, [], []
+    real, calls, trained = packing.pack_batch, [], []
     train = tokenizer.train
     monkeypatch.setattr(tokenizer, "train", lambda *a: trained.append(1) or train(*a))
     for after in (1, 5, 2):  # inside the first shard, inside the second, after a resumed one
@@ -64,14 +64,14 @@ def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
             return real(*arguments)
 
         calls.clear()
-        monkeypatch.setattr(tokenizer, "pack_batch", breaks)
+        monkeypatch.setattr(packing, "pack_batch", breaks)
         with pytest.raises(Cut):
             tokenizer.run(stages["cut"])
     folder = cut.folder / "tokenizer" / "wordpiece"
     assert files.read_json(folder / tokenizer.PACKING)["shards"] == 1
     assert not (folder / "manifest.json").exists()
     calls.clear()
-    monkeypatch.setattr(tokenizer, "pack_batch", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr(packing, "pack_batch", lambda *a: calls.append(1) or real(*a))
     made = tokenizer.run(stages["cut"])
     assert len(calls) == 9  # three of four shards
     assert len(trained) == 1  # not again, though no shard was done at the first kill
@@ -95,7 +95,7 @@ def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
     tokenizer.run(one)
     folder = profile.folder / "tokenizer" / "wordpiece"
     whole = (folder / "tokens.bin").read_bytes()
-    real, calls = tokenizer.pack_batch, []
+    real, calls = packing.pack_batch, []
 
     def breaks(*arguments):
         calls.append(1)
@@ -103,7 +103,7 @@ def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
             raise Cut
         return real(*arguments)
 
-    monkeypatch.setattr(tokenizer, "pack_batch", breaks)
+    monkeypatch.setattr(packing, "pack_batch", breaks)
     forget(folder)
     stops = {2, 3}
     for parameters in (one, other):  # one after its first shard, the other inside its first
@@ -136,7 +136,7 @@ def test_a_large_corpus_is_sampled_for_the_vocabulary_and_packed_whole(
     thirds = tokenizer.train("wordpiece", stage.vocabulary, lambda: texts[::3])
     found = tokenizer.load(profile.folder / "tokenizer" / "wordpiece")
     assert found.get_vocab() == thirds.get_vocab()
-    assert manifest["rows"] == sum(map(len, tokenizer.pack(texts, found, manifest["length"], 2)))
+    assert manifest["rows"] == sum(map(len, packing.pack(texts, found, manifest["length"], 2)))
     count = len(texts[::3])
     for what in ("characters", "words"):
         assert f"learn wordpiece from {what}: 100 %, {count}/{count} documents, " in said
@@ -152,7 +152,7 @@ def pairs():
         for sentences in rng.integers(1, 60, 1500)
     ]
     tok = tokenizer.train("wordpiece", 200, lambda: texts)
-    return texts, tok, np.concatenate(list(tokenizer.pack(texts, tok, 64, 2)))
+    return texts, tok, np.concatenate(list(packing.pack(texts, tok, 64, 2)))
 
 
 def test_rows_of_two_segments_are_electras(pairs):
@@ -192,7 +192,7 @@ def test_rows_of_two_segments_are_consecutive_and_lose_nothing(pairs):
 def test_text_without_sentences_is_packed_whole(pairs):
     _, tok, _ = pairs
     text = " ".join(["bab"] * 1000)
-    (rows,) = tokenizer.pack([text, ""], tok, 64, 2)
+    (rows,) = packing.pack([text, ""], tok, 64, 2)
     words = int((rows == tok.convert_tokens_to_ids("bab")).sum())
     assert 1000 <= words < 2000
-    assert not len(np.concatenate(list(tokenizer.pack(["", " "], tok, 64, 2))))
+    assert not len(np.concatenate(list(packing.pack(["", " "], tok, 64, 2))))

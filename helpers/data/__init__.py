@@ -3,6 +3,7 @@
 corpus     documents, from one of three sources
 glue       the eight tasks: schema, splits, labels
 synthetic  the embedded world
+packing    documents cut into rows of token ids
 tokenizer  vocabularies, and the corpus packed with them
 metrics    one score a task
 """

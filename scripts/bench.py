@@ -326,7 +326,7 @@ def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
         yield Work(*about, timed(epoch), theirs, goal)
 
 
-def packing(place: Place, _: argparse.Namespace) -> Iterator[Work]:
+def encoding(place: Place, _: argparse.Namespace) -> Iterator[Work]:
     """Tokenising and packing in memory against the tokenizer library's encoding alone."""
     texts, encode = place.texts, place.tok.backend_tokenizer.encode_batch_fast
     ours = timed(lambda: [*packing.pack(texts, place.tok, LENGTH, segments=2)])
@@ -336,7 +336,7 @@ def packing(place: Place, _: argparse.Namespace) -> Iterator[Work]:
     yield Work(*about, ours, theirs, 0.85)
 
 
-SPEEDS = {"pretrain": pretraining, "switches": switches, "finetune": finetuning, "pack": packing}
+SPEEDS = {"pretrain": pretraining, "switches": switches, "finetune": finetuning, "pack": encoding}
 PARTS = (*SPEEDS, "profile", "curves")
 
 

@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from bs4 import BeautifulSoup
 from makers import PUBLISHED, ROOT, TASKS, make_run, run_page
 from scipy import stats
@@ -14,8 +16,9 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import BertConfig, BertModel
 
 from helpers.base import config, files
-from helpers.data import glue
+from helpers.data import glue, tokenizer
 from helpers.model import registry
+from helpers.pages import view
 from helpers.score import costs, paper
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -83,6 +86,47 @@ def test_what_a_folder_says_of_its_data_is_shown_and_inert(tmp_path, kept):
         *("Name", nasty, "Composition", nasty, "Licence", "unknown"),
         *("To know", nasty, "CoLA", nasty),
     ]
+
+
+# --- what a run is, beside the paper's
+
+
+def test_the_differences_to_the_papers_profile_are_those_of_the_files():
+    found = run_page("measured").names["differences"].set_index("Parameter")
+    texts = [(ROOT / "profiles" / f"{name}.yaml").read_text() for name in ("tiny", "paper")]
+    theirs = yaml.safe_load(texts[0]) | yaml.safe_load(texts[1])
+    kept = view.kept_run()
+    ours = files.read_json(kept / "run.json")["parameters"]
+    technical = {"profile", "threads", "finetune_job", "world_words", "torch_compile"}
+    technical |= {"checkpoint_steps", "checkpoint_minutes"}
+    technical |= {"runs", "data", "checkpoints"}
+    wanted = {name for name in theirs if ours.get(name) != theirs[name]} - technical
+    listed = {name for name in found.index if name in theirs}
+    assert listed == wanted
+    for name in ("pretrain_learning_rate", "finetune_epochs", "finetune_swap_pairs", "seeds"):
+        assert tuple(found.loc[name, ["paper.yaml", "This run"]]) == (
+            str(theirs[name]),
+            str(ours[name]),
+        )
+    assert found.loc["size: layers", "paper.yaml"] == "12"
+    assert found.loc["corpus", "This run"] == files.read_json(kept / "run.json")["corpus"]
+
+
+def test_losses_are_the_logs_and_the_line_is_the_entropy_of_the_tokens(small_run):
+    folder = small_run.folder / "tokenizer" / "wordpiece"
+    tok, packed = tokenizer.load(folder), tokenizer.rows(folder)
+    ordinary = [t for t in packed.ravel().tolist() if t not in tok.all_special_ids]
+    counts = list(Counter(ordinary).values())
+    assert tokenizer.unigram_entropy(folder) == pytest.approx(stats.entropy(counts))
+    page = run_page("method")
+    log = page.names["log"]
+    mine = log[log["model"] == "ELECTRA"]
+    kept = pd.read_csv(view.kept_run() / "models" / "electra" / "log.csv")
+    assert mine["masked"].tolist() == kept["generator_loss"].tolist()
+    assert mine["replaced"].tolist() == kept["discriminator_loss"].tolist()
+    assert page.names["blind"] == pytest.approx(stats.bernoulli(0.15).entropy())
+    levels = files.read_json(view.kept_run() / "run.json")["unigram_entropy"]
+    assert page.names["levels"] == levels
 
 
 # --- small models, the cluster

@@ -94,6 +94,29 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
 
 
 @_style()
+def pretraining(logs: pd.DataFrame, levels: Mapping[str, float], blind: float) -> Figure:
+    """Losses of all models of a run: of masked tokens at the left, of replaced ones at the right.
+
+    `logs` has columns model, tokens (count), masked and replaced (nats; NaN where there is none).
+    `levels` are unigram entropies by tokenizer and `blind` is a discriminator's loss, in nats.
+    """
+    names = logs["model"].unique()
+    colours = _palette(names)
+    figure, axes = _axes(WIDTH, 3.2, columns=2)
+    for axis, column in zip(axes[0], ("masked", "replaced"), strict=True):
+        for name, log in logs.dropna(subset=[column]).groupby("model", sort=False):
+            axis.plot(log["tokens"] / 1e6, log[column], color=colours[name], label=name)
+        axis.set(xlabel="tokens seen, millions", ylabel="loss, nats", title=f"{column} tokens")
+    for kind, level in levels.items():
+        style = "--" if kind == "wordpiece" else ":"
+        axes[0, 0].axhline(level, color="0.3", linestyle=style, linewidth=1)
+    axes[0, 1].axhline(blind, color="0.3", linestyle="--", linewidth=1)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
+
+
+@_style()
 def curves(runs: pd.DataFrame, point: int) -> Figure:
     """Losses of our steps and of stock classes: mean over seeds, a band from lowest to highest.
 

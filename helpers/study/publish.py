@@ -12,6 +12,7 @@ from pathlib import Path
 from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import UserError
+from helpers.data import tokenizer
 from helpers.pages import build, recipes
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
@@ -39,7 +40,8 @@ def report(profile: Profile) -> int:
     runs = Path(profile.runs) / "reports"
     view = files.resolve(runs) / profile.profile
     with files.lock(view):
-        _link(profile.folder, view, ["data", *(f"records/{model}/{task}" for model, task in cells)])
+        places = ["data", "tokenizer", *(f"records/{model}/{task}" for model, task in cells)]
+        _link(profile.folder, view, [*places, *_logs(profile.folder)])
         grid.write_run(view, profile, missing=missing)
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
         if build.build(view, [*_shown(found).values(), *_analyse(view, given)], partial=True):
@@ -49,6 +51,11 @@ def report(profile: Profile) -> int:
             print(f"not finished: {states}")
         grid.print_result(view)
     return 0
+
+
+def _logs(folder: Path) -> list[str]:
+    """The loss logs of a run, within its folder."""
+    return [str(path.relative_to(folder)) for path in sorted(folder.glob("models/*/log.csv"))]
 
 
 def _link(folder: Path, view: Path, places: list[str]) -> None:
@@ -145,6 +152,10 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
             "commits": sorted(filter(None, commits)),
             "corpus": f"{data['name']}, {amount}",
             "description": data.get("description", {}),
+            "unigram_entropy": {
+                kind: tokenizer.unigram_entropy(profile.folder / "tokenizer" / kind)
+                for kind in jobs.kinds(profile)
+            },
             "remark": remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,
@@ -174,7 +185,7 @@ def site(run: str) -> int:
     given = {"profile": "site", "runs": RUNS, "models": shown["models"], "tasks": shown["tasks"]}
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
-        _link(kept, view, ["records", "run.json", tables_of.COMPARISONS])
+        _link(kept, view, ["records", "run.json", tables_of.COMPARISONS, *_logs(kept)])
         stages = sorted((kept / "notebooks").glob("*.json"))
         if build.build(view, [*stages, *_analyse(view, given)], partial=True):
             return 1

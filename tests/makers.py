@@ -161,7 +161,7 @@ def make_record(model, task, seed, source="embedded", **changes):
     official = glue.TASKS[task].official_rows
     whole = source != "embedded" and task not in REDUCED
     rows = {name: count if whole else count // 10 + 7 for name, count in official.items()}
-    trained = model != "scratch"
+    trained = not model.startswith("scratch")
     record = {
         "schema": 3,
         "profile": "tiny" if source == "embedded" else "mini",

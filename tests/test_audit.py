@@ -186,15 +186,11 @@ def test_the_simulation_repeats_and_needs_its_seed(published):
     assert not first.equals(other)
 
 
-def test_each_tasks_best_explains_the_reported_difference(published, gains):
-    assert audit.published_gain(published) == pytest.approx(1.02)
-    assert gains.loc[10, audit.EACH] == pytest.approx(1.02, abs=0.02)
-    assert gains.loc[10, audit.ONE] == pytest.approx(0.50, abs=0.02)
-
-
-def test_the_average_deviation_is_the_published_one(published):
-    stated = published["average_noise_sd"]["value"]
-    assert round(audit.average_deviation(published), 2) == stated
+def test_a_best_of_ten_is_worth_a_point_and_a_half_deviation_a_task(published, gains):
+    spread = audit.deviations(published)
+    assert audit.average_deviation(published) == pytest.approx(0.32, abs=0.005)
+    assert gains.loc[10, audit.EACH] == pytest.approx(1.54 * spread.mean(), abs=0.02)
+    assert gains.loc[10, audit.ONE] == pytest.approx(1.54 * 0.32, abs=0.02)
 
 
 # --- the band
@@ -306,8 +302,8 @@ def test_ranks_are_shared_out_whole(published, noise):
 
 
 def test_the_figures_of_the_audit(gains, noise):
-    (axis,) = plots.best_of(gains, [audit.EACH, audit.ONE], 1.02, 10).axes
-    assert [len(line.get_xdata()) for line in axis.lines] == [20, 20, 1]
+    (axis,) = plots.best_of(gains, [audit.EACH, audit.ONE]).axes
+    assert [len(line.get_xdata()) for line in axis.lines] == [20, 20]
     assert "points" in axis.get_ylabel()
     labels = [axis.get_ylabel() for axis in plots.noise(noise["boards"], noise["flips"]).axes]
     assert labels == ["average from the true one, points", "of leaderboards, %"]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
 from helpers.leaderboard import check, ranking, submit
-from helpers.score import predictions
+from helpers.score import audit, predictions
 from helpers.score.predictions import Labels
 
 
@@ -739,22 +740,53 @@ def test_ranks_are_within_a_level_and_ties_are_shown(labels):
     assert ranking.ranks(order) == ["1", "1", "=2", "=2"]
 
 
+NOISE = 1.96 * np.sqrt(2) * 0.3174
+BEST = 1.02  # of each task's best of ten, in points of the average
+
+
 @pytest.mark.parametrize(
-    ("lower", "upper_is", "ground"),
-    [(79.0, "median", ""), (79.2, "median", ranking.NOISE), (79.0, "best", ranking.KIND)],
+    ("ahead", "upper_is", "lower_is", "ground"),
+    [
+        (NOISE + 0.01, "median", "median", ""),
+        (NOISE - 0.01, "median", "median", ranking.NOISE),
+        (NOISE - 0.01, "best", "best", ranking.NOISE),
+        (NOISE + 0.01, "best", "best", ""),
+        (NOISE - 0.01, "best", "median", ranking.NOISE),
+        (NOISE + BEST - 0.05, "best", "median", ranking.KIND),
+        (NOISE + BEST + 0.05, "best", "median", ""),
+        (NOISE - BEST + 0.05, "median", "best", ""),
+    ],
 )
-def test_neighbours_without_predictions_are_compared_by_published_noise(lower, upper_is, ground):
-    pair = claimed("a", 80.0, upper_is), claimed("b", lower)
+def test_neighbours_without_predictions_are_told_apart_by_simulated_noise(
+    ahead, upper_is, lower_is, ground
+):
+    pair = [
+        claimed("a", round(70 + ahead, 2), upper_is, seeds=list(range(10))),
+        claimed("b", 70.0, lower_is, seeds=list(range(10))),
+    ]
     found = ranking.gap(*pair, FIGURES, Labels())
-    assert found.difference == pytest.approx(80 - lower)
+    assert found.difference == pytest.approx(ahead, abs=0.006)
     assert found.ground == ground
-    if ground == ranking.NOISE:
-        assert found.low == pytest.approx(1.96 * np.sqrt(2) * 0.32)
-    swapped = ranking.gap(claimed("a", 80.0), claimed("b", 79.0, "best"), FIGURES, Labels())
-    assert swapped.ground == ""
+    if ground:
+        worth = BEST * (upper_is == "best" and lower_is == "median")
+        assert found.low == pytest.approx(NOISE + worth, abs=0.03)
 
 
-def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("median", "median"), ("best", "best"), ("best", "median")])
+def test_equal_checkpoints_are_seldom_told_apart_by_their_stated_figures(kinds):
+    spread = audit.deviations(FIGURES).to_numpy()
+    rng, many, apart = np.random.default_rng(0), {"best": np.max, "median": np.median}, 0
+    for _ in range(200):
+        pair = []
+        for name, kind in zip("ab", kinds, strict=True):
+            average = round(many[kind](rng.normal(70, spread, (10, 8)), axis=0).mean(), 2)
+            pair.append(claimed(name, average, kind, seeds=list(range(10))))
+        apart += not ranking.gap(*ranking.ranked(pair), FIGURES, Labels()).ground
+    assert apart <= 10 + 6  # 5 % of 200, and two standard errors
+
+
+def test_neighbours_with_predictions_are_compared_over_rows_and_seeds(
     tmp_path, labels, monkeypatch
 ):
     monkeypatch.setattr(ranking, "RESAMPLES", 100)
@@ -765,9 +797,13 @@ def test_neighbours_with_predictions_are_compared_by_a_paired_bootstrap(
     near, far = (ranking.gap(*pair, FIGURES, labels) for pair in ((first, second), (second, last)))
     wanted = paired_bootstrap(first.predictions, second.predictions, truth, resamples=100, seed=0)
     assert (near.low, near.high) == (wanted.low, wanted.high)
-    assert (near.ground == "") == (wanted.low > 0 or wanted.high < 0)
+    assert (near.ground == "") == wanted.resolved
     assert far.ground == ""
     assert near.difference == pytest.approx(first.average - second.average)
+    single = {task: runs[:1] for task, runs in last.predictions.items()}
+    assert ranking.gap(second, replace(last, predictions=single), FIGURES, labels).ground == (
+        ranking.ONE_SEED
+    )
 
 
 def test_the_page_of_the_repository_shows_every_row_and_dash():

@@ -181,3 +181,23 @@ def test_heads_are_saved_with_their_models(small_run):
         assert not missing(folder / name / "generator", AutoModelForMaskedLM)
     assert not missing(folder / "electra" / "encoder", AutoModelForPreTraining)
     assert not missing(folder / "electra-deberta" / "encoder", AutoModel)
+
+
+@pytest.mark.parametrize("name", [*registry.REGISTRY, *registry.VARIANTS, "nobody's"])
+def test_a_control_is_the_same_encoder_without_pretraining(name):
+    control = registry.control(name)
+    if name in ("pre-ln", "nobody's") or registry.get(name).objective == "none":
+        assert control is None
+        return
+    assert registry.get(control).objective == "none"
+    assert registry.get(control).tokenizer == registry.get(name).tokenizer
+    size = registry.get_size("tiny")
+    one, two = (
+        registry.encoder(objectives.build(registry.get(each), size, 200, 64).model)
+        for each in (name, control)
+    )
+    shapes, others = (
+        {k: v.shape for k, v in each.state_dict().items() if "token_type" not in k}
+        for each in (one, two)
+    )
+    assert shapes == others

@@ -307,6 +307,7 @@ def test_a_summary_does_not_see_the_order_and_its_interval_holds_the_median(valu
     )
     if len(values) > 1:
         assert min(values) <= found.low <= found.median <= found.high <= max(values)
+        assert found.coverage >= (0.95 if len(values) > 5 else 1 - 2 ** (1 - len(values)))
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["cola", "rte", "stsb"]))
@@ -320,6 +321,8 @@ def test_a_comparison_turned_round_changes_its_sign(seed, task):
     back = paired_bootstrap(two, one, truth, resamples=20, seed=seed)
     assert back.difference == pytest.approx(-there.difference)
     assert there.low <= there.high
+    assert back.p == pytest.approx(there.p)
+    assert there.resolved == (there.p <= 0.05) == (not there.low <= 0 <= there.high)
     own = paired_bootstrap(one, one, truth, resamples=20, seed=seed)
     assert own.difference == 0
     assert own.low <= 0 <= own.high

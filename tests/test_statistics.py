@@ -34,7 +34,7 @@ def test_a_summary_of_few_values_says_what_they_allow():
     assert found.se == pytest.approx(stats.sem(values))
     found = statistics.summary([3.0])
     assert (found.n, found.mean, found.median, found.best) == (1, 3.0, 3.0, 3.0)
-    assert np.isnan([found.sd, found.se, found.low, found.high]).all()
+    assert np.isnan([found.sd, found.se, found.low, found.high, found.coverage]).all()
     found = statistics.summary([])
     assert found.n == 0
     assert math.isnan(found.mean)
@@ -60,14 +60,66 @@ def test_mean_of_a_task_nobody_has_is_empty():
     assert statistics.mean_of_tasks(RECORDS, "bert", []).n == 0
 
 
-def test_best_and_interval_of_the_median():
-    values = [70.0, 72.5, 71.0, 69.0, 75.5]
-    found = statistics.summary(values)
-    assert found.best == 75.5
-    # By hand: all 5 ** 5 resamples; the percentile interval lies between two of their medians.
-    medians = sorted(np.median(sample) for sample in itertools.product(values, repeat=5))
-    low, high = (medians[round(q * (len(medians) - 1))] for q in (0.025, 0.975))
-    assert (found.low, found.high) == (low, high)
+def holding(n, ends):
+    """How many of the equally likely places of the median among n values lie within the ends."""
+    inside = [ends[0] < sum(above) <= ends[1] for above in itertools.product([0, 1], repeat=n)]
+    return np.mean(inside)
+
+
+def test_ends_of_few_seeds_are_their_range_and_of_more_an_interval_of_the_median():
+    values = [70.0, 72.5, 71.0, 69.0, 75.5, 74.0, 68.0, 73.0, 70.5, 76.0]
+    assert statistics.summary(values).best == 76.0
+    for n, expected in (
+        (2, (1, 2)),
+        (3, (1, 3)),
+        (5, (1, 5)),
+        (6, (1, 6)),
+        (9, (2, 8)),
+        (10, (2, 9)),
+    ):
+        found = statistics.summary(values[:n])
+        ordered = sorted(values[:n])
+        low, high = expected
+        assert (found.low, found.high) == (ordered[low - 1], ordered[high - 1])
+        # The median has j values below it with the chance of j heads: within for low <= j < high.
+        assert found.coverage == pytest.approx(holding(n, (low - 1, high - 1)))
+    assert statistics.summary(values[:5]).coverage == pytest.approx(0.9375)
+
+
+def test_a_difference_of_means_is_students():
+    one, two = [44.0, 45.5, 43.2], [42.0, 43.1]
+    found = statistics.difference(statistics.summary(one), statistics.summary(two))
+    test = stats.ttest_ind(one, two)
+    ends = test.confidence_interval(0.95)
+    assert found[0] == pytest.approx(np.mean(one) - np.mean(two))
+    assert found[1] == pytest.approx(found[0] / test.statistic)
+    assert found[0] - found[2] == pytest.approx(ends.low)
+    pair = statistics.difference(*[statistics.summary(values) for values in ([1.0, 2.0], two)])
+    assert pair[2] / pair[1] == pytest.approx(4.30, abs=0.01)
+    single = statistics.difference(statistics.summary(one), statistics.summary([42.0]))
+    assert single[0] == pytest.approx(np.mean(one) - 42)
+    assert np.isnan(single[1:]).all()
+    assert np.isnan(statistics.difference(statistics.summary(one), statistics.summary([]))).all()
+
+
+def rejected_by_holm(p_values, level):
+    """Holm's procedure as it is told: from the smallest, until one does not pass."""
+    left, rejected = sorted(p_values), []
+    while left and left[0] <= level / len(left):
+        rejected.append(left.pop(0))
+    return rejected
+
+
+def test_holms_correction_rejects_as_the_stepwise_procedure():
+    rng = np.random.default_rng(2)
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    for _ in range(200):
+        p_values = (rng.random(15) ** 3).tolist()
+        found = statistics.holm(p_values)
+        passed = [p for p, corrected in zip(p_values, found, strict=True) if corrected <= 0.05]
+        assert sorted(passed) == rejected_by_holm(p_values, 0.05)
+        assert max(found) <= 1
 
 
 def test_expected_best_is_unbiased():
@@ -115,33 +167,85 @@ def test_a_comparison_finds_the_error_of_a_difference_of_accuracies():
     truth, good = made("sst2", 800, 0.9, [0], rng)
     _, other = made("sst2", 800, 0.85, [0], rng)
     other = np.where(other == 1, truth, 1 - truth)[:1]
-    found = paired_bootstrap({"sst2": good}, {"sst2": other}, {"sst2": truth}, 4000)
     paired = 100 * ((good[0] == truth).astype(float) - (other[0] == truth))
+    # Seeds that agree leave the examples alone.
+    good, other = ({"sst2": np.repeat(runs, 2, axis=0)} for runs in (good, other))
+    found = paired_bootstrap(good, other, {"sst2": truth}, 4000)
     assert found.difference == pytest.approx(paired.mean())
     error = paired.std() / math.sqrt(800)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
-    again = paired_bootstrap({"sst2": good}, {"sst2": other}, {"sst2": truth}, 4000)
-    assert found == again
+    assert found.p == pytest.approx(2 * stats.norm.sf(abs(paired.mean()) / error), rel=0.3)
+    assert found == paired_bootstrap(good, other, {"sst2": truth}, 4000)
 
 
-def test_comparisons_of_equal_models_are_seldom_resolved():
+def test_a_comparison_counts_seeds_as_students_test_does():
+    # All examples are alike, so a score is all or nothing and only seeds differ.
+    truth = np.ones(50, int)
+    runs = {"one": np.ones((3, 50), int), "two": np.stack([truth, truth * 0, truth])}
+    found = paired_bootstrap({"sst2": runs["one"]}, {"sst2": runs["two"]}, {"sst2": truth}, 100)
+    scores = [100.0, 0.0, 100.0]
+    error = np.std(scores, ddof=1) / math.sqrt(3)
+    assert found.difference == pytest.approx(100 - np.mean(scores))
+    assert found.high - found.difference == pytest.approx(stats.t.ppf(0.975, 2) * error)
+    assert found.p == pytest.approx(2 * stats.t.sf(found.difference / error, 2))
+
+
+def equal_checkpoints(models, seeds, examples, rng):
+    """Labels and predictions of checkpoints that are equally good on six tasks.
+
+    An example is right where its ease, what the checkpoint makes of it, the seed's shift and the
+    seed's noise add up to more than zero.
+    """
+    labels, found = {}, {str(model): {} for model in range(models)}
+    for task in ("sst2", "mrpc", "qqp", "mnli", "qnli", "rte"):
+        truth, ease = rng.integers(0, 2, examples), rng.normal(0.8, 1, examples)
+        labels[task] = truth
+        for tasks in found.values():
+            own = ease + rng.normal(0, 0.6, examples)
+            shift = rng.normal(0, 0.2, (seeds, 1)) + rng.normal(0, 0.3, (seeds, examples))
+            tasks[task] = np.where(own + shift > 0, truth, 1 - truth)
+    return found, labels
+
+
+@pytest.mark.slow
+def test_equal_checkpoints_are_resolved_in_one_table_of_twenty_at_most():
     rng = np.random.default_rng(5)
-    resolved = 0
-    for _ in range(60):
-        labels, models = {}, {"a": {}, "b": {}}
-        for task in ("cola", "sst2"):
-            labels[task], runs = made(task, 150, 0.75, range(6), rng)
-            models["a"][task], models["b"][task] = runs[:3], runs[3:]
-        resolved += statistics.compare(models, labels, 200)["a", "b"].resolved
-    assert resolved <= 12  # 5 % of 60 is 3; three seeds make the interval a little narrow
+    tables = outside = 0
+    for _ in range(400):
+        found = statistics.compare(*equal_checkpoints(4, 2, 150, rng), resamples=100)
+        tables += any(pair.resolved for pair in found.values())
+        outside += not found["0", "1"].low <= 0 <= found["0", "1"].high
+    # 5 % of 400, and two standard errors of such a count.
+    assert tables <= 20 + 9
+    assert outside <= 20 + 9
 
 
-def test_examples_and_tasks_must_be_the_same():
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 10])
+def test_intervals_hold_what_they_say_they_hold(n):
+    rng = np.random.default_rng(n)
+    median, difference = [], []
+    for draw, middle in ((rng.normal, 0.0), (rng.exponential, math.log(2))):
+        for _ in range(2000):
+            found = statistics.summary(draw(size=n))
+            median.append(found.low <= middle <= found.high)
+            if draw == rng.normal:
+                other = statistics.summary(draw(size=2))
+                gap, _, half = statistics.difference(found, other)
+                difference.append(abs(gap) <= half)
+    assert np.mean(median) == pytest.approx(found.coverage, abs=0.02)
+    assert np.mean(difference) == pytest.approx(0.95, abs=0.015)
+    assert found.coverage >= 0.95 or n < 6
+
+
+def test_examples_and_tasks_must_be_the_same_and_seeds_two_at_least():
     truth = np.zeros(5, int)
     with pytest.raises(ValueError, match="second, sst2: 4 predictions, 5 labels"):
         paired_bootstrap({"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((2, 4))}, {"sst2": truth})
     with pytest.raises(ValueError, match="first: tasks"):
         paired_bootstrap({"cola": truth}, {"sst2": truth}, {"sst2": truth})
+    with pytest.raises(ValueError, match="second, sst2: one seed: a comparison needs two or more"):
+        paired_bootstrap({"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((1, 5))}, {"sst2": truth})
 
 
 def test_reading_scores_loads_no_torch():

@@ -90,12 +90,18 @@ def test_the_heading_has_profile_source_tokens_and_hardware(embedded):
         assert word in tables.heading(embedded)
 
 
-def test_measured_cells_are_medians_and_means_have_intervals(tmp_path):
+def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path):
     bert = shown(tables.table1(make_view(tmp_path, seeds=(0, 1, 2))))[0]
     assert bert["CoLA"] == "46.00"
-    assert bert["Mean of 8"] == "56.50 (55.50 to 57.50)"
+    assert bert["Mean of 8"] == "56.50 (55.50 to 57.50, range of 3)"
     assert bert["Best of n"] == "57.50 (n = 3)"
     assert (bert["Tokens seen"], bert["Seeds"]) == ("2.05 M", "3")
+    many = make_view(tmp_path / "many", models=["bert"], seeds=tuple(range(7)))
+    assert shown(tables.table1(many))[0]["Mean of 8"] == "58.50 (55.50 to 61.50, 98 %)"
+    one = make_view(tmp_path / "one", models=["bert"], seeds=(0,))
+    assert shown(tables.table1(one))[0]["Mean of 8"] == "55.50"
+    assert tables.compared(one)[1:] == ([], {})
+    assert tables.comparisons(one).empty
 
 
 def test_cells_lead_to_their_records(embedded):
@@ -134,7 +140,7 @@ def test_the_mean_of_the_complete_tasks_comes_first_and_that_of_all_is_marked(fo
     assert row[EIGHT].startswith(f"{every.median():.2f} (")
     assert row["Best of n"] == f"{own.max():.2f} (n = 2)"
     assert list(shown(tables.table2(folder_data))[0])[2:4] == [FIVE, EIGHT]
-    groups = tables.scratch(folder_data)["Tasks"].tolist()
+    groups = tables.controls(folder_data)["Tasks"].tolist()
     assert groups == ["5 complete"] * len(MODELS) + ["8 †"] * len(MODELS)
     assert tables.spread(folder_data).loc[("BERT", FIVE), "median"] == own.median()
 
@@ -150,7 +156,7 @@ def test_reduced_splits_are_marked_with_their_rows(folder_data):
 def test_the_gap_to_bert_base_needs_all_eight_tasks_whole(folder_data, tmp_path):
     rows = shown(tables.table2(folder_data))
     assert {row["Below BERT-Base"] for row in rows} == {"–"}
-    assert rows[0][FIVE] == "53.30 (52.80 to 53.80)"
+    assert rows[0][FIVE] == "53.30 (52.80 to 53.80, range of 2)"
     for task in TASKS:
         rows = glue.TASKS[task].official_rows
         record = make_record("bert", task, 0, "hub", complete=True, reduced=[], rows=rows)
@@ -170,7 +176,7 @@ def test_missing_tasks_and_models_are_dashes_and_named(tmp_path):
     assert ("ELECTRA", "CoLA", "no record") in found
     marks = {(row["Task"], row["Mark"]) for row in shown(tables.rows(asked))}
     assert {("QQP", "no record"), ("MNLI", "not asked for")} <= marks
-    for frame in (tables.scratch(asked), tables.best_of(asked), tables.run(asked)):
+    for frame in (tables.controls(asked), tables.best_of(asked), tables.run(asked)):
         assert shown(frame)
 
 
@@ -215,14 +221,29 @@ def test_a_cell_with_fewer_seeds_says_so(tmp_path):
     make_run(folder, models=["bert"], tasks=["rte"], seeds=(0, 1))
     row = shown(tables.table1(view.open_run(tmp_path, ["bert"], ["cola", "rte"])))[0]
     assert [row["CoLA"], row["RTE"]] == ["46.00", "66.50 (n = 2)"]
-    assert row["Mean of 2"] == "56.00 (55.50 to 56.50) (n = 2)"
+    assert row["Mean of 2"] == "56.00 (55.50 to 56.50, range of 2)"
 
 
-def test_difference_to_scratch_has_an_error_and_seeds(embedded):
-    bert = tables.scratch(embedded).loc["BERT"]
-    assert (bert["Difference"], bert["Error"]) == (5, math.hypot(0.5, 0.5))
-    assert bert["In standard errors"] == 5 / math.hypot(0.5, 0.5)
-    assert bert["Seeds / scratch"] == "2 / 2"
+def test_what_pretraining_is_worth_is_the_difference_to_the_same_architecture(tmp_path):
+    asked = ["bert", "roberta", "electra-deberta", "scratch", "scratch-roberta"]
+    run = make_view(tmp_path, models=asked)
+    found = tables.controls(run)
+    bert = found.loc["BERT"]
+    error = math.hypot(0.5, 0.5)  # two seeds a point apart on both sides
+    assert (bert["Control"], bert["Seeds / control's"]) == ("scratch", "2 / 2")
+    assert (bert["Difference"], bert["Error"]) == pytest.approx((5, error))
+    # Two degrees of freedom: 4.30 errors, not 2.
+    assert bert["95 % from"] == pytest.approx(5 - 4.3027 * error, abs=1e-3)
+    assert found.loc["RoBERTa", "Control"] == "scratch-roberta"
+    absent = found.loc["ELECTRA-DeBERTa"]
+    assert absent["Control"] == "scratch-deberta, not run"
+    assert absent[["Difference", "Error", "95 % to"]].isna().all()
+    assert pd.isna(found.loc["scratch", "Control"])
+    gains = {row["Model"]: row["Above its control"] for row in shown(tables.headline(run))}
+    assert gains == {
+        **{"BERT": "+5.00", "RoBERTa": "+5.00", "ELECTRA-DeBERTa": "–"},
+        **{"scratch": "–", "scratch-roberta": "–"},
+    }
 
 
 def test_run_shows_budget_hardware_and_versions(embedded):
@@ -329,7 +350,7 @@ def test_the_text_tables_have_the_same_bytes_twice_and_no_markup(tmp_path):
     for name in ("first", "second"):
         tables.write(run, tmp_path / name)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == ["comparisons.json", "scratch.csv", "summary.txt", "table1.csv"]
+    assert names == ["comparisons.json", "controls.csv", "summary.txt", "table1.csv"]
     for name in names:
         first, second = ((tmp_path / k / name).read_bytes() for k in ("first", "second"))
         assert first == second, name
@@ -358,9 +379,6 @@ def test_the_headline_ranks_the_means(embedded):
     assert {row["Model"] for row in rows} == set(names.index)
     for row, mean in zip(rows, values, strict=True):
         assert mean == pytest.approx(names[row["Model"]], abs=0.006)
-        if row["Model"] != "scratch":
-            above = names[row["Model"]] - names["scratch"]
-            assert float(row["Above scratch"]) == pytest.approx(above, abs=0.006)
 
 
 def test_the_headline_counts_the_complete_tasks_beside_the_published_mean(folder_data):
@@ -372,18 +390,19 @@ def test_the_headline_counts_the_complete_tasks_beside_the_published_mean(folder
     mine = folder_data.of("bert")
     five = mine[~mine["task"].isin(REDUCED)].groupby("seed")["score"].mean()
     assert found["BERT"]["Mean of 5, × 100"].startswith(f"{five.median():.2f} (")
+    assert tables.best_of(folder_data).loc["BERT", "Best of 2"] == five.max()
     assert found["BERT"][EIGHT] == f"{mine.groupby('seed')['score'].mean().median():.2f}"
 
 
 def test_kept_comparisons_may_lack_a_pair(tmp_path):
     names = ["bert", "roberta", "scratch"]
-    pairs = [["bert", "scratch", 5.0, 4.0, 6.0], ["roberta", "scratch", 0.5, -1.0, 2.0]]
+    pairs = [["bert", "scratch", 5.0, 4.0, 6.0, 0.04], ["roberta", "scratch", 3, 1, 5, 0.06]]
     kept = {"tasks": TASKS, "models": names, "pairs": pairs}
     files.write_json(tmp_path / tables.COMPARISONS, kept)
     frame = tables.comparisons(make_view(tmp_path))
     bert, roberta = (list(row.values()) for row in shown(frame))
     assert bert[1:] == ["–", "+5.00 (+4.00 to +6.00)"]
-    assert roberta[1:] == ["", "+0.50 (-1.00 to +2.00)"]
+    assert roberta[1:] == ["", "+3.00 (+1.00 to +5.00)"]
     assert "<strong>+5.00</strong>" in str(frame.loc["BERT", "scratch"])
     assert "<strong>" not in str(frame.loc["RoBERTa", "scratch"])
 

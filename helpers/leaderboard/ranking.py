@@ -10,11 +10,14 @@ import pandas as pd
 
 from helpers.data import glue
 from helpers.leaderboard.check import LEVELS, Entry
-from helpers.score import statistics
+from helpers.score import audit, statistics
 from helpers.score.predictions import Labels
 
 RESAMPLES = 1000
-KIND, NOISE, BOOTSTRAP = "best above median", "noise of a seed", "paired bootstrap"
+MOST_RUNS = 100  # of a best that is simulated; more are worth hardly more
+KIND, NOISE, ONE_SEED, PAIRED = (
+    *("worth of a best", "noise of a seed", "one seed", "paired comparison"),
+)
 
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
@@ -36,9 +39,9 @@ def ranks(entries: Sequence[Entry]) -> list[str]:
 class Gap(NamedTuple):
     """How far an entry is ahead of the next, and what says that chance could have made it.
 
-    `ground` is empty where the two can be told apart, else `KIND` (a best ahead of a median),
-    `NOISE` (less than `low`, the least difference that single seeds resolve) or `BOOTSTRAP` (the
-    difference lies in `low` to `high`, its 95 % interval). Differences are x 100.
+    `ground` is empty where the two can be told apart, else `NOISE` or `KIND` (less than `low`, what
+    single seeds differ by, or that and what a best is worth), `PAIRED` (the difference has the 95 %
+    interval `low` to `high`) or `ONE_SEED` (predictions of a single seed). Differences are x 100.
     """
 
     difference: float
@@ -50,20 +53,32 @@ class Gap(NamedTuple):
 def gap(first: Entry, second: Entry, figures: Mapping[str, Any], labels: Labels) -> Gap:
     """Compares two entries of a level.
 
-    With predictions and labels: a paired bootstrap over dev rows and seeds. Without: the published
-    deviation of one seed's average, sd; below 1.96 x sqrt(2) x sd they cannot be told apart.
+    With predictions and labels: `statistics.compare`. Without, from the published deviations over
+    seeds: below 1.96 x sqrt(2) of the average's they cannot be told apart, and where the first
+    states a best, below that and what the best is worth more than the second's.
     """
     difference = first.average - second.average
     if first.level != "claimed" and second.level != "claimed":
+        if any(len(runs) < 2 for one in (first, second) for runs in one.predictions.values()):
+            return Gap(difference, ONE_SEED)
         truth = {task: dev.label for task, dev in labels.dev.items()}
         pair = {"first": first.predictions, "second": second.predictions}
         (found,) = statistics.compare(pair, truth, RESAMPLES).values()
-        return Gap(difference, "" if found.resolved else BOOTSTRAP, found.low, found.high)
-    chosen = [entry.stated.protocol.selection for entry in (first, second)]
-    if chosen == ["best", "median"]:  # the other way round the lead is only understated
-        return Gap(difference, KIND)
-    least = 1.96 * math.sqrt(2) * figures["average_noise_sd"]["value"]
-    return Gap(difference) if difference >= least else Gap(difference, NOISE, least)
+        return Gap(difference, "" if found.resolved else PAIRED, found.low, found.high)
+    noise = 1.96 * math.sqrt(2) * audit.average_deviation(figures)
+    least = noise + _worth(first, figures) - _worth(second, figures)
+    if difference >= least:
+        return Gap(difference)
+    return Gap(difference, KIND if difference >= noise else NOISE, least)
+
+
+def _worth(entry: Entry, figures: Mapping[str, Any]) -> float:
+    """What an entry's average gains where each task's best is stated; ten runs where none are."""
+    protocol = entry.stated.protocol
+    if protocol.selection == "median":
+        return 0.0
+    runs = min(protocol.n or audit.FINE_TUNINGS, MOST_RUNS)
+    return audit.best_of(audit.deviations(figures), 10_000, 0, runs).loc[runs, audit.EACH]
 
 
 def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) -> pd.DataFrame:

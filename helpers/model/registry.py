@@ -85,9 +85,10 @@ REGISTRY: dict[str, Spec] = {
     "electra-deberta-quarter": Spec(
         "deberta", "rtd", weight_decay=0.1, generator_fraction=0.25, tie_softmax=False
     ),
-    # Controls: an architecture without pre-training, `control` finds that of a model.
+    # Controls: an architecture without pre-training, `control` finds that of a model. DeBERTa's has
+    # ELECTRA-DeBERTa's token types.
     "scratch": Spec("bert", "none"),
-    "scratch-roberta": Spec("roberta", "none", tokenizer="bpe"),
+    "scratch-roberta": Spec("roberta", "none", tokenizer="bpe", types=1),
     "scratch-deberta": Spec("deberta", "none"),
 }
 
@@ -176,7 +177,7 @@ def get(name: str) -> Spec:
 
 
 def control(name: str) -> str | None:
-    """The model of the registry that is this one without pre-training; None where there is none."""
+    """The registry's model of this architecture without pre-training; None where there is none."""
     try:
         spec = get(name)
     except UserError:  # a kept run's own model, which is not here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,8 @@ def curves(runs: pd.DataFrame, point: int) -> Figure:
 
 
 @_style()
-def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) -> Figure:
-    """What the best of n fine-tunings is worth, beside what others report for n = `at`.
+def best_of(gains: pd.DataFrame, ways: Sequence[str]) -> Figure:
+    """What the best of n fine-tunings is worth.
 
     `gains` is in points above the median, indexed by n, with a column for each of the `ways`.
     """
@@ -148,11 +149,9 @@ def best_of(gains: pd.DataFrame, ways: Sequence[str], reported: float, at: int) 
     for place, way in enumerate(ways):
         look = {"color": colours[way], "marker": MARKERS[place], "markersize": 4}
         axis.plot(gains.index, gains[way], label=way, **look)
-    look = {"markersize": 10, "linestyle": "none", "color": "0.2"}
-    axis.plot([at], [reported], marker="x", label="reported by others", **look)
     axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
     axis.set_xticks(gains.index)
-    figure.legend(loc="outside lower center", ncols=len(ways) + 1, frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(ways), frameon=False)
     return figure
 
 
@@ -230,8 +229,9 @@ def _label(view: View) -> str:
 def scores(view: View) -> Figure:
     """Scores by task: the published ones above, the measured ones below.
 
-    A point per seed, a bar at the median, a line over its 95 % bootstrap interval. The two panels
-    share the vertical axis only where every task measured is GLUE's own, whole.
+    A point per seed, a bar at the median, a line over the range of the seeds; from five seeds, over
+    the interval of `statistics.median_interval`. The two panels share the vertical axis only where
+    every task measured is GLUE's own, whole.
     """
     theirs = view.published["table1"]["models"]
     shown = [model for model in view.models if model in theirs or len(view.of(model))]
@@ -265,14 +265,14 @@ def scores(view: View) -> Figure:
 
 
 def _seeds(axis: Axes, at: float, values: pd.Series, step: float, look: dict[str, Any]) -> None:
-    """A point per seed with the median and its interval."""
+    """A point per seed with the median and its range or interval."""
     axis.plot(np.full(len(values), at), values, markersize=4, alpha=0.7, **look)
     if len(values):
         ends = (at - step * 0.4, at + step * 0.4)
         axis.hlines(values.median(), *ends, color=look["color"], linewidth=2)
     if len(values) > 1:
-        span = statistics.median_interval(values.tolist())
-        axis.vlines(at, *span, color=look["color"], linewidth=1)
+        low, high, _ = statistics.median_interval(values.tolist())
+        axis.vlines(at, low, high, color=look["color"], linewidth=1)
 
 
 @_style()
@@ -281,14 +281,14 @@ def compute(view: View) -> Figure:
 
     Where every task measured is GLUE's own and all are there, published and measured points share
     their axes; else the measured ones stand in a row below. Models without pre-training are not
-    points; their mean is a dashed line.
+    points; their means are broken lines.
     """
-    together = _together(view, view.present)
+    together = _together(view)
     figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
     parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
     rows = [part.subplots(1, 2, sharey=True) for part in parts]
     _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, view.published)
-    _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, view, view.present)
+    _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, view)
     for part, row in zip(parts, rows, strict=True):
         _log(row[0], "tokens seen in pre-training")
         _log(row[1], "FLOPs of pre-training")
@@ -300,7 +300,7 @@ def compute(view: View) -> Figure:
     else:
         parts[0].suptitle("Published by others")
         parts[1].suptitle(_label(view))
-        rows[1][0].set_ylabel(f"mean of {len(view.present)} tasks × 100")
+        rows[1][0].set_ylabel(_mean(view))
     return figure
 
 
@@ -310,21 +310,25 @@ def overview(view: View) -> Figure:
 
     Published points stand in it only where they can be compared.
     """
-    tasks = statistics.counted(view.records, view.tasks)
     figure, axes = _axes(4.9, 3.7)
     axis = axes[0, 0]
-    if _together(view, tasks):
+    if _together(view):
         _published_points({FLOPS: axis}, view.published)
-    _measured_points({FLOPS: axis}, view, tasks)
+    _measured_points({FLOPS: axis}, view)
     _log(axis, "FLOPs of pre-training")
-    axis.set(ylabel=f"mean of {len(tasks)} tasks × 100", title=_label(view))
+    axis.set(ylabel=_mean(view), title=_label(view))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _together(view: View, tasks: Sequence[str]) -> bool:
+def _mean(view: View) -> str:
+    """What the measured points are the mean of."""
+    return f"mean of {len(view.headline)} tasks{view.mark(view.headline)} × 100"
+
+
+def _together(view: View) -> bool:
     """Whether measured and published means are of the same eight tasks, whole."""
-    return set(tasks) == set(view.whole) == set(view.published["tasks"])
+    return set(view.whole) == set(view.published["tasks"])
 
 
 def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> None:
@@ -341,21 +345,24 @@ def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> 
             axis.plot(spent[column], point["average"], **look)
 
 
-def _measured_points(panels: Mapping[str, Axes], view: View, tasks: Sequence[str]) -> None:
-    """A filled point per seed that has every task; a line where nothing was spent."""
-    means = {m: statistics.seed_means(view.records, m, tasks) for m in view.models}
+def _measured_points(panels: Mapping[str, Axes], view: View) -> None:
+    """A filled point per seed that has every task; a broken line where nothing was spent."""
+    means = {m: statistics.seed_means(view.records, m, view.headline) for m in view.models}
+    lines = cycle(("--", ":", "-."))
     shown = [model for model, found in means.items() if len(found)]
     colours = _palette(shown)
     for place, model in enumerate(shown):
         name = paper.model_name(view.published, model)
+        spent = view.of(model)[TOKENS].max() > 0
+        style = "none" if spent else next(lines)
         for column, axis in panels.items():
-            budget = view.of(model)[column].max()
-            if budget == 0:
-                axis.axhline(means[model].mean(), color="0.3", linestyle="--", label=name)
+            if not spent:
+                axis.axhline(means[model].mean(), color="0.3", linestyle=style, label=name)
                 continue
+            budget = view.of(model)[column].max()
             marker = MARKERS[place % len(MARKERS)]
             at = np.full(len(means[model]), budget)
-            look = {"color": colours[model], "linestyle": "none", "label": name}
+            look = {"color": colours[model], "linestyle": style, "label": name}
             axis.plot(at, means[model], marker=marker, **look)
 
 

@@ -23,7 +23,7 @@ from helpers.data import glue
 from helpers.pages.view import View
 from helpers.score import audit, paper, predictions, statistics
 from helpers.score.paper import cited, derived
-from helpers.score.statistics import Comparison
+from helpers.score.statistics import Comparison, Summary
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 PARTS = ("pretrain_hardware", "hardware")
@@ -102,43 +102,58 @@ def _name(view: View, model: str) -> str:
     return paper.model_name(view.published, model)
 
 
-def _mark(view: View, tasks: Sequence[str]) -> str:
-    """The sign of tasks that are not all GLUE's own, whole."""
-    here = set(tasks) & set(view.present)
-    return "" if view.embedded or here <= set(view.whole) else " †"
+def mean_name(view: View, tasks: Sequence[str]) -> str:
+    """What the mean of these tasks is called, marked where one of them is reduced."""
+    some = set(tasks) <= set(view.whole) and len(tasks) < len(view.present)
+    return f"Mean of {len(tasks)}{' complete' if some else view.mark(tasks)}"
 
 
 def means(view: View) -> dict[str, list[str]]:
-    """The means of a table, by name: of the whole tasks where some are, then of all present."""
-    shown, whole = view.present, view.whole
-    found = {f"Mean of {len(whole)} complete": whole} if 0 < len(whole) < len(shown) else {}
-    return found | {f"Mean of {len(shown)}{_mark(view, shown)}": shown}
+    """The means of a table, by name: the headline's, then that of all tasks where it is another."""
+    return {mean_name(view, tasks): tasks for tasks in (view.headline, view.present)}
 
 
 def columns(view: View) -> dict[str, list[str]]:
     """Headings of the measured scores, each with the tasks it averages: every task, the means."""
     alone = {
-        paper.task_name(view.published, task) + _mark(view, [task]): [task] for task in view.tasks
+        paper.task_name(view.published, task) + view.mark([task]): [task] for task in view.tasks
     }
     return alone | means(view)
+
+
+def _control(view: View, model: str) -> tuple[str, bool]:
+    """A model's control (`registry.control`), empty where there is none; whether the run has it."""
+    from helpers.model import registry  # torch
+
+    name = registry.control(model) or ""
+    return name, bool(len(view.of(name)))
 
 
 # --- scores ------------------------------------------------------------------------------------
 
 
+def ends(found: Summary) -> str:
+    """Where seeds lie: their range, named, below five; from five the interval of the median."""
+    if found.n < 2:
+        return ""
+    few = found.n < statistics.FEWEST
+    name = f"range of {found.n}" if few else f"{100 * found.coverage:.0f} %"
+    return f"{found.low:.2f} to {found.high:.2f}, {name}"
+
+
 def spread(view: View) -> pd.DataFrame:
-    """Every cell over its seeds: rows by model and heading, fields of `statistics.Summary`."""
+    """Every cell over its seeds: rows by model and heading; fields of `Summary`, and its `ends`."""
     rows = {
-        (_name(view, model), title): asdict(statistics.mean_of_tasks(view.records, model, tasks))
+        (_name(view, model), title): statistics.mean_of_tasks(view.records, model, tasks)
         for model in view.models
         for title, tasks in columns(view).items()
     }
     index = pd.MultiIndex.from_tuples(rows, names=["Model", "Task"])
-    return pd.DataFrame(list(rows.values()), index=index)
+    return pd.DataFrame([asdict(one) | {"ends": ends(one)} for one in rows.values()], index=index)
 
 
 def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Html | float:
-    """A cell: its median, linked to the records; a mean's interval; n where it has fewer seeds."""
+    """A cell: its median, linked to the records; a mean's `ends`; n where it has fewer seeds."""
     found = statistics.mean_of_tasks(view.records, model, tasks)
     if not found.n:
         return math.nan
@@ -146,10 +161,10 @@ def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Htm
     if len(tasks) == 1:
         for metrics in view.of(model, tasks[0])["metrics"]:
             beside += [100 * metrics[key] for key in metrics if key.startswith("mismatched_")]
-    elif not math.isnan(found.low):
-        text += f" ({found.low:.2f} to {found.high:.2f})"
+    elif found.n > 1:
+        text += f" ({ends(found)})"
     text += f" / {statistics.summary(beside).median:.2f}" if beside else ""
-    fewer = f" (n = {found.n})" if found.n < seeds else ""
+    fewer = f" (n = {found.n})" if found.n < seeds and "range of" not in text else ""
     return html("{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer)
 
 
@@ -209,7 +224,7 @@ def table2(view: View) -> pd.DataFrame:
     comparable = set(view.whole) == set(view.published["tasks"])
 
     def row(model: str) -> dict[str, Any]:
-        found = statistics.mean_of_tasks(view.records, model, view.present)
+        found = statistics.mean_of_tasks(view.records, model, view.headline)
         cells = {"Parameters": span(view.of(model)["pretrain.parameters"])}
         cells |= {title: _median(view, model, tasks) for title, tasks in means(view).items()}
         cells[below] = derived(base - found.median) if comparable and found.n else math.nan
@@ -218,26 +233,31 @@ def table2(view: View) -> pd.DataFrame:
     return _by_model(view, map(row, view.models))
 
 
-def scratch(view: View) -> pd.DataFrame:
-    """What pre-training is worth: means over seeds, and the difference to the model without it."""
+def controls(view: View) -> pd.DataFrame:
+    """What pre-training is worth: means over seeds, and the difference to the model's control.
+
+    That is its own architecture without pre-training; NaN where the run has none. The interval
+    is of `statistics.difference`: seeds alone, as if independent, so shared ones make it wider
+    than need be.
+    """
     rows = []
     for title, tasks in means(view).items():
-        control = statistics.mean_of_tasks(view.records, "scratch", tasks)
         for model in view.models:
             found = statistics.mean_of_tasks(view.records, model, tasks)
-            # Seeds as independent: shared ones make the true error smaller, if anything.
-            gain, error = found.mean - control.mean, math.hypot(found.se, control.se)
-            gain, error = (math.nan, math.nan) if model == "scratch" else (gain, error)
+            other, ran = _control(view, model)
+            against = statistics.mean_of_tasks(view.records, other, tasks)
+            gain, error, half = statistics.difference(found, against)
             rows.append(
                 {
                     "Model": _name(view, model),
                     "Tasks": title.removeprefix("Mean of "),
                     "Mean": found.mean,
-                    "Its error": found.se,
+                    "Control": (other if ran else f"{other}, not run") if other else math.nan,
                     "Difference": gain,
                     "Error": error,
-                    "In standard errors": gain / error if error > 0 else math.nan,
-                    "Seeds / scratch": f"{found.n} / {control.n}",
+                    "95 % from": gain - half,
+                    "95 % to": gain + half,
+                    "Seeds / control's": f"{found.n} / {against.n}" if ran else f"{found.n}",
                 }
             )
     return pd.DataFrame(rows).set_index("Model")
@@ -245,31 +265,31 @@ def scratch(view: View) -> pd.DataFrame:
 
 def headline(view: View) -> pd.DataFrame:
     """What was measured, in one small table: the best model first."""
-    main = statistics.counted(view.records, view.tasks)
-    scores = audit.scores(view.published)
+    main, scores = view.headline, audit.scores(view.published)
     found = {m: statistics.mean_of_tasks(view.records, m, main) for m in view.models}
     order = sorted((m for m in found if found[m].n), key=lambda model: -found[model].median)
-    control = found["scratch"].median if "scratch" in order else math.nan
     rows = []
     for model in order:
         median = record_link(f"{found[model].median:.2f}", model)
+        title = f"Mean of {len(main)}{view.mark(main)}, × 100"
         row = {"Model": _name(view, model)}
-        row[f"Mean of {len(main)}, × 100"] = median if view.embedded else _median(view, model, main)
+        row[title] = median if view.embedded else _median(view, model, main)
         if not view.embedded:
             theirs = scores.loc[model] if model in scores.index else None
             row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())
         if len(main) < len(view.present):
             every = statistics.mean_of_tasks(view.records, model, view.present)
-            row[f"Mean of {len(view.present)} †"] = every.median
-        gain = f"{found[model].median - control:+.2f}"
-        row["Above scratch"] = math.nan if model == "scratch" or math.isnan(control) else gain
+            row[mean_name(view, view.present)] = every.median
+        other, ran = _control(view, model)
+        gain = found[model].median - found[other].median if ran else math.nan
+        row["Above its control"] = math.nan if math.isnan(gain) else f"{gain:+.2f}"
         rows.append(row)
     return pd.DataFrame(rows).set_index("Model")
 
 
 def best_of(view: View) -> pd.DataFrame:
-    """Expected best-of-n of the mean of all tasks, a column per n up to the seeds there are."""
-    values = [statistics.seed_means(view.records, m, view.present).tolist() for m in view.models]
+    """Expected best-of-n of the headline's mean, a column per n up to the seeds there are."""
+    values = [statistics.seed_means(view.records, m, view.headline).tolist() for m in view.models]
     most = max(map(len, values))
 
     def row(mine: list[float]) -> dict[str, float]:
@@ -296,36 +316,35 @@ def remarks(view: View) -> pd.DataFrame:
 # --- comparisons -------------------------------------------------------------------------------
 
 
-def compared(view: View) -> tuple[list[str], dict[tuple[str, str], Comparison]]:
-    """The models that have all tasks with a record, and a comparison of each pair.
+def compared(view: View) -> tuple[list[str], list[str], dict[tuple[str, str], Comparison]]:
+    """The tasks of the headline, the models that have them all and two seeds, and every pair.
 
-    A run kept without its predictions has the comparisons in a file of their own; these may lack
-    pairs, those of models that were run in different places.
+    A run kept without its predictions has the comparisons in a file of their own, of the tasks that
+    it names; these may lack pairs, those of models that were run in different places.
     """
     kept = view.run / COMPARISONS
     if kept.exists():
         found = files.read_json(kept)
-        if found["tasks"] != view.present:
+        if not set(found["tasks"]) <= set(view.present):
             raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
-        pairs = {(one, two): Comparison(*ends) for one, two, *ends in found["pairs"]}
-        return found["models"], pairs
-    stacks, truth = predictions.stacked(view.run, view.records, view.present)
-    names = [model for model in view.models if model in stacks]
-    if len(names) < 2:
-        return names, {}
-    return names, statistics.compare({name: stacks[name] for name in names}, truth)
+        pairs = {(one, two): Comparison(*values) for one, two, *values in found["pairs"]}
+        return found["tasks"], found["models"], pairs
+    tasks = view.headline
+    stacks, truth = predictions.stacked(view.run, view.records, tasks)
+    names = [m for m in view.models if m in stacks and min(map(len, stacks[m].values())) > 1]
+    return tasks, names, statistics.compare({name: stacks[name] for name in names}, truth)
 
 
 def keep_comparisons(view: View, path: Path) -> None:
     """Writes what `compared` finds, for a copy of the run that will have no predictions."""
-    names, pairs = compared(view)
-    rows = [[one, two, c.difference, c.low, c.high] for (one, two), c in pairs.items()]
-    files.write_json(path, {"tasks": view.present, "models": names, "pairs": rows})
+    tasks, names, pairs = compared(view)
+    rows = [[one, two, *asdict(found).values()] for (one, two), found in pairs.items()]
+    files.write_json(path, {"tasks": tasks, "models": names, "pairs": rows})
 
 
 def comparisons(view: View) -> pd.DataFrame:
-    """Models by models, row minus column, bold where the 95 % interval leaves zero out."""
-    names, pairs = compared(view)
+    """Checkpoints by checkpoints, row minus column with its 95 % interval, bold where resolved."""
+    _, names, pairs = compared(view)
 
     def cell(pair: Comparison | None) -> Html | float:
         if pair is None:
@@ -427,12 +446,12 @@ def _commit(commit: str, clean: bool) -> Html:
 
 
 def summary(view: View) -> str:
-    """The measured scores as plain text, for a terminal: medians over seeds, means with errors."""
-    found, every = spread(view), means(view)
+    """The measured scores as plain text, for a terminal: medians, the headline with its `ends`."""
+    found = spread(view)
     text = found["median"].map("{:.2f}".format)
-    errors = found["se"].map(lambda error: "" if math.isnan(error) else f" ± {error:.2f}")
-    of_means = found.index.get_level_values("Task").isin(every)
-    text[of_means] = found["mean"].map("{:.2f}".format)[of_means] + errors[of_means]
+    main = mean_name(view, view.headline)
+    beside = (found.index.get_level_values("Task") == main) & (found["n"] > 1)
+    text[beside] += " (" + found["ends"][beside] + ")"
     table = text.where(found["n"] > 0, NONE).unstack(sort=False).rename_axis(None)
     table["Seeds"] = found["n"].groupby("Model", sort=False).max()
     reduced = rows(view).query("Mark == 'reduced'")
@@ -444,5 +463,5 @@ def write(view: View, folder: Path) -> None:
     """Writes the tables as plain text: ``summary.txt``, two CSV files and the comparisons."""
     files.write_text(folder / "summary.txt", summary(view))
     files.write_text(folder / "table1.csv", spread(view).to_csv())
-    files.write_text(folder / "scratch.csv", scratch(view).to_csv())
+    files.write_text(folder / "controls.csv", controls(view).to_csv())
     keep_comparisons(view, folder / COMPARISONS)

@@ -74,6 +74,16 @@ class View:
         """The tasks whose records are all on GLUE's own splits, whole."""
         return [task for task in self.present if self.of(task=task)["complete"].all()]
 
+    @property
+    def headline(self) -> list[str]:
+        """The tasks whose mean is a model's one number: the whole ones, else all that are here."""
+        return self.whole or self.present
+
+    def mark(self, tasks: Sequence[str]) -> str:
+        """The sign of tasks, and of a mean over them, that are not all GLUE's own, whole."""
+        here = set(tasks) & set(self.present)
+        return "" if self.embedded or here <= set(self.whole) else " †"
+
 
 def load_records(folder: Path) -> pd.DataFrame:
     """Reads every record below ``<run>/records`` that its manifests vouch for.

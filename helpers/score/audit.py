@@ -70,7 +70,7 @@ def gaps(published: Published) -> pd.DataFrame:
 
 
 def deviations(published: Published) -> pd.Series:
-    """Standard deviation over fine-tuning seeds, by task, metric x 100."""
+    """Standard deviation over fine-tunings of one checkpoint, by task, metric x 100."""
     tasks = published["tasks"]
     return pd.Series({task: float(entry["noise_sd"]["value"]) for task, entry in tasks.items()})
 
@@ -105,12 +105,6 @@ def best_of(spread: pd.Series, resamples: int, seed: int, most: int = MOST_SEEDS
     columns[ONE] = np.maximum.accumulate(runs, axis=1).mean(axis=0)
     columns[SPREAD] = bests.std(axis=0)
     return pd.DataFrame(columns, index=pd.RangeIndex(1, most + 1, name="n"))
-
-
-def published_gain(published: Published) -> float:
-    """Best of ten minus mean of ten, as another project reports them, points."""
-    ten = published["best_of_ten"]
-    return ten["best_of_10"]["value"] - ten["mean_of_10"]["value"]
 
 
 def pretraining_deviation(published: Published, gains: pd.DataFrame) -> float:

@@ -145,7 +145,7 @@ class TestPages:
 
     def test_the_first_page_answers_on_one_screen(self, page):
         page.goto("/book/index.html")
-        for what in ("What was claimed", "What this build measured", "not GLUE", "make serve"):
+        for what in ("What was claimed", "What this run measured", "not GLUE", "make serve"):
             box = page.locator(".landing").get_by_text(what).first.bounding_box()
             assert box["y"] + box["height"] <= DESKTOP["height"], what
         image = page.locator(".landing img").bounding_box()

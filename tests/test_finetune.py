@@ -130,13 +130,32 @@ def test_every_row_weighs_as_much_whatever_its_batch(small_run):
 def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
     source = small_run.folder / "models" / model / "encoder"
     network = finetune.open_encoder(source, glue.get("cola"), 0.1)
-    groups = finetune.layer_rates(network, 1.0, 0.5)
-    # Two layers: embeddings at depth 0, layers at 1 and 2, the head at 4.
-    assert [group["base"] for group in groups] == [0.5**4, 0.5**3, 0.5**2, 1.0]
+    groups = finetune.layer_rates(network, 1.0, 0.5, weight_decay=0.1)
+    # Two layers: embeddings at depth 0, layers at 1 and 2, the head at 4; vectors, then matrices.
+    rates = [0.5**4, 0.5**3, 0.5**2, 1.0]
+    assert [group["base"] for group in groups] == [rate for rate in rates for _ in range(2)]
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.1] * 4
+    assert {len(p.shape) for group in groups[1::2] for p in group["params"]} == {2}
+    assert {len(p.shape) for group in groups[::2] for p in group["params"]} == {1}
     everything = {id(p) for p in network.parameters()}
     assert {id(p) for group in groups for p in group["params"]} == everything
     embedding = registry.encoder(network).embeddings.word_embeddings.weight
-    assert any(p is embedding for p in groups[0]["params"])
+    assert any(p is embedding for p in groups[1]["params"])
+
+
+def test_a_linear_head_is_googles(small_run):
+    source = small_run.folder / "models" / "bert" / "encoder"
+    network = finetune.open_encoder(source, glue.get("mnli"), 0.1, "linear").eval()
+    tokens = torch.arange(24).view(2, 12)
+    first = registry.encoder(network)(tokens).last_hidden_state[:, 0]
+    weight, bias = network.classifier.output.weight, network.classifier.output.bias
+    assert torch.allclose(network(tokens).logits, first @ weight.T, atol=1e-6)
+    limit = (6 / (first.shape[1] + 3)) ** 0.5  # Glorot and Bengio 2010, uniform
+    assert 0.9 * limit < weight.abs().max() <= limit
+    assert not bias.any()
+    pooled = small_run.folder / "models" / "deberta" / "encoder"
+    with pytest.raises(UserError, match="head = 'linear': DebertaForSequenceClassification"):
+        finetune.open_encoder(pooled, glue.get("cola"), 0.1, "linear")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import doctest
 import filecmp
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -293,8 +294,53 @@ def test_a_compiled_step_is_the_same_step(model):
     assert len(one) == len(other)
 
 
+@pytest.mark.parametrize("correction", [False, True])
+def test_the_optimiser_is_the_formula_of_its_source(correction):
+    """A plain loop after google-research/electra's ``optimization.py``; Kingma and Ba's else."""
+    recipe = registry.Recipe(bias_correction=correction, betas=(0.9, 0.98), epsilon=1e-3)
+    rng = np.random.default_rng(0)
+    weight, gradients = rng.normal(size=(3, 4)), rng.normal(size=(30, 3, 4)) * 10.0
+    rates, decay = rng.uniform(0.01, 0.1, 30), 0.1
+    parameter = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float32))
+    optimiser = loop.make_adamw([{"params": [parameter], "weight_decay": decay}], recipe)
+    m, v = np.zeros_like(weight), np.zeros_like(weight)
+    for step, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), 1):
+        optimiser.param_groups[0]["lr"] = rate
+        parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimiser.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2
+        ones = (1 - 0.9**step, 1 - 0.98**step) if correction else (1.0, 1.0)
+        update = (m / ones[0]) / (np.sqrt(v / ones[1]) + 1e-3)
+        weight = weight - rate * (update + decay * weight)
+        assert parameter.detach().numpy() == pytest.approx(weight, abs=1e-5)
+
+
+def test_warm_up_and_decay_multiplied_are_the_sources_product():
+    """(1 - s / T) min(1, s / W) of google-research/electra; the ramp is one step ahead here."""
+    total, warmup = 50, 10
+    factors = [loop.schedule(s, warmup, total, ramp_times_decay=True) for s in range(total)]
+    plain = [(1 - s / total) * min(1, (s + 1) / warmup) for s in range(total)]
+    assert factors == pytest.approx(plain)
+    assert loop.schedule(0, 0, 10, ramp_times_decay=True) == 1.0
+
+
+def test_every_entry_is_as_its_source_or_says_why():
+    """The table of the method page: a value that differs from its source's has a reason."""
+    published = files.read_json(files.root() / "results" / "published.json")
+    stated = set()
+    for entry in published["training"]:
+        for model in entry["models"]:
+            here = asdict(registry.get(model).recipe)[entry["field"]]
+            here = list(here) if isinstance(here, tuple) else here
+            assert here == entry["value"] or entry["why"], f"{model}: {entry['field']}"
+            stated.add((model, entry["field"]))
+    changes_to_a_profile = {"dropout", "batch", "rate", "end_rate", "seed"}
+    fields = set(asdict(registry.Recipe())) - changes_to_a_profile
+    assert stated == {(model, field) for model in published["table1"]["models"] for field in fields}
+
+
 def test_the_schedule_is_as_its_example_says():
-    assert doctest.testmod(loop) == (0, 1)
+    assert doctest.testmod(loop) == (0, 2)
 
 
 def test_a_finished_run_says_what_it_was(small_run):

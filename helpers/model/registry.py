@@ -8,7 +8,7 @@ Parameter counts at the paper's size are in ``results/published.json``.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -25,8 +25,23 @@ from helpers.base.files import root
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model changes in a profile's pre-training; nothing, unless it says so."""
+    """How a model is trained, as its source does it, and what it changes in a profile.
 
+    ``results/published.json`` has what the sources say (``training``); the method page shows both.
+    """
+
+    # AdamW, in pre-training and fine-tuning.
+    bias_correction: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01  # of pre-training; of matrices alone, not of biases and norms
+    finetune_weight_decay: float = 0.0
+    # The rate is warm-up times decay, as in google-research/electra, or decays after warm-up alone.
+    ramp_times_decay: bool = False
+    # Of fine-tuning: transformers' own, with its initialisation; or dropout and one linear layer on
+    # the first token's last hidden state, by Xavier's rule.
+    head: Literal["transformers", "linear"] = "transformers"
+    # What differs from the profile in pre-training.
     dropout: float | None = None  # in place of the profile's, hidden and attention
     batch: int = 1  # factor on the rows per step; steps are divided by it: as many rows
     rate: float = 1.0  # factor on the peak learning rate
@@ -43,7 +58,6 @@ class Spec:
     architecture: Literal["bert", "roberta", "deberta", "transformers"]
     objective: Literal["mlm", "rtd", "none"]  # rtd: replaced-token detection; none: fresh weights
     tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"  # uncased; cased and byte-level
-    weight_decay: float = 0.01  # of pre-training
     # Of the chosen 15 % of tokens, the parts replaced by the mask and by a random token.
     masking: tuple[float, float] = (0.85, 0.0)
     generator_fraction: float = 0.0  # width of the generator over the discriminator's; 0: none
@@ -51,7 +65,7 @@ class Spec:
     tie_softmax: bool = True  # the generator's output softmax shares the token embeddings
     model_type: str = ""  # transformers' name, as in config.json: roformer
     config: dict[str, Any] = field(default_factory=dict)  # fields unlike size and defaults
-    recipe: Recipe = Recipe()  # what differs from the profile in its pre-training
+    recipe: Recipe = Recipe()
 
 
 @dataclass(frozen=True)
@@ -72,24 +86,37 @@ class Size:
     initial: float = 0.02
 
 
+# google-research/electra, which also trained the released BERT-small.
+_ELECTRA = Recipe(
+    bias_correction=False, finetune_weight_decay=0.01, ramp_times_decay=True, head="linear"
+)
+# transformers' run_mlm_no_trainer.
+_ROBERTA = Recipe(epsilon=1e-8)
+# microsoft/DeBERTa: no DeBERTa was released.
+_DEBERTA = Recipe(bias_correction=False, finetune_weight_decay=0.01, ramp_times_decay=True)
+# The released ELECTRA-DeBERTa.
+_RELEASED = Recipe(epsilon=1e-8, weight_decay=0.1, ramp_times_decay=True)
+
 REGISTRY: dict[str, Spec] = {
-    "bert": Spec("bert", "mlm"),
-    "roberta": Spec("roberta", "mlm", tokenizer="bpe", masking=(0.8, 0.1), types=1),
+    "bert": Spec("bert", "mlm", recipe=_ELECTRA),
+    "roberta": Spec(
+        "roberta", "mlm", tokenizer="bpe", masking=(0.8, 0.1), types=1, recipe=_ROBERTA
+    ),
     # DeBERTa-v1 as published has no token types; it reads the same rows of two segments.
-    "deberta": Spec("deberta", "mlm", masking=(0.8, 0.1), types=0),
-    "electra": Spec("bert", "rtd", generator_fraction=0.25),
+    "deberta": Spec("deberta", "mlm", masking=(0.8, 0.1), types=0, recipe=_DEBERTA),
+    "electra": Spec("bert", "rtd", generator_fraction=0.25, recipe=_ELECTRA),
     # As released: a generator as wide as the discriminator, its output softmax not tied.
     "electra-deberta": Spec(
-        "deberta", "rtd", weight_decay=0.1, generator_fraction=1.0, tie_softmax=False
+        "deberta", "rtd", generator_fraction=1.0, tie_softmax=False, recipe=_RELEASED
     ),
     "electra-deberta-quarter": Spec(
-        "deberta", "rtd", weight_decay=0.1, generator_fraction=0.25, tie_softmax=False
+        "deberta", "rtd", generator_fraction=0.25, tie_softmax=False, recipe=_RELEASED
     ),
     # Controls: an architecture without pre-training, `control` finds that of a model. DeBERTa's has
-    # ELECTRA-DeBERTa's token types.
-    "scratch": Spec("bert", "none"),
-    "scratch-roberta": Spec("roberta", "none", tokenizer="bpe", types=1),
-    "scratch-deberta": Spec("deberta", "none"),
+    # ELECTRA-DeBERTa's token types and training.
+    "scratch": Spec("bert", "none", recipe=_ELECTRA),
+    "scratch-roberta": Spec("roberta", "none", tokenizer="bpe", types=1, recipe=_ROBERTA),
+    "scratch-deberta": Spec("deberta", "none", recipe=_RELEASED),
 }
 
 
@@ -103,24 +130,30 @@ class Variant:
     replicate: bool = False  # nothing differs but chance: it measures the noise
 
 
-def _variant(change: str, base: str = "electra-deberta", **changes: Any) -> Variant:  # noqa: ANN401
-    recipe = changes.get("recipe", Recipe())
-    return Variant(base, change, replace(REGISTRY[base], **changes), recipe.seed > 0)
+def _variant(
+    change: str,
+    base: str = "electra-deberta",
+    recipe: dict[str, Any] | None = None,
+    **changes: Any,  # noqa: ANN401
+) -> Variant:
+    spec = replace(REGISTRY[base], **changes)
+    spec = replace(spec, recipe=replace(spec.recipe, **(recipe or {})))
+    return Variant(base, change, spec, spec.recipe.seed > 0)
 
 
 _QUARTER = {"generator_fraction": 0.25}
 _TIED = {"tie_softmax": True}
-_PLAIN = {"recipe": Recipe(dropout=0.0)}
+_PLAIN = {"recipe": {"dropout": 0.0}}
 
 VARIANTS: dict[str, Variant] = {
-    "another-seed": _variant("nothing but the pre-training seed", recipe=Recipe(seed=1)),
-    "third-seed": _variant("nothing but the pre-training seed", recipe=Recipe(seed=2)),
+    "another-seed": _variant("nothing but the pre-training seed", recipe={"seed": 1}),
+    "third-seed": _variant("nothing but the pre-training seed", recipe={"seed": 2}),
     "quarter-generator": _variant("generator a quarter as wide", **_QUARTER),
     "tied-softmax": _variant("generator's softmax tied to the embeddings", **_TIED),
     "no-dropout": _variant("no dropout in pre-training", **_PLAIN),
-    "large-batch": _variant("batch × 4, peak rate × 2", recipe=Recipe(batch=4, rate=2.0)),
-    "high-rate": _variant("peak rate × 4", recipe=Recipe(rate=4.0)),
-    "constant-rate": _variant("no decay of the rate after warm-up", recipe=Recipe(end_rate=1.0)),
+    "large-batch": _variant("batch × 4, peak rate × 2", recipe={"batch": 4, "rate": 2.0}),
+    "high-rate": _variant("peak rate × 4", recipe={"rate": 4.0}),
+    "constant-rate": _variant("no decay of the rate after warm-up", recipe={"end_rate": 1.0}),
     "masked-only": _variant(
         "MLM in place of replaced-token detection", objective="mlm", generator_fraction=0.0, **_TIED
     ),
@@ -189,14 +222,6 @@ def control(name: str) -> str | None:
         if one.objective == "none" and all(getattr(one, key) == getattr(spec, key) for key in same)
     ]
     return alike[0] if alike and spec.objective != "none" else None
-
-
-def entry(spec: Spec) -> dict[str, Any]:
-    """An entry as plain values, for what names a run; a recipe that changes nothing is left out."""
-    values = asdict(spec)
-    if spec.recipe == Recipe():
-        del values["recipe"]
-    return values
 
 
 def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:

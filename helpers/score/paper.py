@@ -15,7 +15,7 @@ from helpers.base.text import Html, html, link
 NEEDED = (
     *("tasks", "table1", "reference", "quality_per_compute", "flop_per_token", "best_of_ten"),
     *("electra_small_owt", "announcement", "rounding_exempt", "what_paid", "throughput"),
-    "stated",
+    *("training", "stated"),
 )
 
 

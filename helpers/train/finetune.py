@@ -5,7 +5,7 @@ short warm-up, a learning rate that shrinks layer by layer towards the embedding
 RTE and STS-B, MRPC and STS-B doubled by swapping the sentences. Batches are made by length.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
@@ -33,8 +38,10 @@ EMBEDDINGS = ("embed", "relative_attention_bias", "encoder.LayerNorm")
 LARGEST_LABEL = 5.0  # of STS-B; the regression is trained on label / 5
 
 
-def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with ELECTRA's layer-wise learning rates.
+def layer_rates(
+    model: nn.Module, rate: float, decay: float, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameter groups with ELECTRA's layer-wise learning rates; no weight decay on biases, norms.
 
     Depth is 0 for the embeddings (their projection and tables of relative positions among them), 1
     to n for the layers, n + 2 for the head and for what of the encoder follows the layers: a
@@ -47,7 +54,7 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
             f"finetune_layer_decay = {decay}: the layers of a {model.config.model_type} are not "
             "numbered .layer.<n>, so rates cannot follow them; use 1.0"
         )
-    groups: dict[int, list[nn.Parameter]] = {}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         depth = last
         if name.startswith(inside):
@@ -56,15 +63,40 @@ def layer_rates(model: nn.Module, rate: float, decay: float) -> list[dict[str, A
                 depth = int(tail.split(".")[0]) + 1
             elif any(part in name for part in EMBEDDINGS):
                 depth = 0
-        groups.setdefault(depth, []).append(parameter)
+        groups.setdefault((depth, loop.is_decayed(name, parameter)), []).append(parameter)
     return [
-        {"params": group, "base": rate * decay ** (last - depth), "lr": 0.0}
-        for depth, group in sorted(groups.items())
+        {
+            "params": group,
+            "base": rate * decay ** (last - depth),
+            "lr": 0.0,
+            "weight_decay": weight_decay * decayed,
+        }
+        for (depth, decayed), group in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
-    """The encoder of a checkpoint with a fresh classification head (transformers' own class)."""
+class LinearHead(nn.Module):
+    """Dropout and one linear layer on the first token's last hidden state, by Xavier's rule.
+
+    The head of google-research/electra (``finetune/classification/classification_tasks.py``).
+    """
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.output = nn.Linear(config.hidden_size, config.num_labels)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits, float [batch, labels], of hidden states, float [batch, length, hidden]."""
+        return self.output(self.dropout(hidden[:, 0]))
+
+
+def open_encoder(
+    folder: Path, task: glue.Task, dropout: float, head: str = "transformers"
+) -> nn.Module:
+    """The encoder of a checkpoint with a fresh classification head, as `registry.Recipe` has it."""
     try:
         model, about = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -89,6 +121,13 @@ def open_encoder(folder: Path, task: glue.Task, dropout: float) -> nn.Module:
         )
     if bad := checkpoint.not_finite(model.state_dict()):
         raise UserError(f"{folder}: model.safetensors: {bad} is not finite; pre-train it again")
+    if head == "linear":
+        if isinstance(model.classifier, nn.Linear):
+            raise UserError(
+                f"head = {head!r}: {type(model).__name__} classifies a pooled vector, not hidden "
+                "states; use transformers"
+            )
+        model.classifier = LinearHead(model.config)
     return use_fast_dropout(disentangled.speed_up(model))
 
 
@@ -137,10 +176,9 @@ class Step:
         self.size, self.device = parameters.finetune_batch_size, next(model.parameters()).device
         replayed = graphs.possible(self.device, dtype)
         peak, decay = parameters.finetune_learning_rate, parameters.finetune_layer_decay
-        groups = layer_rates(model, peak, decay)
-        self.optimiser = torch.optim.AdamW(
-            groups, eps=1e-6, weight_decay=0.0, fused=True, capturable=replayed
-        )
+        recipe = registry.get(parameters.model).recipe
+        groups = layer_rates(model, peak, decay, recipe.finetune_weight_decay)
+        self.optimiser = loop.make_adamw(groups, recipe, replayed)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
         self.replay = graphs.Replay(self._take, replayed)
         self.shapes = (REPLAYED, usable_length(parameters)) if replayed else (1, 0)
@@ -188,6 +226,7 @@ def train(
     size = parameters.finetune_batch_size
     per_epoch = -(-len(data.lengths) // size)
     total, regression = epochs * per_epoch, model.config.num_labels == 1
+    product = registry.get(parameters.model).recipe.ramp_times_decay
     warmup = round(parameters.finetune_warmup * total)
     step = Step(parameters, model, dtype)
     labels = torch.tensor(data.labels / LARGEST_LABEL if regression else data.labels)
@@ -206,7 +245,7 @@ def train(
             torch.manual_seed(seeding.derive_seed("finetune", seed, number))
             batch = collate(data, order[place], tok, step.device, step.shapes)
             right = labels[loop.send(torch.as_tensor(order[place]), step.device)]
-            value = step(batch, right, loop.schedule(number, warmup, total))
+            value = step(batch, right, loop.schedule(number, warmup, total, 0.0, product))
             upkeep.see(value)
             rows, length = batch["input_ids"].shape
             state["tokens"] += rows * length
@@ -256,6 +295,7 @@ class _Cell:
             "stage": "finetune",
             "schema": records.SCHEMA,
             "parameters": self.parameters.model_dump(exclude=others),
+            "recipe": asdict(registry.get(self.parameters.model).recipe),
             "task": self.name,
             "seed": seed,
             "encoder": {k: v for k, v in weights.items() if k.startswith("encoder/")},
@@ -390,7 +430,8 @@ def _finetune(
     dtype, reason = loop.choose_precision(parameters.precision, device)
     torch.manual_seed(seeding.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
-    model = open_encoder(source, task, parameters.finetune_dropout).to(device)
+    head = registry.get(parameters.model).recipe.head
+    model = open_encoder(source, task, parameters.finetune_dropout, head).to(device)
     checkpoints = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     where = f"finetune/{parameters.model}/{name}"
     checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)

@@ -16,9 +16,11 @@ from torch import nn
 
 from helpers.base import config, progress
 from helpers.base.errors import Preempted, UserError
+from helpers.model import registry
 from helpers.train import checkpoint, provenance
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the packed corpus
+LATE = 1e6  # steps; 0.999 to this power is 0 in double precision
 NEVER = torch.iinfo(torch.int64).max
 
 
@@ -84,15 +86,49 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()  # a fresh head is meant, and no news
 
 
-def schedule(step: int, warmup: int, total: int, end: float = 0.0) -> float:
+def schedule(
+    step: int, warmup: int, total: int, end: float = 0.0, ramp_times_decay: bool = False
+) -> float:
     """Factor on the peak learning rate: linear warm-up, then linear decay to `end`.
+
+    With `ramp_times_decay` the decay begins with the first step and the warm-up is a factor on it.
+    The sources count the warm-up's steps from 0, and so waste the first batch; here from 1.
 
     >>> [schedule(step, warmup=2, total=6) for step in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    >>> [schedule(step, warmup=2, total=4, ramp_times_decay=True) for step in range(4)]
+    [0.5, 0.75, 0.5, 0.25]
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    return end + (1 - end) * (total - step) / max(1, total - warmup)
+    ramp = min(1.0, (step + 1) / max(1, warmup))
+    if ramp_times_decay:
+        return ramp * (end + (1 - end) * (total - step) / total)
+    return ramp if step < warmup else end + (1 - end) * (total - step) / max(1, total - warmup)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter: to matrices, not to biases and norms."""
+    return parameter.ndim > 1 and "norm" not in name.lower()
+
+
+def make_adamw(
+    groups: list[dict[str, Any]], recipe: registry.Recipe, capturable: bool = False
+) -> torch.optim.AdamW:
+    """AdamW as a recipe has it, at rate 0.
+
+    Without bias correction (``AdamWeightDecayOptimizer`` of google-research/electra,
+    ``model/optimization.py``) torch's own counts its steps from LATE, where beta ** step is 0 and
+    nothing is left to correct.
+    """
+    settings = {"betas": recipe.betas, "eps": recipe.epsilon, "capturable": capturable}
+    optimiser = torch.optim.AdamW(groups, lr=0.0, fused=True, **settings)
+    if not recipe.bias_correction:
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            optimiser.state[parameter] = {
+                "step": torch.full((), LATE, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimiser
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:

@@ -54,7 +54,7 @@ class Step:
         self.dtype, self.clip, self.most = dtype, clip, most
         device = next(task.parameters()).device
         capturable = graphs.possible(device, dtype) and mode != "reduce-overhead"
-        self.optimiser = make_optimiser(task, task.spec.weight_decay, capturable)
+        self.optimiser = make_optimiser(task, capturable)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
         self.call = task if mode == "none" else torch.compile(task, mode=mode)
         self.generator = torch.Generator(device)
@@ -115,7 +115,7 @@ def train(
     checkpoints = checkpoint.place(parameters, "pretrain", parameters.model, folder)
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
     peak = getattr(parameters, rate_name(parameters, task.spec))
-    warmup, end = round(parameters.pretrain_warmup * total), task.spec.recipe.end_rate
+    warmup, own = round(parameters.pretrain_warmup * total), task.spec.recipe
     first = upkeep.state["step"]
     task.train()
     with upkeep.steps() as steps:
@@ -123,7 +123,7 @@ def train(
             tokens = rows.batch(number)
             torch.manual_seed(seeding.derive_seed(seed, "step", number))
             step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
-            rate = peak * loop.schedule(number, warmup, total, end)
+            rate = peak * loop.schedule(number, warmup, total, own.end_rate, own.ramp_times_decay)
             compiles = number == first and mode != "none"
             with upkeep.compiling(mode) if compiles else nullcontext():
                 losses = step(tokens, rate)
@@ -178,16 +178,16 @@ class _Upkeep(loop.Upkeep):
 
 
 def make_optimiser(
-    task: nn.Module, weight_decay: float, capturable: bool = False
+    task: objectives.MaskedLanguageModel | objectives.ReplacedTokenDetection,
+    capturable: bool = False,
 ) -> torch.optim.AdamW:
-    """AdamW as in the released recipes: no decay on biases and norms, epsilon 1e-6; rate 0."""
+    """The optimiser of the model's recipe, at rate 0; no decay on biases and norms."""
     decayed, others = [], []
     for name, parameter in task.named_parameters():
-        is_matrix = parameter.ndim > 1 and "norm" not in name.lower()
-        (decayed if is_matrix else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}]
+        (decayed if loop.is_decayed(name, parameter) else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": task.spec.recipe.weight_decay}]
     groups += [{"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, eps=1e-6, fused=True, capturable=capturable)
+    return loop.make_adamw(groups, task.spec.recipe, capturable)
 
 
 def rate_name(parameters: config.Pretrain, spec: registry.Spec) -> str:
@@ -225,7 +225,7 @@ def specification(parameters: config.Pretrain, packed: dict[str, Any]) -> dict[s
     return {
         "stage": "pretrain",
         "parameters": values,
-        "model": registry.entry(spec),
+        "model": asdict(spec),
         "size": asdict(registry.get_size(parameters.size)),
         "tokens": packed["spec"],
     }

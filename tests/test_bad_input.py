@@ -72,14 +72,15 @@ def refused(says, folder):
 # --- parameters and files of parameters --------------------------------------------------------
 
 TINY = (ROOT / "profiles" / "tiny.yaml").read_text()
+END = len(TINY.splitlines()) + 1
 
 PROFILES = {
     "more positions than any model has": (
         TINY.replace("max_length: 32", "max_length: 1024"),
         "max_length = 1024: .*less than or equal to 512",
     ),
-    "a parameter twice": (TINY + "clip: 2.0\n", "line 55: field clip stands there twice"),
-    "a number for a name": (TINY + "1: 2\n", "line 55: a field's name must be text"),
+    "a parameter twice": (TINY + "clip: 2.0\n", f"line {END}: field clip stands there twice"),
+    "a number for a name": (TINY + "1: 2\n", f"line {END}: a field's name must be text"),
     "an object of Python's": ("a: !!python/object:os.system {}", "line 1: could not determine"),
     "a nest without an end": ("a: " + "[" * 5000, "nested too deeply"),
     "latin-1": ("profile: café".encode("latin-1"), "can't decode byte 0xe9"),

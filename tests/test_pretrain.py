@@ -3,7 +3,7 @@
 import doctest
 import filecmp
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -313,6 +313,14 @@ def test_the_optimiser_is_the_formula_of_its_source(correction):
         update = (m / ones[0]) / (np.sqrt(v / ones[1]) + 1e-3)
         weight = weight - rate * (update + decay * weight)
         assert parameter.detach().numpy() == pytest.approx(weight, abs=1e-5)
+
+
+def test_a_profile_may_correct_the_bias_in_all_models(small_run):
+    for model, own in (("bert", False), ("electra-deberta", True)):
+        for setting, wanted in (("source", own), ("always", True)):
+            found = loop.recipe(pretraining(small_run, model, bias_correction=setting))
+            assert replace(found, bias_correction=own) == registry.get(model).recipe
+            assert found.bias_correction is wanted
 
 
 def test_warm_up_and_decay_multiplied_are_the_sources_product():

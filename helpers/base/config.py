@@ -92,6 +92,9 @@ class Training(Stage):
     model: Name = Field(description="name in the registry")
     max_length: int = Field(ge=16, le=512, description="tokens per row, specials included")
     clip: float = Field(gt=0, description="largest gradient norm")
+    bias_correction: Literal["source", "always"] = Field(
+        description="Adam's: as the model's source, or in all models"
+    )
     checkpoint_steps: Count = Field(description="steps between checkpoints")
     checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")
     checkpoints: str = Field(description="folder for them; empty: beside the model")

@@ -176,7 +176,7 @@ class Step:
         self.size, self.device = parameters.finetune_batch_size, next(model.parameters()).device
         replayed = graphs.possible(self.device, dtype)
         peak, decay = parameters.finetune_learning_rate, parameters.finetune_layer_decay
-        recipe = registry.get(parameters.model).recipe
+        recipe = loop.recipe(parameters)
         groups = layer_rates(model, peak, decay, recipe.finetune_weight_decay)
         self.optimiser = loop.make_adamw(groups, recipe, replayed)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,12 @@ def schedule(
     if ramp_times_decay:
         return ramp * (end + (1 - end) * (total - step) / total)
     return ramp if step < warmup else end + (1 - end) * (total - step) / max(1, total - warmup)
+
+
+def recipe(parameters: config.Pretrain | config.Finetune) -> registry.Recipe:
+    """The recipe of the parameters' model, with what the profile sets for all."""
+    own = registry.get(parameters.model).recipe
+    return replace(own, bias_correction=True) if parameters.bias_correction == "always" else own
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -9,7 +9,7 @@ Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detect
 """
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,8 @@ def _run(
     parameters: config.Pretrain, packed: dict[str, Any], wanted: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Trains and writes what :func:`run` says."""
-    spec, size = registry.get(parameters.model), registry.get_size(parameters.size)
+    spec = replace(registry.get(parameters.model), recipe=loop.recipe(parameters))
+    size = registry.get_size(parameters.size)
     source, name = parameters.folder / "tokenizer" / packed["kind"], files.digest(wanted)
     loop.begin(parameters.threads)
     device = registry.device()

@@ -166,6 +166,17 @@ def test_without_repetition_a_difference_has_no_error():
     assert found.loc["pre-ln", "error"] == pytest.approx(np.std([40, 41], ddof=1) * np.sqrt(2))
 
 
+@pytest.mark.slow
+def test_intervals_of_changes_that_change_nothing_hold_zero():
+    rng, outside = np.random.default_rng(0), 0
+    names = ["electra-deberta", "another-seed", "third-seed", "no-dropout"]
+    for _ in range(2000):
+        study = make_study({name: [rng.normal(45, 1)] for name in names})
+        row = recipes.effects(study).iloc[1]
+        outside += not row["low"] <= 0 <= row["high"]
+    assert outside / 2000 == pytest.approx(0.05, abs=0.01)
+
+
 def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     names = ["electra-deberta", "another-seed", "no-dropout"]
     run = make_run(tmp_path / "records", "folder", models=names, tasks=TASKS)

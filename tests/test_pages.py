@@ -204,6 +204,22 @@ def test_one_answer_for_every_row_and_the_metrics_that_count(tmp_path):
     assert names["counted"].loc["bert", "score"] == pytest.approx(wanted)
 
 
+def test_ends_of_seeds_hold_the_median_as_often_as_the_page_says(tmp_path):
+    make_run(tmp_path / "records", models=["bert", "scratch"], seeds=(0, 1))
+    asked = {"models": ["bert", "scratch"], "tasks": TASKS}
+    files.write_json(tmp_path / "run.json", {"parameters": asked})
+    page = run_page("seeds", tmp_path)
+    coverage = page.names["coverage"].set_index("Seeds")
+    for n, row in coverage.iterrows():
+        # The ends are the first and the last of n values; of ten, the second and the ninth.
+        outside = 2 * stats.binom.cdf(1 if n == 10 else 0, n, 0.5)
+        assert row["By the binomial law, %"] == pytest.approx(100 * (1 - outside))
+        assert row["Normal, simulated, %"] == pytest.approx(100 * (1 - outside), abs=4)
+        assert row["Long tail, simulated, %"] == pytest.approx(100 * (1 - outside), abs=4)
+    assert set(page.names["shown"]["Range, or interval"].str[-10:]) == {"range of 2"}
+    assert page.names["names"] == ["bert", "scratch"]
+
+
 # --- what was measured
 
 

@@ -792,7 +792,7 @@ def test_verify_names_an_edited_record(run, tmp_path):
     ("arguments", "says"),
     [
         (["plan", "--profile", "{bad}"], "bad.yaml: pretrain_batch_size = -1"),
-        (["run", "--profile", "{heads}"], "generator_fraction = 0.6: hidden 128"),
+        (["run", "--profile", "{heads}"], "generator_fraction = 0.05: hidden 128"),
         (["run", "--profile", "{proc}"], "/proc/runs/small: cannot write"),
         (["verify", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
         (["check", "--folder", "{bad}"], "bad.yaml: no such folder"),
@@ -804,7 +804,7 @@ def test_commands_refuse_in_one_line(tmp_path, arguments, says):
     values = small_profile("/proc/runs").model_dump(exclude={"model", "tokenizer_kind"})
     profiles = {
         "bad": {"pretrain_batch_size": -1},
-        "heads": {"generator_fraction": 0.6, "models": ["electra"], "runs": str(tmp_path / "r")},
+        "heads": {"generator_fraction": 0.05, "models": ["electra"], "runs": str(tmp_path / "r")},
         "proc": {},
     }
     places = {"out": str(tmp_path / "out")}

@@ -69,6 +69,29 @@ def test_generator_and_discriminator_share_their_token_embeddings():
         assert tied == registry.get(name).tie_softmax
 
 
+@pytest.mark.parametrize(
+    ("size", "fraction", "heads"),
+    [("paper", 0.25, 1), ("paper", 0.5, 2), ("paper", 1.0, 4), ("mini", 0.5, 1), ("mini", 1.0, 4)],
+)
+def test_a_generators_heads_are_64_wide_as_electras(size, fraction, heads):
+    """max(1, hidden // 64) in its code; a full-size generator is the same encoder."""
+    shape = registry.get_size(size)
+    found = registry.build_config(registry.get("electra"), shape, 100, 64, width=fraction)
+    assert found.num_attention_heads == heads
+
+
+def test_a_head_on_deberta_is_drawn_as_the_releases_init_weights():
+    torch.manual_seed(0)
+    config = registry.build_config(
+        registry.get("electra-deberta"), registry.get_size("paper"), 9, 64
+    )
+    head = registry.DebertaDiscriminator(config).discriminator_predictions
+    assert head.dense.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert head.dense_prediction.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert not head.dense.bias.any()
+    assert not head.dense_prediction.bias.any()
+
+
 def test_roberta_has_two_positions_less():
     config = at_paper_size("roberta").model.config
     assert config.max_position_embeddings == 128

@@ -59,6 +59,18 @@ def test_masking_rates(vocabulary, masking):
         assert stats.binomtest(found, n, expected).pvalue > 1e-4
 
 
+def test_an_unknown_word_is_masked_and_drawn_like_any_other(small_run):
+    tok = tokenizer.load(small_run.folder / "tokenizer" / "wordpiece")
+    known = objectives.Vocabulary.of(tok, torch.device("cpu"))
+    assert known.special.nonzero().squeeze(1).tolist() == sorted(
+        {tok.pad_token_id, tok.cls_token_id, tok.sep_token_id, tok.mask_token_id}
+    )
+    assert tok.unk_token_id in known.ordinary
+    tokens = torch.full((4, 40), tok.unk_token_id)
+    found = objectives.mask_tokens(tokens, known, (1.0, 0.0), seeded())
+    assert (found.inputs == tok.mask_token_id).sum() == 4 * 6
+
+
 def test_a_row_of_specials_loses_nothing(vocabulary):
     tokens = torch.full((2, 16), 3)
     tokens[1, 5] = 9

@@ -248,15 +248,18 @@ def build_config(
 ) -> PretrainedConfig:
     """The transformers configuration of an encoder.
 
-    `width` is a factor on hidden, heads and feed-forward: a generator's fraction. The token
+    `width` is a factor on hidden and feed-forward: a generator's fraction. The token
     embeddings keep their width, because generator and discriminator share them.
     """
-    heads, hidden = max(1, round(size.heads * width)), round(size.hidden * width)
-    if hidden < 8 or hidden % heads:
+    hidden = round(size.hidden * width)
+    if hidden < 8:
         raise UserError(
-            f"generator_fraction = {width}: hidden {size.hidden} and {size.heads} heads become "
-            f"{hidden} and {heads}; hidden must be at least 8 and divisible by the heads"
+            f"generator_fraction = {width}: hidden {size.hidden} becomes {hidden}; at least 8"
         )
+    # Heads of a narrow generator are 64 wide, as in google-research/electra, where that divides.
+    heads = size.heads if width == 1 else max(1, hidden // 64)
+    while hidden % heads:
+        heads -= 1
     common = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -318,6 +321,10 @@ class DebertaDiscriminator(nn.Module):
         self.deberta = transformers.DebertaModel(config)
         head = ElectraConfig(hidden_size=config.hidden_size, hidden_act=config.hidden_act)
         self.discriminator_predictions = ElectraDiscriminatorPredictions(head)
+        for layer in self.discriminator_predictions.children():
+            if isinstance(layer, nn.Linear):  # as the release's init_weights(), at sd 0.02
+                nn.init.normal_(layer.weight, std=config.initializer_range)
+                nn.init.zeros_(layer.bias)
 
 
 MASKED_LM = {

@@ -26,7 +26,8 @@ class Vocabulary:
     def of(cls, tok: PreTrainedTokenizerBase, device: torch.device) -> "Vocabulary":
         """Reads it from a transformers tokenizer."""
         special = torch.zeros(len(tok), dtype=torch.bool)
-        special[list(tok.all_special_ids)] = True
+        # An unknown word is a token like any other, as in google-research/electra.
+        special[[i for i in tok.all_special_ids if i != tok.unk_token_id]] = True
         ordinary = torch.arange(len(tok))[~special]
         return cls(tok.mask_token_id, special.to(device), ordinary.to(device), tok.sep_token_id)
 

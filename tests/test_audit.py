@@ -328,7 +328,7 @@ def test_the_notebook_runs_by_plain_papermill(tmp_path):
         for o in c.outputs
         if "data" in o and "text/markdown" in o["data"]
     ]
-    assert len(said) == 10
+    assert len(said) == 11
     assert "nan" not in " ".join(said)
     assert any("RoBERTa, BERT" in text for text in said)
     assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 2

@@ -45,6 +45,7 @@ SMALL = {
     "checkpoint_steps": 4,
     "finetune_epochs": 1,
     "finetune_epochs_small": 1,
+    "bias_correction": "source",  # so that both kinds of optimiser are cut and resumed
 }
 # Of `write_study`: enough that each stage can be disturbed.
 LONGER = {

@@ -134,7 +134,7 @@ rule pretrain:
         log_of("03_pretrain", "{model}"),
     params:
         stage=lambda wildcards: parameters(config.Pretrain, model=wildcards.model),
-        spec=lambda wildcards: json.dumps([registry.entry(registry.get(wildcards.model)), SIZE]),
+        spec=lambda wildcards: json.dumps([asdict(registry.get(wildcards.model)), SIZE]),
     threads: PROFILE.threads
     resources:
         gpu=1,

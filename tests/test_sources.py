@@ -30,9 +30,12 @@ def test_a_folder_gives_its_rows_and_documents(tmp_path, folder):
     assert written["label"].tolist() == source["label"].tolist()
 
     manifest = corpus.run(parameters)
-    assert (manifest["documents"], manifest["skipped"]) == (30, 2)
-    texts = list(corpus.read(parameters.folder / "data" / "corpus"))
-    assert texts == pd.read_parquet(folder / "corpus" / "a.parquet")["text"].tolist()[:30]
+    assert manifest["documents"] + manifest["held_out"]["documents"] == 30
+    assert manifest["skipped"] == 2
+    texts = pd.read_parquet(folder / "corpus" / "a.parquet")["text"].tolist()[:30]
+    held_out = set(corpus.read(parameters.folder / "data" / "corpus" / "held_out"))
+    seen = list(corpus.read(parameters.folder / "data" / "corpus"))
+    assert seen == [text for text in texts if text not in held_out]
 
 
 def test_work_is_counted_from_the_folders_own_rows(tmp_path, folder):

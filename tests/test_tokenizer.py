@@ -44,7 +44,7 @@ class Cut(Exception):
 
 def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
-    monkeypatch.setattr(packing, "ENCODING", (20, 10**9))  # three batches a shard
+    monkeypatch.setattr(packing, "ENCODING", (14, 10**9))  # three batches a shard
     whole, cut = (small_profile(tmp_path, profile=name) for name in ("whole", "cut"))
     stages = {}
     for profile in (whole, cut):

@@ -20,6 +20,8 @@ HUB_NAME = "Skylion007/openwebtext"
 SHARD = (20_000, 64_000_000)  # documents and characters of a file, at most
 SCHEMA = pa.schema([("text", pa.string())])
 SOURCE = "source.yaml"
+HELD_OUT = "held_out"  # folder beside the documents that are trained on
+HELD_OUT_BYTES = 4_000_000  # kept of them; what is above is neither kept nor trained on
 
 
 def _one_line(value: object) -> object:
@@ -58,8 +60,10 @@ def describe(folder: Path) -> dict[str, Any]:
 def run(parameters: config.Data) -> dict[str, Any]:
     """Brings the corpus into the run's folder, ``data/corpus/``; does nothing twice.
 
+    A hundredth of the documents, and of the first ones a fifth until that makes 200 kB, is held out
+    in ``held_out/``: never trained on, chosen by a hash of the text, the same for every tokenizer.
     The manifest it returns holds source, name, documents, words, bytes (UTF-8), skipped (empty
-    documents) and ``content``, the SHA-256 of all texts; for source ``folder`` also what
+    documents), held_out and ``content``, the SHA-256 of all texts; for source ``folder`` also what
     `describe` gives. That and the name are no part of the specification: where they alone have
     changed, the manifest is brought up to date and nothing is made again.
     """
@@ -98,22 +102,58 @@ def _write(texts: Iterable[str], total: int, folder: Path) -> tuple[dict[str, An
     """Writes texts as Parquet; what a manifest tells of them, and the names of the files."""
     content, written = hashlib.sha256(), []
     counts: dict[str, Any] = {"documents": 0, "words": 0, "bytes": 0, "skipped": 0}
+    held_out = _HeldOut()
     bar = progress.bar(total, "corpus", "documents")
     for shard in portions(texts, *SHARD):
-        documents = [text for text in shard if text and text.strip()]
-        for text in documents:
+        texts = [text for text in shard if text and text.strip()]
+        documents = []
+        for text in texts:
             data = text.encode("utf-8", "replace")
             content.update(len(data).to_bytes(8, "big") + data)
+            if held_out.takes(text, data):
+                continue
+            documents.append(text)
             counts["bytes"] += len(data)
             counts["words"] += len(text.split())
         counts["documents"] += len(documents)
-        counts["skipped"] += len(shard) - len(documents)
+        counts["skipped"] += len(shard) - len(texts)
         written.append(f"part-{len(written):05d}.parquet")
-        with files.replacing(folder / written[-1]) as temporary:
-            pq.write_table(pa.table({"text": documents}, SCHEMA), temporary, compression="zstd")
+        _write_texts(folder / written[-1], documents)
         bar.update(len(shard))
     bar.close()
+    written.append(f"{HELD_OUT}/part-00000.parquet")
+    _write_texts(folder / written[-1], held_out.texts)
+    counts |= {"held_out": {"documents": held_out.documents, "bytes": held_out.bytes}}
     return counts | {"content": content.hexdigest()}, written
+
+
+def _write_texts(path: Path, texts: list[str]) -> None:
+    with files.replacing(path) as temporary:
+        pq.write_table(pa.table({"text": texts}, SCHEMA), temporary, compression="zstd")
+
+
+class _HeldOut:
+    """The documents of a stream that are held out."""
+
+    def __init__(self) -> None:
+        self.documents, self.bytes, self.texts, self.trained = 0, 0, [], b""
+        self.seen: set[bytes] = set()  # of the first ones, so that a copy is not trained on
+
+    def takes(self, text: str, data: bytes) -> bool:
+        """Whether a document, and its UTF-8, is held out; then it is kept."""
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        place = int.from_bytes(digest, "big") / 2**64
+        first = self.bytes < 200_000
+        self.trained = self.trained or digest  # the first of all, so that there is one
+        out = place < 0.01 or digest in self.seen or (first and place < 0.2)
+        if not out or digest == self.trained:
+            return False
+        if first:
+            self.seen.add(digest)
+        if self.bytes < HELD_OUT_BYTES:
+            self.texts.append(text)
+        self.documents, self.bytes = self.documents + 1, self.bytes + len(data)
+        return True
 
 
 def portions(texts: Iterable[str], documents: int, characters: int) -> Iterator[list[str]]:

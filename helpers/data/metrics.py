@@ -57,3 +57,14 @@ def score(
     metric = GlueMetric(config_name=task, keep_in_memory=True)
     values = metric.compute(predictions=predictions, references=references)
     return 100 * values[glue.get(task).metric], values, CONSTANT if constant else ""
+
+
+def effective_rank(states: np.ndarray) -> float:
+    """How many directions vectors, float [n, width], spread over: 1 on a line, at most the width.
+
+    The exponential of the entropy of their covariance's eigenvalues, each over the sum.
+    Source: Roy and Vetterli 2007.
+    """
+    centred = states - states.mean(0)
+    shares = np.linalg.svd(centred, compute_uv=False).astype(np.float64) ** 2
+    return float(np.exp(stats.entropy(shares)))

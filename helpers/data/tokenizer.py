@@ -27,6 +27,8 @@ ALPHABET = 1000  # characters of WordPiece, the most frequent; the rest are unkn
 LONGEST = 1000  # characters of a run without a space or a change of kind that training looks at
 LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
 DTYPES = ("uint16", "uint32")  # of the packed corpus, the second for large vocabularies
+HELD_OUT_ROWS = 2048  # at most
+COUNTED_ROWS = 100_000  # of the corpus, for the frequencies of tokens and of pairs
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -136,14 +138,20 @@ def saving() -> Iterator[None]:
         raise OSError(" ".join(str(error).split())) from error
 
 
-def rows(folder: Path) -> np.ndarray:
-    """The packed corpus as a memory map, uint16 or uint32 [rows, length]."""
+def rows(folder: Path, held_out: bool = False) -> np.ndarray:
+    """The packed corpus, or its held-out part, as a memory map, uint16 or uint32 [rows, length]."""
     manifest = files.require_manifest(folder, "02_tokenizer")
-    count, length, dtype = (manifest.get(name) for name in ("rows", "length", "dtype"))
+    length, dtype = manifest.get("length"), manifest.get("dtype")
+    count = (manifest.get("held_out", {}) if held_out else manifest).get("rows")
+    if held_out and count == 0:
+        return np.empty((0, 1), dtype=DTYPES[0])
     plain = all(type(n) is int and n > 0 for n in (count, length)) and dtype in DTYPES
     if not plain:
         raise UserError(f"{folder}/manifest.json: damaged, delete it and run its stage again")
-    path = folder / "tokens.bin"
+    return _open(folder / ("held_out.bin" if held_out else "tokens.bin"), dtype, count, length)
+
+
+def _open(path: Path, dtype: str, count: int, length: int) -> np.ndarray:
     size = np.dtype(dtype).itemsize * count * length
     there = path.stat().st_size if path.exists() else 0
     if there != size:
@@ -176,9 +184,9 @@ def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dic
 def run(parameters: config.Tokenizer) -> dict[str, Any]:
     """Trains one tokenizer and packs the corpus with it; does nothing twice.
 
-    Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin`` and, last,
-    ``manifest.json``, which it returns. A run that was killed goes on from the last whole shard of
-    the corpus, with the same bytes.
+    Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin``, the same of the
+    held-out documents in ``held_out.bin`` and, last, ``manifest.json``, which it returns. A run
+    that was killed goes on from the last whole shard of the corpus, with the same bytes.
     """
     kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
     documents = files.require_manifest(source, "01_data")
@@ -197,6 +205,7 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
             f"max_length = {parameters.max_length}: the corpus fills no row of {wanted['length']} "
             "tokens"
         )
+    held_out = _pack_held_out(source, folder, tok, wanted)
     manifest = {
         "spec": files.digest(wanted),
         "specification": wanted,
@@ -211,8 +220,15 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
         "unknown": state["unknown"],
         "words": documents["words"],
         "dtype": DTYPES[len(tok) > 2**16],
+        "held_out": held_out,
     }
-    names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin"]
+    names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin", "held_out.bin"]
+    # What a model without context comes to on the held-out rows, of counts in the others.
+    length, dtype = wanted["length"], manifest["dtype"]
+    seen = _open(folder / "tokens.bin", dtype, state["rows"], length)[:COUNTED_ROWS]
+    if held_out["rows"]:
+        unseen = _open(folder / "held_out.bin", dtype, held_out["rows"], length)
+        held_out |= packing.count_entropies(seen, unseen, tok)
     manifest = files.write_manifest(folder, manifest, names)
     (folder / PACKING).unlink()
     return manifest
@@ -292,6 +308,23 @@ def _pack_shards(
             packed.unlink(missing_ok=True)
         raise UserError(f"{packed}: cannot write: {error.strerror or error}") from error
     bar.close()
+
+
+def _pack_held_out(
+    source: Path, folder: Path, tok: PreTrainedTokenizerBase, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """Packs the held-out documents into ``held_out.bin``; their bytes, tokens and rows."""
+    length, segments, blocks = wanted["length"], wanted["segments"], []
+    found = {"bytes": 0, "tokens": 0}
+    for texts in corpus.portions(corpus.read(source / corpus.HELD_OUT), *packing.ENCODING):
+        blocks.append(packing.pack_batch(texts, tok, length, [], segments, 0)[0])
+        found["bytes"] += sum(len(text.encode("utf-8", "replace")) for text in texts)
+        encoded = tok.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        found["tokens"] += sum(map(len, encoded))
+    packed = np.concatenate([np.empty((0, length)), *blocks])[:HELD_OUT_ROWS]
+    with files.replacing(folder / "held_out.bin") as temporary:
+        temporary.write_bytes(packed.astype(DTYPES[len(tok) > 2**16]).tobytes())
+    return found | {"rows": len(packed)}
 
 
 def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:

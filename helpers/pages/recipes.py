@@ -35,7 +35,7 @@ def effective_rank(run: Path, model: str, rows: int = 16) -> float:
     import torch
     from transformers import AutoModel
 
-    from helpers.data import tokenizer
+    from helpers.data import metrics, tokenizer
     from helpers.model import registry
 
     source = run / "models" / model / "encoder"
@@ -46,9 +46,7 @@ def effective_rank(run: Path, model: str, rows: int = 16) -> float:
     tokens = torch.from_numpy(tokenizer.whole_rows(packed, rows))
     with torch.inference_mode():
         states = network(tokens).last_hidden_state.flatten(0, 1)
-    shares = torch.linalg.svdvals(states - states.mean(0)).double().square()
-    shares = shares[shares > 0] / shares.sum()
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    return metrics.effective_rank(states.numpy())
 
 
 def measure(

@@ -184,11 +184,16 @@ def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> t
     return _CrossEntropy.apply(logits.flatten(0, 1), masked.targets.flatten(), weights)
 
 
+def replaced_scores(model: nn.Module, corrupted: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    """A discriminator's logits that a token was replaced, float32 [batch, length]."""
+    return model.discriminator_predictions(hidden_states(model, corrupted, types)).float()
+
+
 def replaced_loss(
     model: nn.Module, corrupted: torch.Tensor, types: torch.Tensor, replaced: torch.Tensor
 ) -> torch.Tensor:
     """Binary cross-entropy of a discriminator, summed over what :func:`corrupt` gives, in nats."""
-    score = model.discriminator_predictions(hidden_states(model, corrupted, types)).float()
+    score = replaced_scores(model, corrupted, types)
     return functional.binary_cross_entropy_with_logits(score, replaced, reduction="sum")
 
 

@@ -25,6 +25,7 @@ from helpers.data import tokenizer
 from helpers.model import registry
 from helpers.train import checkpoint, graphs, loop, objectives, provenance
 from helpers.train.batches import Rows
+from helpers.train.held_out import HeldOut, bits_per_byte
 
 LOG_POINTS = 200
 REPLAYED = 8  # lengths of batches are multiples of it where a step is recorded or compiled
@@ -101,11 +102,15 @@ def train(
     task: nn.Module,
     tok: PreTrainedTokenizerBase,
     packed: np.ndarray,
+    unseen: np.ndarray,
     folder: Path,
     spec: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Trains `task` in place on packed rows; the state after the last step, the log among it."""
+    """Trains `task` in place on packed rows; the state after the last step, the log among it.
+
+    `unseen` are the held-out rows.
+    """
     device, seed, total = registry.device(), parameters.pretrain_seed, parameters.pretrain_steps
     mode = parameters.torch_compile
     vocabulary = objectives.Vocabulary.of(tok, device)
@@ -113,6 +118,8 @@ def train(
     multiple = REPLAYED if step.replay.active or mode != "none" else 1
     rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
     checkpoints = checkpoint.place(parameters, "pretrain", parameters.model, folder)
+    trained = total * parameters.pretrain_batch_size
+    held_out = HeldOut(unseen, tok, trained, vocabulary, dtype, device)
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
     peak = getattr(parameters, rate_name(parameters, task.spec))
     warmup, own = round(parameters.pretrain_warmup * total), task.spec.recipe
@@ -128,6 +135,7 @@ def train(
             with upkeep.compiling(mode) if compiles else nullcontext():
                 losses = step(tokens, rate)
             upkeep.maybe_log(losses, rate, tokens)
+            upkeep.maybe_evaluate(held_out)
             upkeep.maybe_save(tokens.numel(), hold=upkeep.state["high"] > 0)
     upkeep.bar.close()
     return upkeep.state | {"place": rows.place}
@@ -170,6 +178,16 @@ class _Upkeep(loop.Upkeep):
         state["log"].append({"step": step, "tokens": state["tokens"], "rate": rate} | means)
         self.sums = {}
         self.bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
+
+    def maybe_evaluate(self, held_out: HeldOut) -> None:
+        """At some lines of the log, and at the last, adds what held-out rows say to the line."""
+        log, last = self.state["log"], self.state["step"] == self.total
+        if not held_out.batches or not log or log[-1]["step"] != self.state["step"]:
+            return
+        if last or len(log) % max(1, self.total // self.every // held_out.points) == 0:
+            log[-1] |= held_out(self.model, last)
+            said = f"loss {log[-1]['loss']:.3f}, held-out {log[-1]['held_out_loss']:.3f}"
+            self.bar.set_postfix_str(said, refresh=False)
 
     def note(self) -> None:
         """The same, with the sums for the next line of the log."""
@@ -293,7 +311,8 @@ def _run(
     steps = 0
     if spec.objective != "none":
         steps = parameters.pretrain_steps
-        state = train(parameters, task, tok, tokenizer.rows(source), folder, name, dtype)
+        rows, unseen = (tokenizer.rows(source, held_out) for held_out in (False, True))
+        state = train(parameters, task, tok, rows, unseen, folder, name, dtype)
     written = _save(task, tok, folder, state["log"])
     generator = task.generator if spec.objective == "rtd" else None
     manifest = {
@@ -316,6 +335,7 @@ def _run(
             "parameters": registry.count(registry.encoder(task.model)),
             "generator_parameters": registry.count(generator) if generator else 0,
         },
+        "held_out": _held_out(state["log"], packed["held_out"]),
         "code": provenance.code(),
         "hardware": provenance.hardware(parameters.threads),
         "versions": provenance.versions(),
@@ -323,6 +343,17 @@ def _run(
     manifest = files.write_manifest(folder, manifest, written)
     checkpoint.clear(checkpoint.place(parameters, "pretrain", parameters.model, folder))
     return manifest
+
+
+def _held_out(log: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
+    """What the held-out rows say at the end, beside what a model without context comes to."""
+    measures = ("loss", "shuffled", "auc", "excess")
+    last = log[-1] if log else {}
+    found = {name: last[f"held_out_{name}"] for name in measures if f"held_out_{name}" in last}
+    if found:
+        found["effective_rank"] = last["effective_rank"]
+        found["bits_per_byte"] = bits_per_byte(found["loss"], about)
+    return found | {name: about[name] for name in ("unigram", "bigram") if name in about}
 
 
 def _save(task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list) -> list[str]:

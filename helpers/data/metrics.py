@@ -4,6 +4,8 @@ Sources of the choice: the columns of the paper's Table 1 are those of ELECTRA's
 Matthews correlation, STS-B Spearman correlation, accuracy elsewhere.
 """
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -59,12 +61,16 @@ def score(
     return 100 * values[glue.get(task).metric], values, CONSTANT if constant else ""
 
 
-def effective_rank(states: np.ndarray) -> float:
-    """How many directions vectors, float [n, width], spread over: 1 on a line, at most the width.
+def score_splits(
+    task: str, predictions: dict[str, np.ndarray], labels: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Score, metrics and note of a record, of the first split by name.
 
-    The exponential of the entropy of their covariance's eigenvalues, each over the sum.
-    Source: Roy and Vetterli 2007.
+    MNLI's mismatched half stands among the metrics.
     """
-    centred = states - states.mean(0)
-    shares = np.linalg.svd(centred, compute_uv=False).astype(np.float64) ** 2
-    return float(np.exp(stats.entropy(shares)))
+    headline, *others = predictions
+    value, values, note = score(task, predictions[headline], labels[headline])
+    for split in others:
+        beside = score(task, predictions[split], labels[split])[1]
+        values |= {f"mismatched_{key}": number for key, number in beside.items()}
+    return {"score": value, "metrics": values, "note": note}

@@ -66,11 +66,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 @_style()
-def loss(log: pd.DataFrame, title: str = "") -> Figure:
+def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None = None) -> Figure:
     """Pre-training loss against tokens seen.
 
-    `log` has columns tokens (count) and loss (nats); generator_loss and discriminator_loss are
-    drawn too where they are present.
+    `log` has columns tokens (count) and loss (nats); generator_loss, discriminator_loss and those
+    on held-out rows are drawn too where they are present. `levels` are horizontal lines by name.
     """
     for column in ("tokens", "loss"):
         if column not in log:
@@ -79,13 +79,18 @@ def loss(log: pd.DataFrame, title: str = "") -> Figure:
         "loss": "loss",
         "generator_loss": "generator (masked tokens)",
         "discriminator_loss": "discriminator (replaced or not)",
+        "held_out_loss": "held-out (every chosen token masked)",
+        "held_out_shuffled": "held-out, visible words shuffled",
     }
     present = [column for column in names if column in log and log[column].notna().any()]
     figure, axes = _axes(7, 3.6, columns=min(2, len(present)))
     colours = _palette(present)
     for column in present:
         axis = axes[0, -1 if column == "discriminator_loss" else 0]
-        axis.plot(log["tokens"] / 1e6, log[column], color=colours[column], label=names[column])
+        line = log[["tokens", column]].dropna()
+        axis.plot(line["tokens"] / 1e6, line[column], color=colours[column], label=names[column])
+    for style, (name, value) in zip(("--", ":"), (levels or {}).items(), strict=False):
+        axes[0, 0].axhline(value, color="0.4", linestyle=style, linewidth=1, label=name)
     for axis in axes.flat:
         axis.set(xlabel="tokens seen, millions", ylabel="loss, nats")
         if len(present) > 1:

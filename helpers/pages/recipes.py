@@ -35,8 +35,9 @@ def effective_rank(run: Path, model: str, rows: int = 16) -> float:
     import torch
     from transformers import AutoModel
 
-    from helpers.data import metrics, tokenizer
+    from helpers.data import tokenizer
     from helpers.model import registry
+    from helpers.train import held_out
 
     source = run / "models" / model / "encoder"
     network = AutoModel.from_pretrained(
@@ -46,7 +47,7 @@ def effective_rank(run: Path, model: str, rows: int = 16) -> float:
     tokens = torch.from_numpy(tokenizer.whole_rows(packed, rows))
     with torch.inference_mode():
         states = network(tokens).last_hidden_state.flatten(0, 1)
-    return metrics.effective_rank(states.numpy())
+    return held_out.effective_rank(states.numpy())
 
 
 def measure(

@@ -24,10 +24,12 @@ from helpers.pages.view import View
 from helpers.score import audit, paper, predictions, statistics
 from helpers.score.paper import cited, derived
 from helpers.score.statistics import Comparison, Summary
+from helpers.train.records import FLOORS
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 PARTS = ("pretrain_hardware", "hardware")
 COMPARISONS = "comparisons.json"
+BELOW = " ▾"  # behind a score that is not above the bag of words
 WORDS = "text-align: left; white-space: normal"
 
 
@@ -144,17 +146,35 @@ def ends(found: Summary) -> str:
 def spread(view: View) -> pd.DataFrame:
     """Every cell over its seeds: rows by model and heading; fields of `Summary`, and its `ends`."""
     rows = {
-        (_name(view, model), title): statistics.mean_of_tasks(view.records, model, tasks)
-        for model in view.models
+        (_name(view, model), title): over_seeds(view, model, tasks)
+        for model in with_floors(view)
         for title, tasks in columns(view).items()
     }
     index = pd.MultiIndex.from_tuples(rows, names=["Model", "Task"])
     return pd.DataFrame([asdict(one) | {"ends": ends(one)} for one in rows.values()], index=index)
 
 
+def over_seeds(view: View, model: str, tasks: Sequence[str]) -> Summary:
+    """The mean of tasks over the seeds of a model or a floor."""
+    return statistics.mean_of_tasks(view.of(model), model, tasks)
+
+
+def is_below_floor(view: View, model: str, tasks: Sequence[str]) -> bool:
+    """Whether the median of a model's mean of tasks is not above the bag of words."""
+    floor = over_seeds(view, FLOORS[0], tasks)
+    return (
+        bool(floor.n)
+        and model not in FLOORS
+        and (over_seeds(view, model, tasks).median <= floor.median)
+    )
+
+
 def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Html | float:
-    """A cell: its median, linked to the records; a mean's `ends`; n where it has fewer seeds."""
-    found = statistics.mean_of_tasks(view.records, model, tasks)
+    """A cell: its median, linked to the records; a mean's `ends`; n where it has fewer seeds.
+
+    `BELOW` stands behind one that is not above the bag of words.
+    """
+    found = over_seeds(view, model, tasks)
     if not found.n:
         return math.nan
     text, beside = f"{found.median:.2f}", []
@@ -165,12 +185,20 @@ def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Htm
         text += f" ({ends(found)})"
     text += f" / {statistics.summary(beside).median:.2f}" if beside else ""
     fewer = f" (n = {found.n})" if found.n < seeds and "range of" not in text else ""
-    return html("{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer)
+    below = BELOW if is_below_floor(view, model, tasks) else ""
+    return html("{}{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer, below)
 
 
-def _by_model(view: View, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    index = pd.Index([_name(view, model) for model in view.models], name="Model")
+def _by_model(
+    view: View, rows: Iterable[dict[str, Any]], models: Sequence[str] = ()
+) -> pd.DataFrame:
+    index = pd.Index([_name(view, model) for model in models or view.models], name="Model")
     return pd.DataFrame(list(rows), index=index)
+
+
+def with_floors(view: View) -> list[str]:
+    """The models of a run, then the floors that it has."""
+    return [*view.models, *(name for name in FLOORS if len(view.of(name)))]
 
 
 def table1(view: View) -> pd.DataFrame:
@@ -181,11 +209,15 @@ def table1(view: View) -> pd.DataFrame:
         mine = view.of(model)
         seeds = int(mine.groupby("task").size().max()) if len(mine) else 0
         cells = {title: _median(view, model, t, seeds) for title, t in columns(view).items()}
-        best = statistics.mean_of_tasks(view.records, model, next(iter(every.values())))
+        best = over_seeds(view, model, next(iter(every.values())))
         cells["Best of n"] = f"{best.best:.2f} (n = {best.n})" if best.n else math.nan
-        return cells | {"Tokens seen": span(mine["pretrain.tokens"]), "Seeds": seeds}
+        cells |= {"Tokens seen": span(mine["pretrain.tokens"]), "Seeds": seeds}
+        bits = mine.get("pretrain.bits_per_byte", pd.Series(dtype=float)).astype(float)
+        return cells | {"Held-out bits per byte": bits.mean()}
 
-    return _by_model(view, map(row, view.models))
+    models = with_floors(view)
+    found = _by_model(view, map(row, models), models)
+    return found.dropna(axis="columns", how="all")
 
 
 def side_by_side(view: View) -> pd.DataFrame:
@@ -195,7 +227,7 @@ def side_by_side(view: View) -> pd.DataFrame:
     if len(view.present) < len(view.published["tasks"]):
         titles |= {f"Mean of {len(scores.columns)}": list(scores.columns)}
     rows = {}
-    for model in view.models:
+    for model in with_floors(view):
         name, entry = _name(view, model), entries.get(model)
         measured = {t: _median(view, model, tasks) for t, tasks in titles.items()}
         if entry is None:
@@ -266,11 +298,12 @@ def controls(view: View) -> pd.DataFrame:
 def headline(view: View) -> pd.DataFrame:
     """What was measured, in one small table: the best model first."""
     main, scores = view.headline, audit.scores(view.published)
-    found = {m: statistics.mean_of_tasks(view.records, m, main) for m in view.models}
+    found = {m: over_seeds(view, m, main) for m in with_floors(view)}
     order = sorted((m for m in found if found[m].n), key=lambda model: -found[model].median)
     rows = []
     for model in order:
-        median = record_link(f"{found[model].median:.2f}", model)
+        below = BELOW if is_below_floor(view, model, main) else ""
+        median = html("{}{}", record_link(f"{found[model].median:.2f}", model), below)
         title = f"Mean of {len(main)}{view.mark(main)}, × 100"
         row = {"Model": _name(view, model)}
         row[title] = median if view.embedded else _median(view, model, main)
@@ -278,7 +311,7 @@ def headline(view: View) -> pd.DataFrame:
             theirs = scores.loc[model] if model in scores.index else None
             row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())
         if len(main) < len(view.present):
-            every = statistics.mean_of_tasks(view.records, model, view.present)
+            every = over_seeds(view, model, view.present)
             row[mean_name(view, view.present)] = every.median
         other, ran = _control(view, model)
         gain = found[model].median - found[other].median if ran else math.nan
@@ -449,6 +482,9 @@ def summary(view: View) -> str:
     """The measured scores as plain text, for a terminal: medians, the headline with its `ends`."""
     found = spread(view)
     text = found["median"].map("{:.2f}".format)
+    places = [(model, tasks) for model in with_floors(view) for tasks in columns(view).values()]
+    low = [is_below_floor(view, *place) for place in places]
+    text[low] += BELOW
     main = mean_name(view, view.headline)
     beside = (found.index.get_level_values("Task") == main) & (found["n"] > 1)
     text[beside] += " (" + found["ends"][beside] + ")"
@@ -456,7 +492,9 @@ def summary(view: View) -> str:
     table["Seeds"] = found["n"].groupby("Model", sort=False).max()
     reduced = rows(view).query("Mark == 'reduced'")
     notes = [f.to_string(index=False) for f in (reduced, remarks(view)) if len(f)]
-    return "\n\n".join([heading(view), table.rename_axis(None, axis=1).to_string(), *notes]) + "\n"
+    legend = [f"{BELOW.strip()} not above the bag of words"] if any(low) else []
+    shown = [heading(view), table.rename_axis(None, axis=1).to_string(), *legend, *notes]
+    return "\n\n".join(shown) + "\n"
 
 
 def write(view: View, folder: Path) -> None:

@@ -38,6 +38,7 @@ class View:
         models: Rows asked for, in order; some may have no record.
         tasks: Columns asked for, in order.
         facts: ``run.json``: what else there is to say of the run.
+        floors: As records, of the bag of words and the most frequent class.
     """
 
     run: Path
@@ -46,6 +47,7 @@ class View:
     models: tuple[str, ...]
     tasks: tuple[str, ...]
     facts: dict[str, Any]
+    floors: pd.DataFrame  # records of `records.FLOORS`; empty where there are none
 
     @cached_property
     def embedded(self) -> bool:
@@ -53,8 +55,8 @@ class View:
         return bool((self.records["source"] == "embedded").all())
 
     def of(self, model: str | None = None, task: str | None = None) -> pd.DataFrame:
-        """The records of a model, of a task, or of a model's task."""
-        found = self.records
+        """The records of a model or a floor, of a task by all models, or of a model's task."""
+        found = self.floors if model in records_of.FLOORS else self.records
         found = found if model is None else found[found["model"] == model]
         return found if task is None else found[found["task"] == task]
 
@@ -130,10 +132,12 @@ def open_run(
     there = (run / RUN).exists() or not asked
     facts = files.read_json(run / RUN) if there else {}
     parameters = facts.get("parameters", {}) | asked
-    records = select(load_records(run / "records"), parameters["models"], parameters["tasks"])
+    every = load_records(run / "records")
+    records = select(every, parameters["models"], parameters["tasks"])
+    floors = every[every["model"].isin(records_of.FLOORS)].reset_index(drop=True)
     names = tuple(parameters["models"]), tuple(parameters["tasks"])
     facts["parameters"] = parameters
-    return View(run, records, paper.load(files.find(published)), *names, facts)
+    return View(run, records, paper.load(files.find(published)), *names, facts, floors)
 
 
 def save_facts(view: View) -> None:

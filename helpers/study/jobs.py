@@ -20,7 +20,7 @@ from helpers.data import corpus, glue, tokenizer
 from helpers.model import registry
 from helpers.score import costs
 from helpers.study import notebook
-from helpers.train import finetune, pretrain, records
+from helpers.train import finetune, floor, pretrain, records
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
 TRAINED = {"03_pretrain": "pre-training", "04_finetune": "fine-tuning"}
@@ -164,7 +164,8 @@ def _finished(profile: Profile, job: Job) -> object:
     """What the stage left where all of it is there, else something false."""
     parameters = job.parameters
     if job.stage == "01_data":
-        return corpus.finished(parameters) and glue.finished(parameters)
+        done = corpus.finished(parameters) and glue.finished(parameters)
+        return done and floor.finished(parameters)
     if job.stage == "05_analysis":  # the tables are there and no record is newer
         tables = profile.folder / "tables" / "summary.txt"
         cells = profile.folder.glob("records/*/*/manifest.json")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -425,6 +424,8 @@ def _finetune(
     bar: progress.Progress,
 ) -> dict[str, Any]:
     """Fine-tunes with one seed and writes predictions and record."""
+    from helpers.data import metrics  # evaluate, which takes seconds
+
     parameters, name, task = cell.parameters, cell.name, glue.get(cell.name)
     device, spec = registry.device(), files.digest(cell.specification(seed))
     dtype, reason = loop.choose_precision(parameters.precision, device)
@@ -441,13 +442,9 @@ def _finetune(
     others = [split for split in splits if split != "train"]
     predictions = {split: predict(model, splits[split], tok, dtype) for split in others}
     path = cell.folder / f"seed-{seed}.json"
-    tables = [
-        pd.DataFrame({"split": split, "idx": splits[split].idx, "prediction": values})
-        for split, values in predictions.items()
-    ]
-    with files.replacing(path.with_suffix(".parquet")) as temporary:
-        pd.concat(tables).to_parquet(temporary, index=False, compression="zstd")
-    record = cell.facts(seed) | _score(name, predictions, splits)
+    labels = {split: splits[split].labels for split in predictions}
+    records.write_predictions(path, predictions, {s: splits[s].idx for s in predictions})
+    record = cell.facts(seed) | metrics.score_splits(name, predictions, labels)
     record |= {
         "finetune": spent | {"seconds": round(spent["seconds"], 2)},
         "hardware": provenance.hardware(parameters.threads),
@@ -460,15 +457,3 @@ def _finetune(
     records.write(path, record)
     checkpoint.clear(checkpoints)
     return record
-
-
-def _score(name: str, predictions: dict, splits: dict[str, Encoded]) -> dict[str, Any]:
-    """Score, metrics and note of a record; MNLI's mismatched half stands among the metrics."""
-    from helpers.data import metrics
-
-    headline, *others = predictions
-    score, values, note = metrics.score(name, predictions[headline], splits[headline].labels)
-    for split in others:
-        beside = metrics.score(name, predictions[split], splits[split].labels)[1]
-        values |= {f"mismatched_{key}": value for key, value in beside.items()}
-    return {"score": score, "metrics": values, "note": note}

@@ -1,4 +1,7 @@
-"""The floor of the benchmark: what a bag of words, without any pre-training, makes of a task."""
+"""The floor of the benchmark: what a bag of words, and the most frequent class, make of a task."""
+
+import time
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -6,11 +9,99 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from helpers.base import seeding
+from helpers.base import config, files, progress, seeding
 from helpers.data import glue, metrics
+from helpers.train import provenance, records
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)  # C of the logistic regression, 1 / alpha of the ridge
 ASIDE = 0.1  # part of the train rows that chooses among them
+
+
+def run(parameters: config.Data) -> list[dict[str, Any]]:
+    """Fits the floor of every task that stage 1 has prepared; what is there is not done again.
+
+    Writes ``records/bag-of-words/<task>/`` and ``records/majority/<task>/`` in the run's folder:
+    record and predictions as fine-tuning writes them, of one seed. Gives the records.
+    """
+    names = glue.available(parameters.source, parameters.data, list(glue.TASKS))
+    bar = progress.bar(len(names) * len(records.FLOORS), "floor", "fits")
+    found = []
+    for name in names:
+        data = files.require_intact(parameters.folder / "data" / "glue" / name, "01_data")
+        for model in records.FLOORS:
+            bar.set_postfix_str(name, refresh=False)
+            found.append(_cell(parameters, model, name, data))
+            bar.update()
+    bar.close()
+    return found
+
+
+def finished(parameters: config.Data) -> bool:
+    """Whether :func:`run` has nothing to do for the tasks that are prepared."""
+    for name in glue.available(parameters.source, parameters.data, list(glue.TASKS)):
+        data = files.find_manifest(parameters.folder / "data" / "glue" / name)
+        for model in records.FLOORS if data else ():
+            spec = files.digest(_specification(model, name, data))
+            if not files.find_manifest(records.folder(parameters.folder, model, name), spec):
+                return False
+    return True
+
+
+def _specification(model: str, name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """All that a cell follows from."""
+    settings = {"strengths": list(STRENGTHS), "aside": ASIDE} if model == "bag-of-words" else {}
+    wanted = {"stage": "floor", "schema": records.SCHEMA, "parameters": settings, "model": model}
+    return wanted | {"task": name, "seed": 0, "data": data["files"]}
+
+
+def _cell(parameters: config.Data, model: str, name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The record of one cell, which is there or is made."""
+    folder = records.folder(parameters.folder, model, name)
+    wanted = _specification(model, name, data)
+    path, spec = folder / "seed-0.json", files.digest(wanted)
+    if files.intact_manifest(folder, spec):
+        return records.read(path)
+    files.remove_manifest(folder)
+    tables = {split: glue.load(parameters.folder, name, split) for split in data["rows"]}
+    train, began = tables.pop("train"), time.perf_counter()
+    make = predict if model == "bag-of-words" else majority
+    predictions = make(name, train, tables, 0)
+    seconds = round(time.perf_counter() - began, 2)
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_predictions(path, predictions, {s: t["idx"] for s, t in tables.items()})
+    hardware, code = provenance.hardware(1), provenance.code()
+    nothing = dict.fromkeys(records.Pretraining.model_fields, 0) | {"bits_per_byte": None}
+    record = {
+        **{key: wanted[key] for key in ("schema", "task", "seed", "parameters", "model")},
+        **{key: data[key] for key in ("source", "rows", "reduced", "complete")},
+        **metrics.score_splits(name, predictions, {s: t["label"] for s, t in tables.items()}),
+        "profile": parameters.profile,
+        "corpus": "none",
+        "size": "none",
+        "pretrain": nothing,
+        "finetune": dict.fromkeys(records.Finetuning.model_fields, 0) | {"seconds": seconds},
+        "pretrain_hardware": hardware,
+        "hardware": hardware,
+        "precision": "float32: scikit-learn on a CPU",
+        "code": code,
+        "pretrain_code": code,
+        "hashes": {"data": data["files"], "encoder": {}, "corpus": ""},
+        "versions": provenance.versions(),
+        "predictions": files.sha256(path.with_suffix(".parquet")),
+        "spec": spec,
+    }
+    records.write(path, record)
+    files.write_manifest(folder, {"spec": spec}, ["seed-0.json", "seed-0.parquet"])
+    return record
+
+
+def majority(
+    name: str, train: pd.DataFrame, others: dict[str, pd.DataFrame], _: int
+) -> dict[str, np.ndarray]:
+    """The most frequent class of the train rows for every row, or their mean; as `predict`."""
+    labels = train["label"]
+    value = labels.mode()[0] if glue.get(name).labels else labels.mean()
+    return {split: np.full(len(table), value) for split, table in others.items()}
 
 
 def predict(

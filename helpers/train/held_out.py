@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from helpers.base import seeding
-from helpers.data import metrics
 from helpers.train import loop, objectives
 from helpers.train.batches import Rows
 
@@ -107,7 +107,7 @@ def evaluate(
     means = {f"held_out_{name}": value / chosen for name, value in sums.items()}
     if is_rtd:
         means |= detection(torch.cat(scores), torch.cat(labels))
-    return means | {"effective_rank": metrics.effective_rank(states)}
+    return means | {"effective_rank": effective_rank(states)}
 
 
 def _shuffle(
@@ -141,3 +141,14 @@ def bits_per_byte(loss: float, about: dict[str, Any]) -> float:
     `about` are bytes and tokens of the held-out documents, as the tokenizer's manifest has them.
     """
     return loss / math.log(2) * about["tokens"] / about["bytes"]
+
+
+def effective_rank(states: np.ndarray) -> float:
+    """How many directions vectors, float [n, width], spread over: 1 on a line, at most the width.
+
+    The exponential of the entropy of their covariance's eigenvalues, each over the sum.
+    Source: Roy and Vetterli 2007.
+    """
+    centred = states - states.mean(0)
+    shares = np.linalg.svd(centred, compute_uv=False).astype(np.float64) ** 2
+    return float(np.exp(stats.entropy(shares)))

@@ -315,6 +315,7 @@ def _run(
         state = train(parameters, task, tok, rows, unseen, folder, name, dtype)
     written = _save(task, tok, folder, state["log"])
     generator = task.generator if spec.objective == "rtd" else None
+    held_out = _held_out(state["log"], packed["held_out"])
     manifest = {
         "spec": name,
         "specification": wanted,
@@ -332,10 +333,11 @@ def _run(
             "seconds": round(state["seconds"], 1),
             "compile_seconds": round(state["compile_seconds"], 1),
             "joules": state["joules"],
+            "bits_per_byte": held_out.get("bits_per_byte"),
             "parameters": registry.count(registry.encoder(task.model)),
             "generator_parameters": registry.count(generator) if generator else 0,
         },
-        "held_out": _held_out(state["log"], packed["held_out"]),
+        "held_out": held_out,
         "code": provenance.code(),
         "hardware": provenance.hardware(parameters.threads),
         "versions": provenance.versions(),

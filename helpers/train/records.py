@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 from pydantic import Field
 
 from helpers.base import files
@@ -10,6 +12,7 @@ from helpers.base.config import Strict, validate
 from helpers.base.errors import UserError
 
 SCHEMA = 3
+FLOORS = ("bag-of-words", "majority")  # rows of every table that no model is behind
 MEASURED = ("seconds", "compile_seconds", "joules")  # differ from run to run
 
 
@@ -23,6 +26,9 @@ class Pretraining(Strict):
     seconds: float = Field(ge=0, description="without compiling")
     compile_seconds: float = Field(ge=0, description="the first step under torch.compile")
     joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
+    bits_per_byte: float | None = Field(
+        default=None, ge=0, description="held-out loss of the MLM or the generator; null: none"
+    )
     parameters: int = Field(ge=0, description="of the encoder that is fine-tuned")
     generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
 
@@ -117,6 +123,18 @@ def repeatable(values: dict[str, Any]) -> dict[str, Any]:
         if name in ("pretrain", "finetune")
     }
     return values | parts
+
+
+def write_predictions(
+    record: Path, predictions: dict[str, np.ndarray], idx: dict[str, np.ndarray]
+) -> None:
+    """Writes a record's predictions beside it, by split, with GLUE's numbers of the rows."""
+    tables = [
+        pd.DataFrame({"split": split, "idx": idx[split], "prediction": values})
+        for split, values in predictions.items()
+    ]
+    with files.replacing(record.with_suffix(".parquet")) as temporary:
+        pd.concat(tables).to_parquet(temporary, index=False, compression="zstd")
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

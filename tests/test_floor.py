@@ -89,7 +89,7 @@ def test_the_floor_is_a_row_of_the_tables_and_marks_what_is_not_above(
     for model in ("roberta", "scratch"):
         for task in profile.tasks:
             (own,) = shown.of(model, task)["score"]
-            marked = tables.is_below_floor(shown, model, [task])
+            marked = shown.is_below_floor(model, [task])
             assert marked == (own <= scores["bag-of-words", task])
     assert ("▾" in summary) == bool(re.search("not above the bag of words", summary))
     tables.write(shown, profile.folder / "tables")

@@ -24,12 +24,12 @@ from helpers.pages.view import View
 from helpers.score import audit, paper, predictions, statistics
 from helpers.score.paper import cited, derived
 from helpers.score.statistics import Comparison, Summary
-from helpers.train.records import FLOORS
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 PARTS = ("pretrain_hardware", "hardware")
 COMPARISONS = "comparisons.json"
 BELOW = " ▾"  # behind a score that is not above the bag of words
+BITS = "Held-out bits per byte"
 WORDS = "text-align: left; white-space: normal"
 
 
@@ -146,27 +146,12 @@ def ends(found: Summary) -> str:
 def spread(view: View) -> pd.DataFrame:
     """Every cell over its seeds: rows by model and heading; fields of `Summary`, and its `ends`."""
     rows = {
-        (_name(view, model), title): over_seeds(view, model, tasks)
-        for model in with_floors(view)
+        (_name(view, model), title): view.over_seeds(model, tasks)
+        for model in view.rows
         for title, tasks in columns(view).items()
     }
     index = pd.MultiIndex.from_tuples(rows, names=["Model", "Task"])
     return pd.DataFrame([asdict(one) | {"ends": ends(one)} for one in rows.values()], index=index)
-
-
-def over_seeds(view: View, model: str, tasks: Sequence[str]) -> Summary:
-    """The mean of tasks over the seeds of a model or a floor."""
-    return statistics.mean_of_tasks(view.of(model), model, tasks)
-
-
-def is_below_floor(view: View, model: str, tasks: Sequence[str]) -> bool:
-    """Whether the median of a model's mean of tasks is not above the bag of words."""
-    floor = over_seeds(view, FLOORS[0], tasks)
-    return (
-        bool(floor.n)
-        and model not in FLOORS
-        and (over_seeds(view, model, tasks).median <= floor.median)
-    )
 
 
 def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Html | float:
@@ -174,7 +159,7 @@ def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Htm
 
     `BELOW` stands behind one that is not above the bag of words.
     """
-    found = over_seeds(view, model, tasks)
+    found = view.over_seeds(model, tasks)
     if not found.n:
         return math.nan
     text, beside = f"{found.median:.2f}", []
@@ -185,7 +170,7 @@ def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Htm
         text += f" ({ends(found)})"
     text += f" / {statistics.summary(beside).median:.2f}" if beside else ""
     fewer = f" (n = {found.n})" if found.n < seeds and "range of" not in text else ""
-    below = BELOW if is_below_floor(view, model, tasks) else ""
+    below = BELOW if view.is_below_floor(model, tasks) else ""
     return html("{}{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer, below)
 
 
@@ -196,11 +181,6 @@ def _by_model(
     return pd.DataFrame(list(rows), index=index)
 
 
-def with_floors(view: View) -> list[str]:
-    """The models of a run, then the floors that it has."""
-    return [*view.models, *(name for name in FLOORS if len(view.of(name)))]
-
-
 def table1(view: View) -> pd.DataFrame:
     """The measured counterpart of Table 1."""
     every = means(view)
@@ -209,15 +189,14 @@ def table1(view: View) -> pd.DataFrame:
         mine = view.of(model)
         seeds = int(mine.groupby("task").size().max()) if len(mine) else 0
         cells = {title: _median(view, model, t, seeds) for title, t in columns(view).items()}
-        best = over_seeds(view, model, next(iter(every.values())))
+        best = view.over_seeds(model, next(iter(every.values())))
         cells["Best of n"] = f"{best.best:.2f} (n = {best.n})" if best.n else math.nan
         cells |= {"Tokens seen": span(mine["pretrain.tokens"]), "Seeds": seeds}
         bits = mine.get("pretrain.bits_per_byte", pd.Series(dtype=float)).astype(float)
-        return cells | {"Held-out bits per byte": bits.mean()}
+        return cells | {BITS: bits.mean()}
 
-    models = with_floors(view)
-    found = _by_model(view, map(row, models), models)
-    return found.dropna(axis="columns", how="all")
+    found = _by_model(view, map(row, view.rows), view.rows)
+    return found if found[BITS].notna().any() else found.drop(columns=BITS)
 
 
 def side_by_side(view: View) -> pd.DataFrame:
@@ -227,7 +206,7 @@ def side_by_side(view: View) -> pd.DataFrame:
     if len(view.present) < len(view.published["tasks"]):
         titles |= {f"Mean of {len(scores.columns)}": list(scores.columns)}
     rows = {}
-    for model in with_floors(view):
+    for model in view.rows:
         name, entry = _name(view, model), entries.get(model)
         measured = {t: _median(view, model, tasks) for t, tasks in titles.items()}
         if entry is None:
@@ -298,11 +277,11 @@ def controls(view: View) -> pd.DataFrame:
 def headline(view: View) -> pd.DataFrame:
     """What was measured, in one small table: the best model first."""
     main, scores = view.headline, audit.scores(view.published)
-    found = {m: over_seeds(view, m, main) for m in with_floors(view)}
+    found = {m: view.over_seeds(m, main) for m in view.rows}
     order = sorted((m for m in found if found[m].n), key=lambda model: -found[model].median)
     rows = []
     for model in order:
-        below = BELOW if is_below_floor(view, model, main) else ""
+        below = BELOW if view.is_below_floor(model, main) else ""
         median = html("{}{}", record_link(f"{found[model].median:.2f}", model), below)
         title = f"Mean of {len(main)}{view.mark(main)}, × 100"
         row = {"Model": _name(view, model)}
@@ -311,7 +290,7 @@ def headline(view: View) -> pd.DataFrame:
             theirs = scores.loc[model] if model in scores.index else None
             row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())
         if len(main) < len(view.present):
-            every = over_seeds(view, model, view.present)
+            every = view.over_seeds(model, view.present)
             row[mean_name(view, view.present)] = every.median
         other, ran = _control(view, model)
         gain = found[model].median - found[other].median if ran else math.nan
@@ -482,8 +461,8 @@ def summary(view: View) -> str:
     """The measured scores as plain text, for a terminal: medians, the headline with its `ends`."""
     found = spread(view)
     text = found["median"].map("{:.2f}".format)
-    places = [(model, tasks) for model in with_floors(view) for tasks in columns(view).values()]
-    low = [is_below_floor(view, *place) for place in places]
+    places = [(model, tasks) for model in view.rows for tasks in columns(view).values()]
+    low = [view.is_below_floor(*place) for place in places]
     text[low] += BELOW
     main = mean_name(view, view.headline)
     beside = (found.index.get_level_values("Task") == main) & (found["n"] > 1)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from helpers.base import files, text
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.score import paper
+from helpers.score import paper, statistics
 from helpers.train import records as records_of
 
 MEASURED = "results/measured"  # runs that are kept in the repository
@@ -65,6 +65,21 @@ class View:
         """What the data folder says of itself (`corpus.Description`); empty where it does not."""
         made = files.find_manifest(self.run / "data" / "corpus") or {}
         return self.facts.get("description") or made.get("description") or {}
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """The models, then the floors that have a record."""
+        return [*self.models, *(name for name in records_of.FLOORS if len(self.of(name)))]
+
+    def over_seeds(self, model: str, tasks: Sequence[str]) -> statistics.Summary:
+        """The mean of tasks over the seeds of a model or a floor."""
+        return statistics.mean_of_tasks(self.of(model), model, tasks)
+
+    def is_below_floor(self, model: str, tasks: Sequence[str]) -> bool:
+        """Whether the median of a model's mean of tasks is not above the bag of words."""
+        floor = self.over_seeds(records_of.FLOORS[0], tasks)
+        known = bool(floor.n) and model not in records_of.FLOORS
+        return known and self.over_seeds(model, tasks).median <= floor.median
 
     @cached_property
     def present(self) -> list[str]:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
@@ -114,7 +115,8 @@ def build(
     """
     torch.manual_seed(place.seed)
     shape = registry.get_size(place.size)
-    task = objectives.build(registry.get(name), shape, place.vocabulary, LENGTH, rate, fast=False)
+    spec = replace(registry.get(name), recipe=registry.Recipe())  # both sides' optimiser
+    task = objectives.build(spec, shape, place.vocabulary, LENGTH, rate, fast=False)
     task = task if "attention" in without else disentangled.speed_up(task)
     task = task if "dropout" in without else use_fast_dropout(task)
     for module in task.modules():

@@ -26,6 +26,7 @@ from helpers.data import corpus, glue, tokenizer
 from helpers.leaderboard import check
 from helpers.pages import tables, view
 from helpers.score import paper, statistics
+from helpers.train import floor
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
@@ -86,6 +87,7 @@ def make_inputs(profile):
     corpus.run(data)
     for task in profile.tasks:
         glue.run(data, task)
+    floor.run(data)
     for kind in ("wordpiece", "bpe"):
         tokenizer.run(config.Tokenizer(**profile.stage(config.Tokenizer, tokenizer_kind=kind)))
 

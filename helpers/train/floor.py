@@ -15,6 +15,7 @@ from helpers.train import provenance, records
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)  # C of the logistic regression, 1 / alpha of the ridge
 ASIDE = 0.1  # part of the train rows that chooses among them
+FEW = 200  # train rows below which nothing is chosen, and a word may stand there once
 
 
 def run(parameters: config.Data) -> list[dict[str, Any]]:
@@ -23,11 +24,13 @@ def run(parameters: config.Data) -> list[dict[str, Any]]:
     Writes ``records/bag-of-words/<task>/`` and ``records/majority/<task>/`` in the run's folder:
     record and predictions as fine-tuning writes them, of one seed. Gives the records.
     """
-    names = glue.available(parameters.source, parameters.data, list(glue.TASKS))
+    every = glue.available(parameters.source, parameters.data, list(glue.TASKS))
+    folder = parameters.folder / "data" / "glue"
+    names = [name for name in every if files.find_manifest(folder / name)]
     bar = progress.bar(len(names) * len(records.FLOORS), "floor", "fits")
     found = []
     for name in names:
-        data = files.require_intact(parameters.folder / "data" / "glue" / name, "01_data")
+        data = files.require_intact(folder / name, "01_data")
         for model in records.FLOORS:
             bar.set_postfix_str(name, refresh=False)
             found.append(_cell(parameters, model, name, data))
@@ -111,24 +114,28 @@ def predict(
 
     Logistic regression, ridge regression for STS-B; int64 classes, or float64 on the scale 0 to 5.
     The strength of the regularisation is the one that scores best on a tenth of the train rows,
-    which the seed draws; then the model is fitted again on all.
+    which the seed draws; then the model is fitted again on all. Of few rows it is 1.
     """
-    task = glue.get(name)
+    task, labels = glue.get(name), train["label"].to_numpy()
     vectors = TfidfVectorizer(
+        token_pattern=r"\w+",
         ngram_range=(1, 1 if len(task.columns) > 1 else 2),
-        min_df=2,
+        min_df=2 if len(train) >= FEW else 1,
         sublinear_tf=True,
         dtype=np.float32,
     )
-    vectors.fit(pd.concat([train[column] for column in task.columns]))
-    features, labels = _features(vectors, task, train), train["label"].to_numpy()
+    texts = pd.concat([train[column] for column in task.columns])
+    if len(np.unique(labels)) < 2 or not texts.str.contains(r"\w").any():
+        return majority(name, train, others, seed)  # nothing to learn, or nothing to learn from
+    features = _features(vectors.fit(texts), task, train)
     aside = seeding.numpy_generator("floor", seed).random(len(train)) < ASIDE
-    fitted, scores = {}, {}
-    for strength in STRENGTHS:
-        fitted[strength] = _fit(task, features[~aside], labels[~aside], strength)
-        found = _answer(task, fitted[strength], features[aside])
-        scores[strength] = metrics.score(name, found, labels[aside])[0]
-    best = _fit(task, features, labels, max(scores, key=scores.get))
+    scores = {}
+    for strength in STRENGTHS if len(train) >= FEW else ():
+        model = _fit(task, features[~aside], labels[~aside], strength)
+        scores[strength] = metrics.score(
+            name, _answer(task, model, features[aside]), labels[aside]
+        )[0]
+    best = _fit(task, features, labels, max(scores, key=scores.get, default=1.0))
     return {
         split: _answer(task, best, _features(vectors, task, table))
         for split, table in others.items()

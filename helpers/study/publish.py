@@ -122,7 +122,9 @@ def measure_recipes(profile: Profile) -> int:
 
 def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, remark: str) -> int:
     """Writes what is kept of a run; the number of its records."""
-    for model, task in jobs.finished_cells(profile):
+    floors = [(name, task) for name in records.FLOORS for task in profile.tasks]
+    there = [cell for cell in floors if records.folder(profile.folder, *cell).is_dir()]
+    for model, task in [*jobs.finished_cells(profile), *there]:
         _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
     for model in profile.models:
         log = Path("models", model, "log.csv")

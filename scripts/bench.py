@@ -142,7 +142,7 @@ def timed(step: Callable[[], object], device: torch.device = CPU) -> Timed:
 
 def our_step(place: Place, task: nn.Module, dtype: str = "bfloat16", mode: str = "none") -> Timed:
     """Optimiser steps of ``pretrain``; like a Trainer, each timing has new moments."""
-    vocabulary = objectives.Vocabulary.of(place.tok, place.device)
+    vocabulary = objectives.Vocabulary.of(place.tok, place.device, segments=1)
     rows = batches.Rows(place.rows, place.tok, place.batch, 0, place.device)
     step = pretrain.Step(task, vocabulary, getattr(torch, dtype), mode=mode)
 
@@ -420,7 +420,7 @@ def operations(place: Place, _: argparse.Namespace) -> Iterator[dict]:
 
 def curves(place: Place, options: argparse.Namespace) -> Iterator[dict]:
     """curves.json: equal quality, the losses of this project's steps beside transformers'."""
-    vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device), []
+    vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device, segments=1), []
     for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
         rows = batches.Rows(place.rows, place.tok, place.batch, seed, place.device)
         seeded, found = place._replace(seed=seed), []

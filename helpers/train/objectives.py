@@ -23,13 +23,16 @@ class Vocabulary:
     separator: int = -1  # id of the token that ends a segment; -1: rows have one segment
 
     @classmethod
-    def of(cls, tok: PreTrainedTokenizerBase, device: torch.device) -> "Vocabulary":
-        """Reads it from a transformers tokenizer."""
+    def of(
+        cls, tok: PreTrainedTokenizerBase, device: torch.device, segments: int = 2
+    ) -> "Vocabulary":
+        """Reads it from a transformers tokenizer; `segments` are those of a packed row."""
         special = torch.zeros(len(tok), dtype=torch.bool)
         # An unknown word is a token like any other, as in google-research/electra.
         special[[i for i in tok.all_special_ids if i != tok.unk_token_id]] = True
         ordinary = torch.arange(len(tok))[~special]
-        return cls(tok.mask_token_id, special.to(device), ordinary.to(device), tok.sep_token_id)
+        separator = tok.sep_token_id if segments == 2 else -1  # else it stands between documents
+        return cls(tok.mask_token_id, special.to(device), ordinary.to(device), separator)
 
 
 class Masked(NamedTuple):

@@ -103,17 +103,18 @@ def train(
     tok: PreTrainedTokenizerBase,
     packed: np.ndarray,
     unseen: np.ndarray,
+    segments: int,
     folder: Path,
     spec: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Trains `task` in place on packed rows; the state after the last step, the log among it.
 
-    `unseen` are the held-out rows.
+    `unseen` are the held-out rows; a row has so many `segments`.
     """
     device, seed, total = registry.device(), parameters.pretrain_seed, parameters.pretrain_steps
     mode = parameters.torch_compile
-    vocabulary = objectives.Vocabulary.of(tok, device)
+    vocabulary = objectives.Vocabulary.of(tok, device, segments)
     step = Step(task, vocabulary, dtype, parameters.clip, parameters.pretrain_tokens_per_pass, mode)
     multiple = REPLAYED if step.replay.active or mode != "none" else 1
     rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
@@ -312,7 +313,8 @@ def _run(
     if spec.objective != "none":
         steps = parameters.pretrain_steps
         rows, unseen = (tokenizer.rows(source, held_out) for held_out in (False, True))
-        state = train(parameters, task, tok, rows, unseen, folder, name, dtype)
+        segments = packed["specification"]["segments"]
+        state = train(parameters, task, tok, rows, unseen, segments, folder, name, dtype)
     written = _save(task, tok, folder, state["log"])
     generator = task.generator if spec.objective == "rtd" else None
     held_out = _held_out(state["log"], packed["held_out"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,9 +136,8 @@ def test_help_lists_every_command_without_loading_torch():
 
 
 def jobs(done):
-    return sorted(
-        line.split("]")[0][1:] for line in done.stderr.splitlines() if "] done in" in line
-    )
+    # Two jobs may write into one line.
+    return sorted(re.findall(r"\[([^\[\]]+)\] done in", done.stderr))
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,8 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
-    os.environ |= {view.VARIABLE: str(run.resolve()), **QUIET, "JUPYTER_PATH": _kernel(run)}
-    status = _sphinx(source, pages, cache, every)
+    with _environment({view.VARIABLE: str(run.resolve()), "JUPYTER_PATH": _kernel(run)}):
+        status = _sphinx(source, pages, cache, every)
     if status == 0:
         # The records stand beside the pages that link to them.
         kept = sorted((run / "records").glob("*/*/seed-*.json"))
@@ -75,6 +77,18 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
         root = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
     return status
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """What kernels of pages are to find in the environment; afterwards it is as it was."""
+    before = dict(os.environ)
+    os.environ |= QUIET | values
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def _kernel(run: Path) -> str:

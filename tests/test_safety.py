@@ -266,7 +266,8 @@ def test_the_grid_runs_on_a_folder_of_any_name(tmp_path):
         line, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((run / "data/corpus/manifest.json").read_text())["documents"] == 2
+    made = json.loads((run / "data/corpus/manifest.json").read_text())
+    assert made["documents"] + made["held_out"]["documents"] == 2
     assert not list(tmp_path.rglob("mark")) and not (ROOT / "mark").exists()
 
 

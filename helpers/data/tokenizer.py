@@ -347,7 +347,7 @@ def unigram_entropy(folder: Path) -> float:
 
 
 def usable_length(tokenizer: str, max_length: int) -> int:
-    """Tokens of a segment that a model with `max_length` positions can read.
+    """Tokens of a row that a model with `max_length` positions can read.
 
     RoBERTa counts positions from padding_idx + 1 = 2, so its released table of 128 rows holds 126.
     """

@@ -4,6 +4,8 @@ pretrain    the loop over the packed corpus
 finetune    the loop over a task
 objectives  masked language modelling, replaced-token detection
 batches     a task's rows as token ids, in batches by length
+held_out    the loss on documents that are never trained on
+floor       a bag of words and the most frequent answer, as records
 checkpoint  training state on disk
 loop        what both loops share: precision, schedule, clipping
 graphs      steps replayed as CUDA graphs

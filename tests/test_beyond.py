@@ -6,15 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from makers import make_run, small_profile
 from safetensors.numpy import load_file
 from scipy import stats
-from transformers import AutoModel
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.data import tokenizer
 from helpers.model import registry
 from helpers.pages import recipes, view
 from helpers.train import finetune, loop, objectives, pretrain
@@ -200,15 +197,3 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     plain = profile.model_copy(update={"models": ["bert"]})
     with pytest.raises(UserError, match="models has no variant of a recipe: another-seed"):
         recipes.measure(frame, plain)
-
-
-def test_the_effective_rank_is_that_of_the_covariance(small_run):
-    found = recipes.effective_rank(small_run.folder, "bert", rows=4)
-    encoder = AutoModel.from_pretrained(small_run.folder / "models" / "bert" / "encoder").eval()
-    rows = tokenizer.rows(small_run.folder / "tokenizer" / "wordpiece").astype(np.int64)
-    rows = rows[(rows != 0).all(1)][:4]
-    with torch.inference_mode():
-        states = encoder(torch.from_numpy(rows)).last_hidden_state.reshape(-1, 128).numpy()
-    values = np.linalg.eigvalsh(np.cov(states.T.astype(np.float64))).clip(1e-12)
-    assert found == pytest.approx(np.exp(stats.entropy(values)), rel=1e-3)
-    assert 1 < found < 128

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -24,39 +23,13 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 
 
-def effective_rank(run: Path, model: str, rows: int = 16) -> float:
-    """How many directions the last hidden states of a pre-trained encoder spread over.
-
-    The exponential of the entropy of their covariance's eigenvalues, each over the sum (Roy and
-    Vetterli 2007): 1 where all lie on a line, the width where they spread alike. An encoder that
-    has collapsed tells its inputs apart no more, and fine-tuning finds nothing in it. It reads the
-    first `rows` of the packed corpus without padding.
-    """
-    import torch
-    from transformers import AutoModel
-
-    from helpers.data import tokenizer
-    from helpers.model import registry
-    from helpers.train import held_out
-
-    source = run / "models" / model / "encoder"
-    network = AutoModel.from_pretrained(
-        source, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    ).eval()
-    packed = run / "tokenizer" / registry.get(model).tokenizer
-    tokens = torch.from_numpy(tokenizer.whole_rows(packed, rows))
-    with torch.inference_mode():
-        states = network(tokens).last_hidden_state.flatten(0, 1)
-    return held_out.effective_rank(states.numpy())
-
-
 def measure(
     records: pd.DataFrame, profile: config.Profile, ranks: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """What ``results/beyond.json`` holds of a finished run: its models, and what they share.
 
     `records` are of every model, task and seed of the profile, whose models are variants and their
-    bases; `ranks` is `effective_rank` by model.
+    bases; `ranks` is the effective rank by model, of the held-out rows.
     """
     from helpers.model import registry
 

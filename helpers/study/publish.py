@@ -17,7 +17,7 @@ from helpers.pages import build, recipes
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
 from helpers.study import grid, jobs, notebook
-from helpers.train import loop, records
+from helpers.train import records
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = "runs"  # where `site` builds, in a folder of its own
@@ -110,8 +110,9 @@ def _finished(profile: Profile) -> dict[jobs.Job, jobs.State]:
 def measure_recipes(profile: Profile) -> int:
     """Writes what each change of the recipe was worth to ``results/beyond.json``."""
     _finished(profile)
-    loop.quiet()
-    ranks = {name: recipes.effective_rank(profile.folder, name) for name in profile.models}
+    made = {name: profile.folder / "models" / name / files.MANIFEST for name in profile.models}
+    unseen = {name: files.read_json(path)["held_out"] for name, path in made.items()}
+    ranks = {name: found.get("effective_rank") for name, found in unseen.items()}
     found = recipes.measure(page_view.load_records(profile.folder / "records"), profile, ranks)
     place = ROOT / "results" / "beyond.json"
     files.write_json(place, found)

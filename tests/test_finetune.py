@@ -143,6 +143,23 @@ def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
     assert any(p is embedding for p in groups[1]["params"])
 
 
+@pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "electra-deberta"])
+def test_a_head_reads_what_it_would_read_of_the_whole_last_layer(small_run, model):
+    source, task = small_run.folder / "models" / model / "encoder", glue.get("mnli")
+    ours = finetune.open_encoder(source, task, 0.0)
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
+    stock.load_state_dict(ours.state_dict())
+    mask = (torch.arange(20) < torch.tensor([[9], [20], [20], [20]])).long()
+    batch = {"input_ids": torch.randint(5, 100, (4, 20)), "attention_mask": mask}
+    logits = [network.train()(**batch).logits for network in (ours, stock)]
+    for one in logits:
+        one.square().sum().backward()
+    torch.testing.assert_close(*logits)
+    for (name, one), other in zip(ours.named_parameters(), stock.parameters(), strict=True):
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in (one, other)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_a_linear_head_is_googles(small_run):
     source = small_run.folder / "models" / "bert" / "encoder"
     network = finetune.open_encoder(source, glue.get("mnli"), 0.1, "linear").eval()

@@ -2,13 +2,16 @@
 
 from transformers import PretrainedConfig
 
+from helpers.model.last_layer import POST_NORM
 
-def token_flops(config: PretrainedConfig, length: int) -> float:
+
+def token_flops(config: PretrainedConfig, length: int, read: float = 1.0) -> float:
     """Matrix-product FLOP of an encoder per token, forward and backward (three forwards).
 
     Per layer: 2 x (4 h^2 + 2 h f) for projections and feed-forward, 4 L h for scores and context.
     DeBERTa adds 4 L h for each of c2p and p2c over a table of 2 L positions; projecting that table
-    is once per batch, not per token, and is left out.
+    is once per batch, not per token, and is left out. Where a head reads a part `read` of the
+    tokens, the last layer's own 2 x (h^2 + 2 h f) after the attention are counted for those alone.
     """
     h, f = config.hidden_size, config.intermediate_size
     layer = 2 * (4 * h * h + 2 * h * f) + 4 * length * h
@@ -16,7 +19,8 @@ def token_flops(config: PretrainedConfig, length: int) -> float:
         layer += 2 * 4 * length * h
     e = getattr(config, "embedding_size", h)
     projection = 0 if e == h else 2 * e * h
-    return 3.0 * (config.num_hidden_layers * layer + projection)
+    unread = 2 * (h * h + 2 * h * f) * (1 - read) if config.model_type in POST_NORM else 0.0
+    return 3.0 * (config.num_hidden_layers * layer - unread + projection)
 
 
 def head_flops(config: PretrainedConfig) -> float:

@@ -166,4 +166,4 @@ def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
     epochs = profile.finetune_epochs_small if kind.small else profile.finetune_epochs
     count = epochs * rows * length * len(profile.seeds)
     own = registry.encoder(outline(name, profile).model).config
-    return Finetuning(steps, count, count * token_flops(own, length))
+    return Finetuning(steps, count, count * token_flops(own, length, 1 / length))

@@ -24,7 +24,7 @@ from transformers import (
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
-from helpers.model import disentangled, registry
+from helpers.model import disentangled, last_layer, registry
 from helpers.model.dropout import use_fast_dropout
 from helpers.model.flops import token_flops
 from helpers.train import checkpoint, graphs, loop, provenance, records
@@ -127,6 +127,8 @@ def open_encoder(
                 "states; use transformers"
             )
         model.classifier = LinearHead(model.config)
+    if last_layer.applies(model.base_model):  # the heads of these types read the first token alone
+        last_layer.cut(model.base_model, last_layer.first_token)
     return use_fast_dropout(disentangled.speed_up(model))
 
 
@@ -248,7 +250,7 @@ def train(
             upkeep.see(value)
             rows, length = batch["input_ids"].shape
             state["tokens"] += rows * length
-            state["flops"] += rows * length * token_flops(model.config, length)
+            state["flops"] += rows * length * token_flops(model.config, length, 1 / length)
             upkeep.maybe_save(rows * length)
             if place + 1 == per_epoch:
                 upkeep.check()

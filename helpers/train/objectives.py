@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from helpers.model import disentangled, registry
+from helpers.model import disentangled, last_layer, registry
 from helpers.model.dropout import use_fast_dropout
 from helpers.model.flops import head_flops, token_flops
 
@@ -134,13 +134,12 @@ def masked_logits(model: nn.Module, masked: Masked) -> torch.Tensor:
         head = nn.Sequential(model.generator_predictions, model.generator_lm_head)
     else:
         head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
-    # An architecture that keeps its head elsewhere: all logits, then the chosen.
-    if head is None:
-        dense = model(inputs, **_typed(model, types)).logits
-    else:
-        dense = hidden_states(model, inputs, types)
-    chosen = dense.gather(1, positions.unsqueeze(-1).expand(-1, -1, dense.shape[-1]))
-    return chosen if head is None else head(chosen)
+    if head is None:  # an architecture that keeps it elsewhere: all logits, then the chosen
+        return last_layer.at(model(inputs, **_typed(model, types)).logits, positions)
+    if not last_layer.applies(encoder := registry.encoder(model)):
+        return head(last_layer.at(hidden_states(model, inputs, types), positions))
+    with last_layer.cut_to(encoder, positions):
+        return head(hidden_states(model, inputs, types))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -283,11 +282,12 @@ def build(
 def flops_per_token(task: nn.Module, length: int) -> float:
     """Matrix-product FLOP per token of one training step, forward and backward.
 
-    Encoder(s) at every token, the MLM head at 15 % of them, the discriminator's head at all.
+    Encoder(s) at every token, save the end of the last layer of one that guesses, and the MLM head:
+    at 15 % of them; the discriminator and its head at all.
     """
     config, share = registry.encoder(task.model).config, registry.MASK_FRACTION
     if isinstance(task, MaskedLanguageModel):
-        return token_flops(config, length) + share * head_flops(config)
+        return token_flops(config, length, share) + share * head_flops(config)
     narrow = task.generator.config
-    generator = token_flops(narrow, length) + share * head_flops(narrow)
+    generator = token_flops(narrow, length, share) + share * head_flops(narrow)
     return token_flops(config, length) + generator + 3.0 * 2 * config.hidden_size**2

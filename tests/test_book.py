@@ -21,6 +21,7 @@ from makers import (
 )
 
 from helpers.base import files
+from helpers.base.errors import UserError
 from helpers.pages import build, tables, view
 from helpers.score import paper
 
@@ -138,6 +139,28 @@ def test_pages_are_computed_again_where_a_record_or_a_fact_has_changed(tmp_path)
     write_record(tmp_path / "records", make_record("bert", "cola", 0, score=1.0))
     found.append(build.inputs(tmp_path))
     assert len(set(found)) == 3
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_or_never_ends_is_one_line(tmp_path, monkeypatch):
+    """In a book of one page."""
+    shown = make_view(tmp_path / "run", models=["bert"], tasks=["cola"])
+    view.save_facts(shown)
+    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("*.md"))
+    settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    (tmp_path / "_config.yml").write_text(settings.replace("timeout: 300", "timeout: 5"))
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
+    head = re.match(r"---\n.*?---\n", (ROOT / "book" / "noise.md").read_text(), re.DOTALL)[0]
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    for code, says in (
+        ("1 / 0", "book/index.md: code cell 2: ZeroDivisionError: division by zero"),
+        ("while True:\n    pass", "book/index.md: ended early, or took more than 5 s"),
+    ):
+        cells = "".join(f"```{{code-cell}} python\n{source}\n```\n\n" for source in ("1 + 1", code))
+        (tmp_path / "book" / "index.md").write_text(f"{head}# A page\n\n{cells}")
+        with pytest.raises(UserError) as error:
+            build.build(tmp_path / "run", [])
+        assert str(error.value) == says
 
 
 # --- one build

@@ -5,5 +5,6 @@ tables   DataFrames of a run, and how a page shows one
 plots    figures
 recipes  what each change of a recipe was worth
 build    the pages built from a run
+cells    their cells executed
 verify   from a run's files back to its figures
 """

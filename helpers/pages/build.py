@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,8 @@ import yaml
 
 from helpers.base import files
 from helpers.base.errors import UserError, run_main
-from helpers.pages import tables, view
+from helpers.pages import cells, tables, view
 
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ROOT = Path(__file__).resolve().parents[2]
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
@@ -67,8 +64,7 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
-    with _environment({view.VARIABLE: str(run.resolve()), "JUPYTER_PATH": _kernel(run)}):
-        status = _sphinx(source, pages, cache, every)
+    status = _sphinx(source, pages, cache, every, {view.VARIABLE: str(run.resolve())})
     if status == 0:
         # The records stand beside the pages that link to them.
         kept = sorted((run / "records").glob("*/*/seed-*.json"))
@@ -77,33 +73,6 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
         root = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))["root"]
         (pages / "index.html").write_text(REDIRECT.format(page=f"{root}.html"), encoding="utf-8")
     return status
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """What kernels of pages are to find in the environment; afterwards it is as it was."""
-    before = dict(os.environ)
-    os.environ |= QUIET | values
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= before
-
-
-def _kernel(run: Path) -> str:
-    """A Jupyter data folder: its kernel ``python3`` is this Python with this checkout."""
-    folder = run / "book" / "jupyter"
-    options = ("--IPKernelApp.log_level=CRITICAL", "--matplotlib=inline")  # a warning for each page
-    options += ("--InlineBackend.figure_formats={'svg'}", "-f", "{connection_file}")
-    kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", *options],
-        "display_name": "Python 3",
-        "language": "python",
-        "env": {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
-    }
-    files.write_json(folder / "kernels" / "python3" / "kernel.json", kernel)
-    return str(folder.resolve())
 
 
 def inputs(run: Path) -> str:
@@ -192,10 +161,14 @@ def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:
     return changed
 
 
-def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
-    """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
+def _sphinx(source: Path, pages: Path, cache: Path, every: bool, run: dict[str, str]) -> int:
+    """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors.
+
+    `run` is what cells of pages find in the environment.
+    """
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
+    from sphinx.errors import SphinxError
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     about, cli = source / "_config.yml", {"latex_individualpages": False}
@@ -211,8 +184,12 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
         folders = (source, None, pages, cache / "doctrees")
         strict = {"warning": sys.stderr, "warningiserror": True, "keep_going": True}
         app = Sphinx(*folders, "html", config, status=None, **strict)
+        app.connect("env-before-read-docs", partial(cells.execute, run))
         app.connect("html-page-context", _no_launch, priority=400)
-        app.build(force_all=every)
+        try:
+            app.build(force_all=every)
+        except SphinxError as error:
+            raise UserError(str(error)) from None
         return app.statuscode
 
 

@@ -34,10 +34,11 @@ def written(name):
 def test_tiny_says_everything_and_another_profile_what_differs(name):
     tiny, values = written("tiny"), written(name)
     assert set(tiny) == set(config.Profile.model_fields) - {"model", "tokenizer_kind"}
+    base = config.load_profile(values.pop("base", "tiny")).model_dump()
     if name != "tiny":
-        assert not [key for key, value in values.items() if tiny[key] == value]
+        assert not [key for key, value in values.items() if base[key] == value]
     loaded = config.load_profile(name).model_dump()
-    assert {key: loaded[key] for key in tiny} == tiny | values
+    assert {key: loaded[key] for key in tiny} == {key: base[key] for key in tiny} | values
 
 
 def test_a_profile_of_ones_own_says_what_differs_and_its_name(tmp_path):
@@ -49,6 +50,17 @@ def test_a_profile_of_ones_own_says_what_differs_and_its_name(tmp_path):
     places = config.layers(str(path), seeds="5", steps=None)
     assert list(places) == ["tiny.yaml", "mine.yaml", "the command line"]
     assert places["the command line"] == {"seeds": "5"}
+    path.write_text("profile: mine\nbase: mini\nclip: 2.0\n")
+    places = config.layers(str(path))
+    assert list(places) == ["tiny.yaml", "cpu.yaml", "mini.yaml", "mine.yaml"]
+    assert config.load_profile(str(path)).finetune_epochs == written("mini")["finetune_epochs"]
+    for base, line in [
+        (path, r"mine\.yaml': goes round in a circle"),
+        ("min", r"base = 'min': no file min\.yaml; did you mean mini"),
+    ]:
+        path.write_text(f"profile: mine\nbase: {base}\n")
+        with pytest.raises(UserError, match=line):
+            config.load_profile(str(path))
     path.write_text("clip: 2.0\n")
     with pytest.raises(UserError, match="profile is missing"):
         config.load_profile(str(path))

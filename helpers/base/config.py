@@ -284,9 +284,11 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
     }
     for name, value in ours.items():
         if name not in Profile.model_fields and name not in cls.model_fields:
+            hint = did_you_mean(name, cls.model_fields)
+            if name == "base":  # of a profile: papermill -f reads that file alone
+                hint = "small-bench notebook --profile reads a profile with its base"
             raise UserError(
-                f"parameter {name} = {value!r}: no stage has a parameter of this name; "
-                + did_you_mean(name, cls.model_fields)
+                f"parameter {name} = {value!r}: no stage has a parameter of this name; {hint}"
             )
     return validate(cls, {k: v for k, v in ours.items() if k in cls.model_fields}, "parameter")
 
@@ -343,20 +345,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
     """Where the values of a profile stand, by the name of the place; a later one goes over.
 
-    ``profiles/tiny.yaml`` says everything; another file, in ``profiles/`` or not, says what differs
-    and its own name. `name` is a profile's or a file ending in .yaml. `changes` come from a command
-    line and count where they are not empty; ``data`` also sets ``source`` to ``folder``.
+    ``profiles/tiny.yaml`` says everything; another file, in ``profiles/`` or not, says its own name
+    and what differs from its ``base``, which is tiny where it names none. `name` is a profile's or
+    a file ending in .yaml. `changes` come from a command line and count where they are not empty;
+    ``data`` also sets ``source`` to ``folder``.
     """
-    written = name.endswith((".yaml", ".yml"))
-    path = resolve(name) if written else find(f"profiles/{name}.yaml")
-    if not path.is_file():
-        known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
-        raise UserError(f"profile {name!r}: no file {path.name}; {did_you_mean(name, known)}")
-    base = find(BASE)
-    found = {base.name: read_yaml(base)}
-    if not path.samefile(base):
-        del found[base.name]["profile"]  # each run has a folder of its own
-        found[path.name] = read_yaml(path)
+    found: dict[str, dict[str, object]] = {}
+    where, last = f"profile {name!r}", Path(BASE).stem
+    while name:
+        path = resolve(name) if name.endswith((".yaml", ".yml")) else find(f"profiles/{name}.yaml")
+        if not path.is_file():
+            known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
+            raise UserError(f"{where}: no file {path.name}; {did_you_mean(name, known)}")
+        if path.name in found:
+            raise UserError(f"{where}: goes round in a circle; a base is based on {last} in the end")
+        values = read_yaml(path)
+        if found:
+            values.pop("profile", None)  # each run has a folder of its own
+        base = "" if path.samefile(find(BASE)) else str(values.pop("base", last))
+        found, where, name = {path.name: values} | found, f"{path}: base = {base!r}", base
     changes = {key: value for key, value in changes.items() if value not in (None, "")}
     if "data" in changes:
         changes.setdefault("source", "folder")

@@ -248,7 +248,7 @@ def test_published_flop_are_met_and_by_which_head(names):
         "bert": masked,
         "deberta": none,
         "electra-deberta": everywhere,
-        "electra-deberta-quarter": "",
+        "electra-deberta+quarter-generator": "",
     }
     # The head: to the embedding's width of 128, then to 30,522 tokens; a product is 2 FLOP a
     # multiplication, and a step three forwards.

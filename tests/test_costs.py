@@ -147,7 +147,7 @@ def test_a_broken_file_of_gpus_is_one_line(tmp_path):
 
 
 def test_a_generator_of_the_registry_costs_what_its_width_does():
-    for fraction, name in ((0.25, "electra-deberta-quarter"), (1.0, "electra-deberta")):
+    for fraction, name in ((0.25, "electra-deberta+quarter-generator"), (1.0, "electra-deberta")):
         study = config.load_profile("paper", generator_fraction=fraction)
         own = costs.flops(name, config.load_profile("paper"))
         assert costs.flops("electra-deberta", study) == pytest.approx(own)

@@ -54,6 +54,7 @@ Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 ZeroOrRate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 Kind = Literal["wordpiece", "bpe"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -89,7 +90,7 @@ class Stage(Strict):
 class Training(Stage):
     """What both training stages have."""
 
-    model: Name = Field(description="name in the registry")
+    model: Model = Field(description="name in the registry")
     max_length: int = Field(ge=16, le=512, description="tokens per row, specials included")
     clip: float = Field(gt=0, description="largest gradient norm")
     bias_correction: Literal["source", "always"] = Field(
@@ -211,7 +212,7 @@ class Audit(Strict):
 class Profile(Data, Tokenizer, Pretrain, Finetune, Analysis):
     """A whole study: the fields of every stage, and the grain of a fine-tuning job."""
 
-    model: Name = Field(default="bert", description="set per job by the grid")
+    model: Model = Field(default="bert", description="set per job by the grid")
     tokenizer_kind: Kind = Field(default="wordpiece", description="set per job by the grid")
     finetune_job: Literal["task", "model"] = Field(
         description="one job per model and task, or one per model with all its tasks"
@@ -358,7 +359,7 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
             known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
             raise UserError(f"{where}: no file {path.name}; {did_you_mean(name, known)}")
         if path.name in found:
-            raise UserError(f"{where}: goes round in a circle; a base is based on {last} in the end")
+            raise UserError(f"{where}: goes round in a circle; it must end at {last}")
         values = read_yaml(path)
         if found:
             values.pop("profile", None)  # each run has a folder of its own

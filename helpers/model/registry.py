@@ -109,9 +109,6 @@ REGISTRY: dict[str, Spec] = {
     "electra-deberta": Spec(
         "deberta", "rtd", generator_fraction=1.0, tie_softmax=False, recipe=_RELEASED
     ),
-    "electra-deberta-quarter": Spec(
-        "deberta", "rtd", generator_fraction=0.25, tie_softmax=False, recipe=_RELEASED
-    ),
     # Controls: an architecture without pre-training, `control` finds that of a model. DeBERTa's has
     # ELECTRA-DeBERTa's token types and training.
     "scratch": Spec("bert", "none", recipe=_ELECTRA),
@@ -121,55 +118,40 @@ REGISTRY: dict[str, Spec] = {
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A model that differs from another in one thing, or in several that are named."""
+class Change:
+    """One thing of a model's pre-training made otherwise: new fields of its spec and recipe."""
 
-    base: str  # the other one, of the registry
-    change: str  # what differs, for a reader
-    spec: Spec
-    replicate: bool = False  # nothing differs but chance: it measures the noise
-
-
-def _variant(
-    change: str,
-    base: str = "electra-deberta",
-    recipe: dict[str, Any] | None = None,
-    **changes: Any,  # noqa: ANN401
-) -> Variant:
-    spec = replace(REGISTRY[base], **changes)
-    spec = replace(spec, recipe=replace(spec.recipe, **(recipe or {})))
-    return Variant(base, change, spec, spec.recipe.seed > 0)
+    what: str  # for a reader
+    recipe: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
+    only: tuple[str, str] = ("", "")  # a field of the model and what it must be
 
 
-_QUARTER = {"generator_fraction": 0.25}
-_TIED = {"tie_softmax": True}
-_PLAIN = {"recipe": {"dropout": 0.0}}
-
-VARIANTS: dict[str, Variant] = {
-    "another-seed": _variant("nothing but the pre-training seed", recipe={"seed": 1}),
-    "third-seed": _variant("nothing but the pre-training seed", recipe={"seed": 2}),
-    "quarter-generator": _variant("generator a quarter as wide", **_QUARTER),
-    "tied-softmax": _variant("generator's softmax tied to the embeddings", **_TIED),
-    "no-dropout": _variant("no dropout in pre-training", **_PLAIN),
-    "large-batch": _variant("batch × 4, peak rate × 2", recipe={"batch": 4, "rate": 2.0}),
-    "high-rate": _variant("peak rate × 4", recipe={"rate": 4.0}),
-    "constant-rate": _variant("no decay of the rate after warm-up", recipe={"end_rate": 1.0}),
-    "masked-only": _variant(
-        "MLM in place of replaced-token detection", objective="mlm", generator_fraction=0.0, **_TIED
+_GENERATOR = ("objective", "rtd")
+CHANGES: dict[str, Change] = {
+    "no-dropout": Change("no dropout in pre-training", {"dropout": 0.0}),
+    "large-batch": Change("batch × 4, peak rate × 2", {"batch": 4, "rate": 2.0}),
+    "high-rate": Change("peak rate × 4", {"rate": 4.0}),
+    "constant-rate": Change("no decay of the rate after warm-up", {"end_rate": 1.0}),
+    "quarter-generator": Change(
+        "generator a quarter as wide", spec={"generator_fraction": 0.25}, only=_GENERATOR
     ),
-    # transformers has a pre-LN encoder of RoBERTa alone, so this one is compared with RoBERTa.
-    "pre-ln": _variant(
+    "tied-softmax": Change(
+        "generator's softmax tied to the embeddings", spec={"tie_softmax": True}, only=_GENERATOR
+    ),
+    # transformers has a pre-LN encoder of RoBERTa alone.
+    "pre-ln": Change(
         "layer norm before each block, not after",
-        "roberta",
-        architecture="transformers",
-        model_type="roberta-prelayernorm",
-        config={"type_vocab_size": 1, "layer_norm_eps": 1e-5},
-    ),
-    "all-together": _variant(
-        "quarter generator, tied softmax, no dropout", **_QUARTER, **_TIED, **_PLAIN
+        spec={
+            "architecture": "transformers",
+            "model_type": "roberta-prelayernorm",
+            "config": {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+        },
+        only=("architecture", "roberta"),
     ),
 }
-"""Of the recipe study: each changes one thing of the paper's recipe, or all that is said to pay."""
+"""What may follow a model's name after a plus sign: ``deberta+no-dropout``; ``bert+seed-1`` has
+nothing but another seed of weights, order and masks."""
 
 SIZES: dict[str, Size] = {
     # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
@@ -190,16 +172,42 @@ DISCRIMINATOR_WEIGHT = 50.0
 
 
 def get(name: str) -> Spec:
-    """The registry's entry, or the one a folder ``models/<name>/`` makes."""
-    if name in REGISTRY:
-        return REGISTRY[name]
-    if name in VARIANTS:
-        return VARIANTS[name].spec
+    """The registry's entry, or the one a folder ``models/<name>/`` makes, with its changes.
+
+    >>> get("bert+no-dropout+seed-1").recipe.seed
+    1
+    """
+    base, changes, seed = parts(name)
+    spec, seen = REGISTRY[base] if base in REGISTRY else _of_folder(base), set()
+    for change in changes:
+        if change not in CHANGES:
+            known = [*CHANGES, "seed-1"]
+            raise UserError(f"model = {name!r}: no such change; {did_you_mean(change, known)}")
+        made = CHANGES[change]
+        key, must = made.only
+        if key and getattr(spec, key) != must:
+            raise UserError(f"model = {name!r}: {change} needs a model whose {key} is {must}")
+        if seen & {*made.spec, *made.recipe}:
+            raise UserError(f"model = {name!r}: {change} changes what another change does")
+        seen |= {*made.spec, *made.recipe}
+        spec = replace(spec, **made.spec, recipe=replace(spec.recipe, **made.recipe))
+    return replace(spec, recipe=replace(spec.recipe, seed=seed)) if seed else spec
+
+
+def parts(name: str) -> tuple[str, tuple[str, ...], int]:
+    """A model's name without its changes, those of `CHANGES`, and what is added to the seed."""
+    base, *changes = name.split("+")
+    seeds = [int(one[5:]) for one in changes if re.fullmatch(r"seed-\d{1,4}", one)]
+    others = tuple(one for one in changes if not re.fullmatch(r"seed-\d{1,4}", one))
+    if len(seeds) > 1 or len(set(others)) < len(others):
+        raise UserError(f"model = {name!r}: a change stands there twice; once is right")
+    return base, others, sum(seeds)
+
+
+def _of_folder(name: str) -> Spec:
     path = root() / "models" / name / "config.json"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or not path.is_file():
-        raise UserError(
-            f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY | VARIANTS)}"
-        )
+        raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
     values = files.read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object, a configuration of transformers")

@@ -1,53 +1,59 @@
-"""What each change of the paper's recipe was worth: the recipe study of ``results/beyond.json``.
+"""What each change of a recipe is worth: the study of ``results/beyond.json``.
 
-Every variant of `registry.VARIANTS` is pre-trained on as many tokens as the model it changes, and
-fine-tuned in the same way. Variants that change nothing but the seed measure the noise.
+Models with changes (`registry.CHANGES`) are pre-trained on as many tokens as those without. Two
+pre-trainings of one seed share weights, order and masks as far as the change leaves them, and are
+measured on the same held-out rows: a difference is taken pair by pair.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from helpers.base import config
 from helpers.base.errors import UserError
-
-if TYPE_CHECKING:
-    from helpers.model import registry
+from helpers.score.statistics import holm
 
 LEVEL = 0.95
 
 
 def measure(
-    records: pd.DataFrame, profile: config.Profile, ranks: Mapping[str, float] | None = None
+    records: pd.DataFrame, profile: config.Profile, held_out: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     """What ``results/beyond.json`` holds of a finished run: its models, and what they share.
 
-    `records` are of every model, task and seed of the profile, whose models are variants and their
-    bases; `ranks` is the effective rank by model, of the held-out rows.
+    `records` are of every model, task and seed of the profile; `held_out` is what the manifest of
+    a model says of held-out rows, by model.
     """
     from helpers.model import registry
 
-    variants = {
-        name: registry.VARIANTS[name] for name in profile.models if name in registry.VARIANTS
-    }
-    if not variants:
-        known = ", ".join(registry.VARIANTS)
-        raise UserError(f"profile {profile.profile}: models has no variant of a recipe: {known}")
-    names = [*dict.fromkeys(v.base for v in variants.values()), *variants]
-    trained = [
-        _trained(records, name, variants.get(name), profile) | {"rank": (ranks or {}).get(name)}
-        for name in names
-    ]
-    shown = records[records["model"].isin(names)]
+    split = {name: registry.parts(name) for name in profile.models}
+    for name, (base, changes, seed) in split.items():
+        against = base + (f"+seed-{seed}" if seed else "")
+        if changes and against not in split:
+            raise UserError(
+                f"profile {profile.profile}: models has {name}, but not {against}, which it is "
+                "compared with"
+            )
+    if not any(changes for _, changes, _ in split.values()):
+        known = ", ".join(registry.CHANGES)
+        raise UserError(f"profile {profile.profile}: models has none with a change: {known}")
+    shown = records[records["model"].isin(profile.models)]
     rows = {task: group["rows"].iloc[0]["train"] for task, group in shown.groupby("task")}
-    shared = ("pretrain_", "finetune_", "precision")
+    shared = ("pretrain_", "rtd_", "finetune_", "precision", "segments", "bias_correction")
     commits = {code["commit"] for part in ("code", "pretrain_code") for code in shown[part]}
+    trained = [
+        {"name": name, "base": base, "changes": list(changes), "seed": seed}
+        | _trained(shown[shown["model"] == name], name, profile)
+        | {key: held_out[name].get(key) for key in ("bits_per_byte", "auc", "effective_rank")}
+        for name, (base, changes, seed) in split.items()
+    ]
     return {
         "profile": profile.profile,
         "source": shown["source"].iloc[0],
@@ -56,6 +62,7 @@ def measure(
         "hidden": registry.get_size(profile.size).hidden,
         "parameters": {k: v for k, v in profile.model_dump().items() if k.startswith(shared)},
         "train_rows": {task: rows[task] for task in profile.tasks if task in rows},
+        "complete": [t for t in rows if shown[shown["task"] == t]["complete"].all()],
         "seeds": profile.seeds,
         "hardware": sorted({one["name"] for one in shown["pretrain_hardware"]}),
         "versions": shown["versions"].iloc[0],
@@ -64,11 +71,8 @@ def measure(
     }
 
 
-def _trained(
-    records: pd.DataFrame, name: str, variant: registry.Variant | None, profile: config.Profile
-) -> dict[str, Any]:
-    """One model of the study: what it cost, and its scores by task, one per seed."""
-    mine = records[records["model"] == name]
+def _trained(mine: pd.DataFrame, name: str, profile: config.Profile) -> dict[str, Any]:
+    """What one pre-training cost, and its scores by task, one per fine-tuning seed."""
     scores = {}
     for task in profile.tasks:
         by_seed = mine[mine["task"] == task].set_index("seed")["score"]
@@ -81,10 +85,6 @@ def _trained(
         scores[task] = by_seed.loc[sorted(profile.seeds)].tolist()
     first = mine.iloc[0]
     return {
-        "name": name,
-        "base": variant.base if variant else "",
-        "change": variant.change if variant else "",
-        "replicate": bool(variant and variant.replicate),
         "steps": int(first["pretrain.steps"]),
         "tokens": int(first["pretrain.tokens"]),
         **{key: float(first[f"pretrain.{key}"]) for key in ("epochs", "flops", "seconds")},
@@ -93,44 +93,51 @@ def _trained(
 
 
 def effects(study: Mapping[str, Any]) -> pd.DataFrame:
-    """What each change was worth.
+    """What each change was worth, against the same model and pre-training seed without it.
 
-    A model's score is the mean of its tasks, each a mean over fine-tuning seeds. The noise is the
-    deviation of that score over pre-trainings that differ by chance alone: a base and its
-    replicates. A base with r of them is taken at their mean, so a difference to it has the standard
-    error s sqrt(1 + 1/r), with r - 1 degrees of freedom. A base without replicates has the noise
-    of the others.
-
-    One row per model but the replicates: name, base (empty for a base), change, mean, difference,
-    error, low and high (its 95 % interval by Student's t), flops (over the base's), runs
-    (pre-trainings behind the mean). NaN where there is none.
+    One row per base and change: base, changes (empty for a base), pairs (pre-training seeds), bits
+    (held-out bits per byte, a mean over them), score (mean over tasks and seeds), flops (over the
+    base's); gain, the per cent of the base's bits per byte that the change saves, a mean over
+    pairs, with low and high, its 95 % interval by Student's t from two pairs on; p, of no gain,
+    adjusted for the number of changes by Holm; points, the difference of the scores. NaN where
+    there is none.
     """
-    models = study["models"]
-    means = {one["name"]: fmean(map(fmean, one["scores"].values())) for one in models}
-    bases = {one["name"]: one for one in models if not one["base"]}
-    groups = {name: [means[name]] for name in bases}
-    for one in models:
-        if one["replicate"]:
-            groups[one["base"]].append(means[one["name"]])
-    repeated = [values for values in groups.values() if len(values) > 1]
-    degrees = sum(len(values) - 1 for values in repeated)
-    squares = sum((len(values) - 1) * stdev(values) ** 2 for values in repeated)
-    noise = math.sqrt(squares / degrees) if degrees else math.nan
+    groups: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for one in study["models"]:
+        groups.setdefault((one["base"], "+".join(one["changes"])), {})[one["seed"]] = one
     rows = []
-    for one in models:
-        if one["replicate"]:
-            continue
-        row = {key: one[key] for key in ("name", "base", "change")} | {"runs": 1}
-        row |= {"difference": math.nan, "error": math.nan, "low": math.nan, "high": math.nan}
-        if not one["base"]:
-            runs = groups[one["name"]]
-            rows.append(row | {"mean": fmean(runs), "flops": 1.0, "runs": len(runs)})
-            continue
-        against, base = groups[one["base"]], bases[one["base"]]
-        difference = means[one["name"]] - fmean(against)
-        error = noise * math.sqrt(1 + 1 / len(against))
-        reach = stats.t.ppf((1 + LEVEL) / 2, degrees) * error if degrees else math.nan
-        row |= {"difference": difference, "error": error}
-        row |= {"low": difference - reach, "high": difference + reach}
-        rows.append(row | {"mean": means[one["name"]], "flops": one["flops"] / base["flops"]})
-    return pd.DataFrame(rows)
+    for (base, changes), runs in groups.items():
+        row = {"base": base, "changes": changes, "pairs": len(runs), "bits": _mean(runs, _bits)}
+        row |= {"score": _mean(runs, _score), "flops": 1.0}
+        if changes:
+            pairs = [(one, groups[base, ""][seed]) for seed, one in runs.items()]
+            row |= _paired([100 * (1 - _bits(one) / _bits(other)) for one, other in pairs])
+            row["points"] = fmean(_score(one) - _score(other) for one, other in pairs)
+            row["flops"] = fmean(one["flops"] / other["flops"] for one, other in pairs)
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    tested = found["p"].notna()
+    found.loc[tested, "p"] = holm(found.loc[tested, "p"].tolist())
+    return found
+
+
+def _bits(one: Mapping[str, Any]) -> float:
+    return math.nan if one["bits_per_byte"] is None else one["bits_per_byte"]
+
+
+def _score(one: Mapping[str, Any]) -> float:
+    return fmean(map(fmean, one["scores"].values()))
+
+
+def _mean(runs: Mapping[int, Mapping[str, Any]], what: Any) -> float:  # noqa: ANN401
+    return fmean(map(what, runs.values()))
+
+
+def _paired(gains: Sequence[float]) -> dict[str, float]:
+    """Mean, interval and p-value of paired differences; one alone has neither of the last two."""
+    row = {"gain": fmean(gains), "low": math.nan, "high": math.nan, "p": math.nan}
+    if len(gains) > 1 and np.ptp(gains) > 0:
+        test = stats.ttest_1samp(gains, 0.0)
+        low, high = test.confidence_interval(LEVEL)
+        row |= {"low": float(low), "high": float(high), "p": float(test.pvalue)}
+    return row

@@ -112,8 +112,7 @@ def measure_recipes(profile: Profile) -> int:
     _finished(profile)
     made = {name: profile.folder / "models" / name / files.MANIFEST for name in profile.models}
     unseen = {name: files.read_json(path)["held_out"] for name, path in made.items()}
-    ranks = {name: found.get("effective_rank") for name, found in unseen.items()}
-    found = recipes.measure(page_view.load_records(profile.folder / "records"), profile, ranks)
+    found = recipes.measure(page_view.load_records(profile.folder / "records"), profile, unseen)
     place = ROOT / "results" / "beyond.json"
     files.write_json(place, found)
     print(recipes.effects(found).round(2).to_string(index=False))

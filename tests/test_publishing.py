@@ -3,15 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from makers import ROOT, executed_notebook, small_profile
+from makers import ROOT, command, executed_notebook, small_profile
 
 from helpers.base import files
 from helpers.base.errors import UserError
@@ -163,6 +165,67 @@ def test_of_several_kept_runs_the_one_with_most_tokens_is_published(tmp_path, mo
         view.kept_run(str(tmp_path / "none"))
 
 
+def test_a_kept_run_is_checked_without_labels_and_with_them(
+    finished, tmp_path, monkeypatch, capsys
+):
+    kept, data = tmp_path / "measured" / "small", tmp_path / "data"
+    monkeypatch.setattr(view, "MEASURED", str(kept.parent))
+
+    def verify(*more):
+        status = cli.command_line(["verify", "--run", str(kept), *map(str, more)])
+        return status, *capsys.readouterr()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "TOTAL", 1000)
+        with pytest.raises(UserError, match=r"measured: .* bytes with this run: .* at most 1,000"):
+            publish.keep(finished, "")
+    assert not kept.exists()
+    publish.keep(finished, "")
+    capsys.readouterr()
+    shutil.copytree(finished.folder / "data", data)
+    status, said, _ = verify()
+    assert status == 0
+    assert "not recomputed: 12 scores (no labels: --data gives them), comparisons.json" in said
+    status, said, _ = verify("--data", data)
+    assert status == 0
+    assert "12 scores recomputed from labels; comparisons.json too" in said
+    assert "not recomputed" not in said
+
+    # Labels of other rows are told from a wrong score.
+    path = data / "glue" / "stsb" / "validation.parquet"
+    table = pd.read_parquet(path)
+    table.assign(label=5 - table["label"]).to_parquet(path)
+    status, said, _ = verify("--data", data)
+    assert status == 0
+    assert "8 scores recomputed" in said
+    assert "4 scores (stsb has other rows there than were scored), comparisons.json" in said
+
+    # A record that agrees with itself, its manifest forged as well: only labels tell.
+    cell = records.folder(kept, "roberta", "cola")
+    record = files.read_json(cell / "seed-0.json")
+    record |= {"score": 50.0, "metrics": {"matthews_correlation": 0.5}}
+    files.write_json(cell / "seed-0.json", record)
+    files.write_manifest(cell, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
+    status, _, said = verify("--data", data)
+    assert status == 1
+    assert "seed-0.json: score = 50.0: the predictions give" in said
+    status, _, said = verify()
+    assert status == 1
+    assert "table1.csv: line 2 has" in said
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_what_is_kept_holds_in_a_clone_of_any_system(tmp_path):
+    """As a Windows user's git would write it, were .gitattributes not there."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, clone], check=True)
+    texts = [path for path in (clone / "leaderboard").rglob("*") if path.is_file()]
+    assert not any(b"\r\n" in path.read_bytes() for path in texts)
+    done = command("-m", "helpers.study.cli", "verify", cwd=clone)
+    assert done.returncode == 0, done.stderr
+    assert "records hold together, and the tables follow from them" in done.stdout
+
+
 @pytest.mark.slow
 def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, monkeypatch):
     profile = finished
@@ -171,10 +234,10 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
     monkeypatch.setattr(publish, "RUNS", str(tmp_path / "runs"))
     assert publish.keep(profile, "") == 0
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
-    assert {path.suffix for path in map(Path, names)} == {".json", ".csv"}
-    assert {"run.json", "comparisons.json", "models/roberta/log.csv"} <= names
+    assert {path.suffix for path in map(Path, names)} == {".json", ".csv", ".txt", ".parquet"}
+    assert {"run.json", "comparisons.json", "summary.txt", "models/roberta/log.csv"} <= names
     assert "notebooks/04_finetune.json" in names
-    assert len([name for name in names if "/seed-" in name]) == 12  # half of them the floors'
+    assert len([name for name in names if "/seed-" in name]) == 24  # half of them the floors'
     for path in kept.rglob("*.json"):
         assert str(tmp_path) not in path.read_text(), path
     record = records.folder(profile.folder, "roberta", "cola") / "seed-0.json"
@@ -190,4 +253,5 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
         page = BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article
         note = " ".join(page.select_one(".admonition.note").get_text().split())
         assert "not rerun for this page Run small, finished on 2026-11-25 on " in note, name
-    assert (pages / "records" / "roberta" / "cola" / "seed-0.json").exists()
+    for kind in ("json", "parquet"):
+        assert (pages / "records" / "roberta" / "cola" / f"seed-0.{kind}").exists()

@@ -111,8 +111,8 @@ def test_cells_lead_to_their_records(embedded):
     assert {link["href"] for link in page.find_all("a")} == targets
     assert len(targets) == len(MODELS) * (len(TASKS) + 1)
     links = {link["href"] for link in records.find_all("a")}
-    assert len(links) == len(embedded.records)
-    assert "../records/bert/cola/seed-0.json" in links
+    assert len(links) == 2 * len(embedded.records)
+    assert {f"../records/bert/cola/seed-0.{kind}" for kind in ("json", "parquet")} <= links
 
 
 def test_no_difference_is_given_on_the_embedded_world(embedded):

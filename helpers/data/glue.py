@@ -271,6 +271,28 @@ def load(folder: Path, name: str, split: str) -> pd.DataFrame:
     return read_parquet(prepared / f"{split}.parquet", get(name).columns)
 
 
+def load_dev(folder: Path, name: str) -> dict[str, pd.DataFrame]:
+    """The dev splits of a task in a run's folder, by name, the headline's first."""
+    there = files.require_manifest(folder / "data" / "glue" / name, "01_data")["files"]
+    splits = [split for split in get(name).splits[1:] if f"{split}.parquet" in there]
+    return {split: load(folder, name, split) for split in splits}
+
+
+def read_dev(folder: Path, name: str, rows: int, seed: int) -> dict[str, pd.DataFrame]:
+    """The same from a folder of one's own, at most `rows` of each, drawn as :func:`run` does."""
+    tables = {split: read_folder(folder, name, split) for split in get(name).splits[1:]}
+    there = {split: table for split, table in tables.items() if table is not None}
+    return {split: cap(table, rows, seed, name, split) for split, table in there.items()}
+
+
+def digest_dev(tables: dict[str, pd.DataFrame]) -> str:
+    """Names dev splits by their numbers and labels alone, whatever wrote their files."""
+    found = {
+        split: [table[c].tolist() for c in ("idx", "label")] for split, table in tables.items()
+    }
+    return files.digest(found)
+
+
 def prepare(parameters: config.Data) -> dict[str, dict[str, Any]]:
     """Runs :func:`run` for every task the source has; task to manifest."""
     revision = corpus.hub_revision(HUB_NAME) if parameters.source == "hub" else ""

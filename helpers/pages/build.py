@@ -66,8 +66,8 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
             shutil.rmtree(other)
     status = _sphinx(source, pages, cache, every, {view.VARIABLE: str(run.resolve())})
     if status == 0:
-        # The records stand beside the pages that link to them.
-        kept = sorted((run / "records").glob("*/*/seed-*.json"))
+        # Records and predictions stand beside the pages that link to them.
+        kept = sorted((run / "records").glob("*/*/seed-*"))
         content = {p.relative_to(run / "records").as_posix(): p.read_bytes() for p in kept}
         _replace(pages / "records", content)
         root = yaml.safe_load((source / "_toc.yml").read_text(encoding="utf-8"))["root"]

@@ -24,12 +24,14 @@ from helpers.pages.view import View
 from helpers.score import audit, paper, predictions, statistics
 from helpers.score.paper import cited, derived
 from helpers.score.statistics import Comparison, Summary
+from helpers.train import records as records_of
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 PARTS = ("pretrain_hardware", "hardware")
 COMPARISONS = "comparisons.json"
 BELOW = " ▾"  # behind a score that is not above the bag of words
 BITS = "Held-out bits per byte"
+Labels = dict[str, dict[str, pd.DataFrame]]  # task to dev split to rows with idx and label
 WORDS = "text-align: left; white-space: normal"
 
 
@@ -328,30 +330,28 @@ def remarks(view: View) -> pd.DataFrame:
 # --- comparisons -------------------------------------------------------------------------------
 
 
-def compared(view: View) -> tuple[list[str], list[str], dict[tuple[str, str], Comparison]]:
+def compared(
+    view: View, labels: Labels | None = None
+) -> tuple[list[str], list[str], dict[tuple[str, str], Comparison]]:
     """The tasks of the headline, the models that have them all and two seeds, and every pair.
 
-    A run kept without its predictions has the comparisons in a file of their own, of the tasks that
-    it names; these may lack pairs, those of models that were run in different places.
+    A run kept without its data has the comparisons in a file of their own, of the tasks that it
+    names, which is read where no `labels` are given; it may lack pairs, those of models that were
+    run in different places.
     """
     kept = view.run / COMPARISONS
-    if kept.exists():
+    if kept.exists() and labels is None:
         found = files.read_json(kept)
         if not set(found["tasks"]) <= set(view.present):
             raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
         pairs = {(one, two): Comparison(*values) for one, two, *values in found["pairs"]}
         return found["tasks"], found["models"], pairs
     tasks = view.headline
-    stacks, truth = predictions.stacked(view.run, view.records, tasks)
+    labels = labels or {task: glue.load_dev(view.run, task) for task in tasks}
+    headline = {task: labels[task][glue.get(task).validation] for task in tasks}
+    stacks, truth = predictions.stacked(view.run, view.records, headline)
     names = [m for m in view.models if m in stacks and min(map(len, stacks[m].values())) > 1]
     return tasks, names, statistics.compare({name: stacks[name] for name in names}, truth)
-
-
-def keep_comparisons(view: View, path: Path) -> None:
-    """Writes what `compared` finds, for a copy of the run that will have no predictions."""
-    tasks, names, pairs = compared(view)
-    rows = [[one, two, *asdict(found).values()] for (one, two), found in pairs.items()]
-    files.write_json(path, {"tasks": tasks, "models": names, "pairs": rows})
 
 
 def comparisons(view: View) -> pd.DataFrame:
@@ -437,17 +437,21 @@ def records(view: View) -> pd.DataFrame:
                 seen |= set(names)
                 marks = [html('<span id="{}"></span>', anchor(*key)) for key in names]
                 commit, clean = row["code"]["commit"], row["code"]["clean"]
-                place = f"../records/{model}/{task}/seed-{row['seed']}.json"
+                place = f"../records/{model}/{task}/seed-{row['seed']}"
+                told = records_of.folder(view.run, model, task) / f"seed-{row['seed']}.parquet"
+                digest = html("<code>{}</code>", row["predictions"][:12])
                 found.append(
                     {
                         "Model": html("{}" * (len(marks) + 1), *marks, _name(view, model)),
                         "Task": paper.task_name(view.published, task),
                         "Seed": row["seed"],
                         "Score": row["score"],
-                        "Predictions": html("<code>{}</code>", row["predictions"][:12]),
+                        "Predictions": link(digest, f"{place}.parquet")
+                        if told.exists()
+                        else digest,
                         "Commit": _commit(commit, clean) if commit else math.nan,
                         "Device": row["hardware"]["name"],
-                        "Record": link("JSON", place),
+                        "Record": link("JSON", f"{place}.json"),
                     }
                 )
     return pd.DataFrame(found)
@@ -476,9 +480,14 @@ def summary(view: View) -> str:
     return "\n\n".join(shown) + "\n"
 
 
-def write(view: View, folder: Path) -> None:
-    """Writes the tables as plain text: ``summary.txt``, two CSV files and the comparisons."""
+def write(view: View, folder: Path, labels: Labels | None = None) -> None:
+    """Writes the tables as plain text: ``summary.txt``, two CSV files and what `compared` finds.
+
+    Numbers have six decimals, which do not depend on the processor or a library's version.
+    """
     files.write_text(folder / "summary.txt", summary(view))
-    files.write_text(folder / "table1.csv", spread(view).to_csv())
-    files.write_text(folder / "controls.csv", controls(view).to_csv())
-    keep_comparisons(view, folder / COMPARISONS)
+    files.write_text(folder / "table1.csv", spread(view).to_csv(float_format="%.6f"))
+    files.write_text(folder / "controls.csv", controls(view).to_csv(float_format="%.6f"))
+    tasks, names, pairs = compared(view, labels)
+    rows = [[*pair, *(round(n, 6) for n in asdict(one).values())] for pair, one in pairs.items()]
+    files.write_json(folder / COMPARISONS, {"tasks": tasks, "models": names, "pairs": rows})

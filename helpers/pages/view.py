@@ -189,15 +189,21 @@ def inline(**values: Any) -> None:  # noqa: ANN401
         paste(name, float(value) if hasattr(value, "__float__") else value, display=False)
 
 
+def kept_runs() -> list[Path]:
+    """The runs in ``results/measured``."""
+    kept = sorted(path.parent for path in files.find(MEASURED).glob("[!.]*/run.json"))
+    if not kept:
+        raise UserError(f"results/measured: no run is kept; {KEEP}")
+    return kept
+
+
 def kept_run(wanted: str = "") -> Path:
     """The run named, of those in ``results/measured``, or the one that read most tokens."""
-    kept = sorted(path.parent for path in files.find(MEASURED).glob("*/run.json"))
+    kept = kept_runs()
     if wanted:
         kept = [path for path in kept if path.resolve() == files.resolve(wanted).resolve()]
         if not kept:
             raise UserError(f"run = {wanted!r}: no run is kept there; {KEEP}")
-    if not kept:
-        raise UserError(f"results/measured: no run is kept; {KEEP}")
     tokens = {path: files.read_json(path / "run.json")["tokens"] for path in kept}
     most = [path for path in kept if tokens[path] == max(tokens.values())]
     if len(most) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -193,48 +194,37 @@ def aligned(found: tuple[np.ndarray, np.ndarray], labels: pd.DataFrame, where: s
     return values
 
 
-def recompute(
-    path: Path, task: str, labels: dict[str, pd.DataFrame]
-) -> tuple[float, dict[str, float], str]:
-    """Score, metrics and note that follow from kept predictions: as ``metrics.score``.
+def recompute(path: Path, task: str, labels: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Score, metrics and note that follow from kept predictions, as a record has them.
 
-    `labels` are by split, tables with idx and label.
+    `labels` are by split, the headline's first: tables with idx and label.
     """
     from helpers.data import metrics
 
     found = read_splits(path, task, own=True)
-    first, *others = glue.get(task).splits[1:]
-
-    def scored(split: str) -> tuple[float, dict[str, float], str]:
-        values = aligned(found[split], labels[split], f"{path}, {split}")
-        return metrics.score(task, values, labels[split]["label"].to_numpy())
-
-    score, values, note = scored(first)
-    for split in others:
-        values |= {f"mismatched_{key}": value for key, value in scored(split)[1].items()}
-    return score, values, note
+    values = {s: aligned(found[s], table, f"{path}, {s}") for s, table in labels.items()}
+    truth = {split: table["label"].to_numpy() for split, table in labels.items()}
+    return metrics.score_splits(task, values, truth)
 
 
 def stacked(
-    run: Path, found: pd.DataFrame, tasks: list[str]
+    run: Path, found: pd.DataFrame, truth: dict[str, pd.DataFrame]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """What ``statistics.compare`` takes, of every model that has all tasks.
 
-    `found` is of `view.load_records`. Model to task to [seeds, examples] on the headline split, and
-    task to labels [examples].
+    `found` is of `view.load_records`, `truth` has idx and label of each task's headline split.
+    Model to task to [seeds, examples], and task to labels [examples].
     """
-    split = {task: glue.get(task).validation for task in tasks}
-    truth = {task: glue.load(run, task, split[task]) for task in tasks}
     models: dict[str, dict[str, np.ndarray]] = {}
     for model, mine in found.groupby("model", sort=False):
-        if not set(tasks) <= set(mine["task"]):
+        if not set(truth) <= set(mine["task"]):
             continue
         models[str(model)] = {}
-        for task in tasks:
-            runs = []
+        for task, labels in truth.items():
+            runs, split = [], glue.get(task).validation
             for seed in mine.loc[mine["task"] == task, "seed"]:
                 path = records.folder(run, str(model), task) / f"seed-{seed}.parquet"
-                part = read_splits(path, task, own=True)[split[task]]
-                runs.append(aligned(part, truth[task], f"{path}, {split[task]}"))
+                part = read_splits(path, task, own=True)[split]
+                runs.append(aligned(part, labels, f"{path}, {split}"))
             models[str(model)][task] = np.stack(runs)
-    return models, {task: table["label"].to_numpy() for task, table in truth.items()}
+    return models, {task: labels["label"].to_numpy() for task, labels in truth.items()}

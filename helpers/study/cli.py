@@ -120,7 +120,7 @@ def keep(
     study: Study,
     remark: Annotated[str, Option(help="Sentences for the reader of the book.")] = "",
 ) -> int:
-    """Copy what is small of a finished run to results/measured."""
+    """Copy records, predictions and tables of a finished run to results/measured."""
     from helpers.study import jobs, publish
 
     return publish.keep(jobs.load(**study), remark)
@@ -149,28 +149,34 @@ def recipes(
 
 @_command
 def verify(
-    study: Study,
+    run: Annotated[str, Option(help="Folder of a run; else every kept one.")] = "",
+    profile: Annotated[str, Option(help="The run of this profile.", autocompletion=_profiles)] = "",
+    data: Annotated[str, Option(help="Folder with glue/: labels for kept runs.")] = "",
     schema: Annotated[
         bool, Option("--schema", help="Print the JSON Schema of a record instead.")
     ] = False,
 ) -> int:
-    """Recompute every score and table of a run."""
+    """Recompute the scores and tables of the kept runs, or of a run."""
     from helpers.train import loop, records
 
     if schema:
         print(json.dumps(records.Record.model_json_schema(by_alias=True), indent=2))
         return 0
     from helpers.pages import verify as verifier
-    from helpers.study import jobs
+    from helpers.pages import view
 
+    if run and profile:
+        raise UserError(f"run = {run!r}, profile = {profile!r}: give one of them")
     loop.begin(1)
-    profile = jobs.load(**study)
-    if wrong := verifier.verify_profile(profile):
+    named = config.load_profile(profile).folder if profile else files.resolve(run)
+    wrong = []
+    for folder in [named] if run or profile else view.kept_runs():
+        found = verifier.verify(folder, files.resolve(data) if data else None)
+        wrong += found.wrong
+        print(f"{os.path.relpath(folder)}: {found}")
+    if wrong:
         print("\n".join([*wrong, f"error: {len(wrong)} differences"]), file=sys.stderr)
-        return 1
-    count = sum(len(names) for names in records.vouched(profile.folder).values())
-    print(f"{count} records hold; every score and every table follows from them")
-    return 0
+    return 1 if wrong else 0
 
 
 @_command

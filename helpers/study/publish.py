@@ -1,8 +1,9 @@
 """The book without a grid: of an unfinished run, or of a run that was kept in the repository.
 
-Kept in ``results/measured/<profile>`` are records, loss logs, comparisons and one executed notebook
-a stage, as JSON that no formatter takes for a source; rows of the data only where it is the
-embedded world. Nothing here trains anything.
+Kept in ``results/measured/<profile>`` are records, predictions, tables, loss logs and one executed
+notebook a stage, as JSON that no formatter takes for a source; rows of the data only where it is
+the embedded world. `small-bench verify` goes back from there to every figure. Nothing here trains
+anything.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import UserError
-from helpers.data import tokenizer
+from helpers.data import glue, tokenizer
 from helpers.pages import build, recipes
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
@@ -22,6 +23,7 @@ from helpers.train import records
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = "runs"  # where `site` builds, in a folder of its own
 LARGEST = 500_000  # bytes of a file that is kept
+TOTAL = 10_000_000  # bytes of all kept runs together
 
 
 def report(profile: Profile) -> int:
@@ -93,9 +95,29 @@ def keep(profile: Profile, remark: str) -> int:
     kept = ROOT / page_view.MEASURED / profile.profile
     with files.building(kept) as target:
         count = _keep(profile, found, target, remark)
-    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+        _check_sizes(target, [path for path in kept.parent.glob("[!.]*") if path != kept])
+    size = sum(_sizes(kept).values())
     print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
     return 0
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    """The bytes of each file of a folder."""
+    return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _check_sizes(target: Path, others: list[Path]) -> None:
+    """Refuses to keep a run of a large file, or of many beside the other kept runs."""
+    for path, size in _sizes(target).items():
+        if size > LARGEST:
+            name = path.relative_to(target)
+            raise UserError(f"{name}: {size:,} bytes: a file that is kept has at most {LARGEST:,}")
+    total = sum(size for folder in (target, *others) for size in _sizes(folder).values())
+    if total > TOTAL:
+        raise UserError(
+            f"{page_view.MEASURED}: {total:,} bytes with this run: all kept runs together have at "
+            f"most {TOTAL:,}; those there: {', '.join(path.name for path in others) or 'none'}"
+        )
 
 
 def _finished(profile: Profile) -> dict[jobs.Job, jobs.State]:
@@ -125,13 +147,16 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
     floors = [(name, task) for name in records.FLOORS for task in profile.tasks]
     there = [cell for cell in floors if records.folder(profile.folder, *cell).is_dir()]
     for model, task in [*jobs.finished_cells(profile), *there]:
-        _keep_cell(records.folder(profile.folder, model, task), records.folder(target, model, task))
+        source, cell = (records.folder(run, model, task) for run in (profile.folder, target))
+        cell.mkdir(parents=True)
+        for name in (files.MANIFEST, *files.read_manifest(source / files.MANIFEST)["files"]):
+            shutil.copyfile(source / name, cell / name)
     for model in profile.models:
         log = Path("models", model, "log.csv")
         files.write_text(target / log, (profile.folder / log).read_text(encoding="utf-8"))
     frame = page_view.load_records(target / "records")
     whole = page_view.open_run(profile.folder, profile.models, profile.tasks)
-    tables_of.keep_comparisons(whole, target / tables_of.COMPARISONS)
+    tables_of.write(whole, target)
     if not (shown := _shown(found)):
         raise UserError(f"{profile.profile}: has no executed notebook to keep")
     for stage, place in shown.items():
@@ -158,26 +183,15 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
                 kind: tokenizer.unigram_entropy(profile.folder / "tokenizer" / kind)
                 for kind in jobs.kinds(profile)
             },
+            "labels": {
+                task: glue.digest_dev(glue.load_dev(profile.folder, task)) for task in whole.present
+            },
             "remark": remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,
         },
     )
-    for path in target.rglob("*"):
-        if path.is_file() and path.stat().st_size > LARGEST:
-            name = path.relative_to(target)
-            raise UserError(f"{name}: above {LARGEST:,} bytes, too large to be kept")
     return len(frame)
-
-
-def _keep_cell(source: Path, target: Path) -> None:
-    """Records of a cell with a manifest of their own; their predictions stay behind."""
-    manifest = files.read_json(source / "manifest.json")
-    names = [name for name in manifest["files"] if name.endswith(".json")]
-    for name in names:
-        files.write_text(target / name, (source / name).read_text(encoding="utf-8"))
-    files.write_manifest(target, {"spec": manifest["spec"]}, names)
-    (target / files.KEPT).unlink()
 
 
 def site(run: str) -> int:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -16,10 +15,11 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import BertConfig, BertModel
 
 from helpers.base import config, files
-from helpers.data import glue, tokenizer
+from helpers.data import glue
 from helpers.model import registry
 from helpers.pages import view
 from helpers.score import costs, paper
+from helpers.study import grid
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
 
@@ -112,21 +112,18 @@ def test_the_differences_to_the_papers_profile_are_those_of_the_files():
     assert found.loc["corpus", "This run"] == files.read_json(kept / "run.json")["corpus"]
 
 
-def test_losses_are_the_logs_and_the_line_is_the_entropy_of_the_tokens(small_run):
-    folder = small_run.folder / "tokenizer" / "wordpiece"
-    tok, packed = tokenizer.load(folder), tokenizer.rows(folder)
-    ordinary = [t for t in packed.ravel().tolist() if t not in tok.all_special_ids]
-    counts = list(Counter(ordinary).values())
-    assert tokenizer.unigram_entropy(folder) == pytest.approx(stats.entropy(counts))
-    page = run_page("method")
-    log = page.names["log"]
-    mine = log[log["model"] == "ELECTRA"]
-    kept = pd.read_csv(view.kept_run() / "models" / "electra" / "log.csv")
-    assert mine["masked"].tolist() == kept["generator_loss"].tolist()
-    assert mine["replaced"].tolist() == kept["discriminator_loss"].tolist()
-    assert page.names["blind"] == pytest.approx(stats.bernoulli(0.15).entropy())
-    levels = files.read_json(view.kept_run() / "run.json")["unigram_entropy"]
-    assert page.names["levels"] == levels
+def test_held_out_losses_are_the_manifests_in_bits(small_run, monkeypatch):
+    monkeypatch.setenv(view.VARIABLE, str(small_run.folder))
+    grid.write_run(small_run.folder, small_run)
+    losses = run_page("measured").names["losses"]
+    made = files.read_json(small_run.folder / "models" / "bert" / "manifest.json")["held_out"]
+    row = losses.loc["BERT"]
+    packed = files.read_json(small_run.folder / "tokenizer" / "wordpiece" / "manifest.json")
+    about = packed["held_out"]
+    for column, key in [("Held-out", "loss"), ("Words shuffled", "shuffled"), ("Bigram", "bigram")]:
+        bits = made[key] / np.log(2) * about["tokens"] / about["bytes"]
+        assert row[column] == pytest.approx(bits)
+    assert row["Rank"] == made["effective_rank"]
 
 
 # --- small models, the cluster

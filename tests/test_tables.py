@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -453,14 +454,51 @@ def test_the_score_figure_has_a_point_per_seed(embedded):
 
 
 def test_embedded_points_stand_apart_from_published_ones(embedded):
-    (axis,) = plots.overview(embedded).axes
+    (axis,) = plots.budgets([embedded]).axes
     assert "not GLUE" in axis.get_title()
     assert all(line.get_fillstyle() == "full" for line in axis.lines)
     low, high = axis.get_xlim()
     assert high / low >= 10**1.49
-    both = plots.compute(embedded).axes
-    assert len(both) == 4
-    assert not both[0].get_shared_y_axes().joined(both[0], both[2])
+
+
+def test_scores_along_the_budget_stand_beside_published_ones_on_the_same_tasks(
+    folder_data, published, tmp_path
+):
+    (axis,) = plots.budgets([folder_data, make_view(tmp_path / "other", "folder")]).axes
+    lines = [line for line in axis.lines if line.get_fillstyle() == "none"]
+    main = folder_data.headline
+    wanted = {
+        np.mean([entry["scores"][task]["value"] for task in main])
+        for name, entry in published["table1"]["models"].items()
+        if name in folder_data.models
+    }
+    assert {line.get_ydata()[0] for line in lines if len(line.get_ydata()) == 1} == wanted
+    (along,) = (line for line in lines if len(line.get_ydata()) > 1)
+    assert max(along.get_ydata()) == 79.9
+    assert max(along.get_xdata()) == pytest.approx(16.4e9 * 70e6)
+    handles = axis.get_legend_handles_labels()[0]
+    measured = [one for one in handles if hasattr(one, "has_yerr") and one.has_yerr]
+    assert measured
+    assert all(len(one.lines[0].get_xdata()) == 2 for one in measured)
+
+
+def test_runs_of_one_recipe_differ_in_their_budget_alone(folder_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "find", lambda path: tmp_path / path)
+    monkeypatch.setattr(paper, "load", lambda path: folder_data.published)
+    facts = {"pretrain_steps": 10, "clip": 1.0, "models": ["bert"], "tasks": ["cola"]}
+    for name, changes in {
+        "longer": {"pretrain_steps": 30, "profile": "x"},
+        "same": {},
+        "otherwise": {"pretrain_steps": 30, "clip": 2.0},
+        "older": {"pretrain_steps": 50, "gone": 1},
+    }.items():
+        kept = tmp_path / view.MEASURED / name
+        make_run(kept / "records", "folder", models=["bert"], tasks=["cola"])
+        files.write_json(kept / "run.json", {"parameters": facts | changes})
+    shown = replace(folder_data, facts={"parameters": facts})
+    found = view.budgets(shown)
+    assert found[0] is shown
+    assert [run.run.name for run in found[1:]] == ["longer", "older"]
 
 
 def test_saved_figures_have_no_date(tmp_path):

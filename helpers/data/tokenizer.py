@@ -336,16 +336,6 @@ def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:
     return np.sort(counts[counts > 0])[::-1]
 
 
-def unigram_entropy(folder: Path) -> float:
-    """The masked loss, in nats, of a model that knows how often each token of a packed corpus is.
-
-    It guesses the same at every place: the entropy of the ordinary tokens.
-    """
-    counts = frequencies(rows(folder), load(folder))
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
 def usable_length(tokenizer: str, max_length: int) -> int:
     """Tokens of a row that a model with `max_length` positions can read.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from helpers.base import files
 from helpers.pages.view import View
 from helpers.score import paper, statistics
+from helpers.train.records import FLOORS
 
 MARKERS = "osD^vPX*<>hp"
 PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
 COLOUR = sns.color_palette(PALETTE)[0]
 WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
-TOKENS, FLOPS = "pretrain.tokens", "pretrain.flops"
+FLOPS = "pretrain.flops"
 
 
 @contextmanager
@@ -96,29 +96,6 @@ def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None 
         if len(present) > 1:
             axis.legend(frameon=False)
     figure.suptitle(title)
-    return figure
-
-
-@_style()
-def pretraining(logs: pd.DataFrame, levels: Mapping[str, float], blind: float) -> Figure:
-    """Losses of all models of a run: of masked tokens at the left, of replaced ones at the right.
-
-    `logs` has columns model, tokens (count), masked and replaced (nats; NaN where there is none).
-    `levels` are unigram entropies by tokenizer and `blind` is a discriminator's loss, in nats.
-    """
-    names = logs["model"].unique()
-    colours = _palette(names)
-    figure, axes = _axes(WIDTH, 3.2, columns=2)
-    for axis, column in zip(axes[0], ("masked", "replaced"), strict=True):
-        for name, log in logs.dropna(subset=[column]).groupby("model", sort=False):
-            axis.plot(log["tokens"] / 1e6, log[column], color=colours[name], label=name)
-        axis.set(xlabel="tokens seen, millions", ylabel="loss, nats", title=f"{column} tokens")
-    for kind, level in levels.items():
-        style = "--" if kind == "wordpiece" else ":"
-        axes[0, 0].axhline(level, color="0.3", linestyle=style, linewidth=1)
-    axes[0, 1].axhline(blind, color="0.3", linestyle="--", linewidth=1)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(names), frameon=False)
     return figure
 
 
@@ -281,94 +258,96 @@ def _seeds(axis: Axes, at: float, values: pd.Series, step: float, look: dict[str
 
 
 @_style()
-def compute(view: View) -> Figure:
-    """Quality against compute, by tokens on the left and by FLOPs on the right.
+def budgets(runs: Sequence[View]) -> Figure:
+    """Scores against the FLOPs of pre-training, of runs that differ in their budget.
 
-    Where every task measured is GLUE's own and all are there, published and measured points share
-    their axes; else the measured ones stand in a row below. Models without pre-training are not
-    points; their means are broken lines.
+    The first run is the one that is shown. Filled: medians over seeds with their range, a line by
+    model; controls are a band, the bag of words a line. Open: what others report, where measured
+    scores are on GLUE.
     """
-    together = _together(view)
-    figure = Figure(figsize=(WIDTH, 5 if together else 8.4), layout="constrained")
-    parts = [figure] if together else figure.subfigures(2, 1, height_ratios=(1.2, 1))
-    rows = [part.subplots(1, 2, sharey=True) for part in parts]
-    _published_points({TOKENS: rows[0][0], FLOPS: rows[0][1]}, view.published)
-    _measured_points({TOKENS: rows[-1][0], FLOPS: rows[-1][1]}, view)
-    for part, row in zip(parts, rows, strict=True):
-        _log(row[0], "tokens seen in pre-training")
-        _log(row[1], "FLOPs of pre-training")
-        handles = row[1].get_legend_handles_labels()
-        part.legend(*handles, loc="outside lower center", ncols=2 if len(handles[0]) > 6 else 3)
-    rows[0][0].set(ylabel="mean of eight GLUE dev scores × 100")
-    if together:
-        parts[0].suptitle(f"Open: published by others. Filled: {_label(view)}")
-    else:
-        parts[0].suptitle("Published by others")
-        parts[1].suptitle(_label(view))
-        rows[1][0].set_ylabel(_mean(view))
+    shown = runs[0]
+    figure, axes = _axes(5.2, 4.2)
+    axis, colours = axes[0, 0], _palette(shown.models)
+    looks = {
+        model: {"color": colours[model], "marker": MARKERS[place % len(MARKERS)], "markersize": 5}
+        for place, model in enumerate(shown.models)
+    }
+    if not shown.embedded:
+        _published(axis, shown, looks)
+    for model, look in looks.items():
+        points = []
+        for run in runs:
+            seeds = statistics.seed_means(run.records, model, shown.headline)
+            if len(seeds) and (spent := run.of(model)[FLOPS].max()):
+                points.append((spent, seeds.median(), seeds.min(), seeds.max()))
+        if points:
+            spent, middle, low, high = np.array(sorted(points)).T
+            name = paper.model_name(shown.published, model)
+            reach = (middle - low, high - middle)
+            axis.errorbar(spent, middle, reach, **look, linewidth=1, elinewidth=1, label=name)
+    _references(axis, shown)
+    _log(axis, "FLOPs of pre-training")
+    tasks = f"mean of {len(shown.headline)} tasks{shown.mark(shown.headline)} × 100"
+    axis.set(ylabel=tasks, title=_label(shown))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Others' points, open: the study's models on the run's tasks, and a training of ELECTRA's."""
+    open_ = {"fillstyle": "none", "linestyle": "none"}
+    for model, look in looks.items():
+        entry = shown.published["table1"]["models"].get(model)
+        if entry and set(shown.headline) <= set(entry["scores"]):
+            scores = [entry["scores"][task]["value"] for task in shown.headline]
+            axis.plot(entry["pretraining"]["flops"], np.mean(scores), **dict(look) | open_)
+    counts = {one["method"]: 1e6 * one["mflop"] for one in shown.published["flop_per_token"]}
+    along = [p for p in shown.published["quality_per_compute"] if " of the steps" in p["method"]]
+    x = [1e9 * point["tokens_billions"] * counts[point["flop"]] for point in along]
+    look = {"color": "0.4", "marker": "o", "fillstyle": "none", "linewidth": 1, "markersize": 5}
+    axis.plot(x, [p["average"] for p in along], **look, label="ELECTRA-Small, published, mean of 8")
+
+
+def _references(axis: Axes, shown: View) -> None:
+    """The controls without pre-training as a band, and the bag of words as a line."""
+    untrained = [model for model in shown.models if shown.of(model)[FLOPS].max() == 0]
+    means = [shown.over_seeds(model, shown.headline).median for model in untrained]
+    if means := [value for value in means if np.isfinite(value)]:
+        axis.axhspan(min(means) - 0.15, max(means) + 0.15, color="0.8", label="no pre-training")
+    floor = shown.over_seeds(FLOORS[0], shown.headline)
+    if floor.n:
+        axis.axhline(floor.median, color="0.1", linestyle="--", linewidth=1.2, label="bag of words")
 
 
 @_style()
-def overview(view: View) -> Figure:
-    """Measured quality against the FLOPs of pre-training, in one panel: the headline's mean.
+def held_out(runs: Sequence[View], levels: Mapping[str, float]) -> Figure:
+    """Loss on held-out documents, bits per byte, along each pre-training of `runs`.
 
-    Published points stand in it only where they can be compared.
+    A marker stands at the end of each; the first run is the one that is shown. `levels` are lines
+    across by name, what counting comes to.
     """
-    figure, axes = _axes(4.9, 3.7)
-    axis = axes[0, 0]
-    if _together(view):
-        _published_points({FLOPS: axis}, view.published)
-    _measured_points({FLOPS: axis}, view)
-    _log(axis, "FLOPs of pre-training")
-    axis.set(ylabel=_mean(view), title=_label(view))
+    shown = runs[0]
+    figure, axes = _axes(5.2, 4.0)
+    axis, colours = axes[0, 0], _palette(shown.models)
+    for place, model in enumerate(shown.models):
+        label = paper.model_name(shown.published, model)
+        for run in runs:
+            log, found = run.logs.get(model), run.held_out.get(model, {})
+            if log is None or "bits_per_byte" not in found:
+                continue
+            line = log[["tokens", "held_out_loss"]].dropna()
+            bits = line["held_out_loss"] * found["bits_per_byte"] / found["loss"]
+            look = {"color": colours[model], "marker": MARKERS[place % len(MARKERS)]}
+            look |= {"markersize": 5, "linewidth": 1, "label": label, "markevery": [-1]}
+            axis.plot(line["tokens"], bits, **look)
+            label = None
+    for name, level in levels.items():
+        axis.axhline(level, color="0.4", linestyle="--", linewidth=1)
+        axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axis.set(ylabel="held-out bits per byte", title=_label(shown))
+    _log(axis, "tokens seen in pre-training")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
-
-
-def _mean(view: View) -> str:
-    """What the measured points are the mean of."""
-    return f"mean of {len(view.headline)} tasks{view.mark(view.headline)} × 100"
-
-
-def _together(view: View) -> bool:
-    """Whether measured and published means are of the same eight tasks, whole."""
-    return set(view.whole) == set(view.published["tasks"])
-
-
-def _published_points(panels: Mapping[str, Axes], published: dict[str, Any]) -> None:
-    """Others' points, open; by FLOPs only where those of a token are known."""
-    points = [p for p in published["quality_per_compute"] if p["tokens_billions"]]
-    flops = {entry["method"]: 1e6 * entry["mflop"] for entry in published["flop_per_token"]}
-    colours = sns.color_palette(PALETTE, len(points))
-    for place, point in enumerate(points):
-        look = {"color": colours[place], "fillstyle": "none", "linestyle": "none"}
-        look |= {"marker": MARKERS[place % len(MARKERS)], "label": point["method"]}
-        tokens = 1e9 * point["tokens_billions"]
-        spent = {TOKENS: tokens, FLOPS: tokens * flops.get(point["flop"], np.nan)}
-        for column, axis in panels.items():
-            axis.plot(spent[column], point["average"], **look)
-
-
-def _measured_points(panels: Mapping[str, Axes], view: View) -> None:
-    """A filled point per seed that has every task; a broken line where nothing was spent."""
-    means = {m: statistics.seed_means(view.records, m, view.headline) for m in view.models}
-    lines = cycle(("--", ":", "-."))
-    shown = [model for model, found in means.items() if len(found)]
-    colours = _palette(shown)
-    for place, model in enumerate(shown):
-        name = paper.model_name(view.published, model)
-        spent = view.of(model)[TOKENS].max() > 0
-        style = "none" if spent else next(lines)
-        for column, axis in panels.items():
-            if not spent:
-                axis.axhline(means[model].mean(), color="0.3", linestyle=style, label=name)
-                continue
-            budget = view.of(model)[column].max()
-            marker = MARKERS[place % len(MARKERS)]
-            at = np.full(len(means[model]), budget)
-            look = {"color": colours[model], "linestyle": style, "label": name}
-            axis.plot(at, means[model], marker=marker, **look)
 
 
 def _log(axis: Axes, below: str) -> None:

@@ -25,6 +25,12 @@ VARIABLE = "SMALL_BENCH_RUN"
 NOTE = "book/_note.html"
 KEEP = "small-bench keep --profile ... makes one"
 RUN = "run.json"
+ASIDE = {
+    *("profile", "runs", "data", "threads", "finetune_job", "world_words", "world_seed"),
+    *("checkpoints", "checkpoint_steps", "checkpoint_minutes", "pretrain_tokens_per_pass"),
+    *("torch_compile", "model", "tokenizer_kind"),
+}
+"""Parameters that say how a run is carried out, and nothing of its scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +71,21 @@ class View:
         """What the data folder says of itself (`corpus.Description`); empty where it does not."""
         made = files.find_manifest(self.run / "data" / "corpus") or {}
         return self.facts.get("description") or made.get("description") or {}
+
+    @cached_property
+    def held_out(self) -> dict[str, dict[str, float]]:
+        """By model, what held-out documents say at the end of its pre-training."""
+        if "held_out" in self.facts:
+            return self.facts["held_out"]
+        made = {name: files.find_manifest(self.run / "models" / name) for name in self.models}
+        return {name: found["held_out"] for name, found in made.items() if found}
+
+    @cached_property
+    def logs(self) -> dict[str, pd.DataFrame]:
+        """By model, the log of its pre-training, of those that have one."""
+        places = {name: self.run / "models" / name / "log.csv" for name in self.models}
+        found = {name: pd.read_csv(path) for name, path in places.items() if path.is_file()}
+        return {name: log for name, log in found.items() if len(log)}
 
     @cached_property
     def rows(self) -> list[str]:
@@ -166,6 +187,18 @@ def current() -> View:
     """The run that the book is built for; by default the kept run whose models read most tokens."""
     wanted = os.environ.get(VARIABLE)
     return open_run(Path(wanted) if wanted else kept_run())
+
+
+def budgets(run: View) -> list[View]:
+    """The run, then those that are kept and differ from it in the budget of pre-training alone."""
+    aside = ASIDE | {"pretrain_steps", "models", "tasks", "seeds"}
+    ours, found = run.facts["parameters"], [run]
+    for path in sorted(files.find(MEASURED).glob("*/run.json")):
+        theirs = files.read_json(path)["parameters"]
+        same = all(ours[key] == theirs[key] for key in (ours.keys() & theirs.keys()) - aside)
+        if same and theirs.get("pretrain_steps") != ours.get("pretrain_steps"):
+            found.append(open_run(path.parent))
+    return found
 
 
 def note(view: View, executed: bool = True) -> text.Html:

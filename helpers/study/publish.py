@@ -13,7 +13,7 @@ from pathlib import Path
 from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import UserError
-from helpers.data import glue, tokenizer
+from helpers.data import glue
 from helpers.pages import build, recipes
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
@@ -56,8 +56,9 @@ def report(profile: Profile) -> int:
 
 
 def _logs(folder: Path) -> list[str]:
-    """The loss logs of a run, within its folder."""
-    return [str(path.relative_to(folder)) for path in sorted(folder.glob("models/*/log.csv"))]
+    """The loss logs of a run and what their manifests say, within its folder."""
+    found = [*folder.glob("models/*/log.csv"), *folder.glob("models/*/manifest.json")]
+    return [str(path.relative_to(folder)) for path in sorted(found)]
 
 
 def _link(folder: Path, view: Path, places: list[str]) -> None:
@@ -179,13 +180,10 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
             "commits": sorted(filter(None, commits)),
             "corpus": f"{data['name']}, {amount}",
             "description": data.get("description", {}),
-            "unigram_entropy": {
-                kind: tokenizer.unigram_entropy(profile.folder / "tokenizer" / kind)
-                for kind in jobs.kinds(profile)
-            },
             "labels": {
                 task: glue.digest_dev(glue.load_dev(profile.folder, task)) for task in whole.present
             },
+            "held_out": whole.held_out,
             "remark": remark,
             "tokens": int(frame["pretrain.tokens"].max()),
             "parameters": about,

@@ -153,12 +153,6 @@ def test_a_generator_of_the_registry_costs_what_its_width_does():
         assert costs.flops("electra-deberta", study) == pytest.approx(own)
 
 
-def test_scores_are_read_without_torch():
-    modules = ("audit", "paper", "predictions", "statistics")
-    line = "; ".join(f"import helpers.score.{name}" for name in modules)
-    command("-c", f"import sys; {line}; assert 'torch' not in sys.modules", check=True)
-
-
 def test_a_model_of_ones_own_is_priced(published, gpus, monkeypatch):
     spec = registry.Spec("bert", "rtd", generator_fraction=0.5)
     monkeypatch.setitem(registry.REGISTRY, "electra-half", spec)

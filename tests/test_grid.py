@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -18,8 +17,7 @@ from helpers.base.errors import UserError
 from helpers.model import registry
 from helpers.model.flops import token_flops
 from helpers.score import costs
-
-sys.path.insert(0, str(ROOT / "scripts"))
+from helpers.study import grid as grid_of
 from helpers.study import notebook
 
 
@@ -133,6 +131,19 @@ def test_help_lists_every_command_without_loading_torch():
         assert f"\n  {name} " in done.stdout
     assert "..." not in done.stdout.partition("Commands:")[2]
     assert "torch" not in done.stderr
+
+
+def test_what_keeps_snakemake_from_its_jobs_is_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(grid_of, "ROOT", tmp_path)
+    for rules, says in (
+        ("rule data:\n    input: 'none'\n", "Missing input files for rule data:"),
+        ("rule data:\n    output: 1 / 0\n", "ZeroDivisionError"),
+    ):
+        (tmp_path / "Snakefile").write_text(rules)
+        assert grid_of.run(small_profile(tmp_path), 1, 1, "") == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: Snakemake: ")
+        assert says in line
 
 
 def jobs(done):

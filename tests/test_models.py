@@ -17,7 +17,7 @@ from transformers import (
 
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
-from helpers.model import registry
+from helpers.model import disentangled, registry
 from helpers.train import finetune, objectives
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())["table1"]["models"]
@@ -86,7 +86,7 @@ def test_a_head_on_deberta_is_drawn_as_the_releases_init_weights():
     config = registry.build_config(
         registry.get("electra-deberta"), registry.get_size("paper"), 9, 64
     )
-    head = registry.DebertaDiscriminator(config).discriminator_predictions
+    head = disentangled.Discriminator(config).discriminator_predictions
     assert head.dense.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert head.dense_prediction.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert not head.dense.bias.any()
@@ -97,7 +97,7 @@ def test_roberta_has_two_positions_less():
     config = at_paper_size("roberta").model.config
     assert config.max_position_embeddings == 128
     assert tokenizer.usable_length("bpe", 128) == 126
-    model = registry.MASKED_LM["roberta"](config)
+    model = registry.masked_lm(registry.get("roberta"), config)
     model(torch.full((1, 126), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 127), 5))

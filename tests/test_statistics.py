@@ -248,7 +248,8 @@ def test_examples_and_tasks_must_be_the_same_and_seeds_two_at_least():
         paired_bootstrap({"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((1, 5))}, {"sst2": truth})
 
 
-def test_reading_scores_loads_no_torch():
-    modules = "helpers.score.statistics, helpers.score.predictions, helpers.leaderboard.check"
+def test_reading_scores_and_the_jobs_of_a_study_loads_no_torch():
+    names = "score.audit score.statistics score.predictions leaderboard.check study.grid study.jobs"
+    modules = ", ".join(f"helpers.{name}" for name in names.split())
     code = f"import sys, {modules}; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert command("-c", code).stdout == "set()\n"

@@ -16,12 +16,13 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import DebertaModel
+from transformers import DebertaConfig, DebertaModel, ElectraConfig
 from transformers.models.deberta.modeling_deberta import (
     DebertaAttention,
     DebertaLayerNorm,
     DisentangledSelfAttention,
 )
+from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
 
 def shift(scores: torch.Tensor) -> torch.Tensor:
@@ -208,3 +209,17 @@ def score_terms(model: DebertaModel, tokens: torch.Tensor) -> dict[str, torch.Te
         "p2c": own.position_to_content(key, table),
     }
     return {name: (own.scale * t).unflatten(0, (own.heads, -1)) for name, t in terms.items()}
+
+
+class Discriminator(nn.Module):
+    """DeBERTa-v1 with ELECTRA's replaced-token head; transformers has no such class."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        self.deberta = DebertaModel(config)
+        head = ElectraConfig(hidden_size=config.hidden_size, hidden_act=config.hidden_act)
+        self.discriminator_predictions = ElectraDiscriminatorPredictions(head)
+        for layer in self.discriminator_predictions.children():
+            if isinstance(layer, nn.Linear):  # as the release's init_weights(), at sd 0.02
+                nn.init.normal_(layer.weight, std=config.initializer_range)
+                nn.init.zeros_(layer.bias)

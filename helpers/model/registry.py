@@ -5,22 +5,22 @@ masked language model for, or a folder ``models/<name>/`` with a transformers ``
 Parameter counts at the paper's size are in ``results/published.json``.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import torch
-import transformers
-from torch import nn
-from transformers import DebertaConfig, ElectraConfig, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
+from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.base import files
 from helpers.base.errors import UserError, did_you_mean
 from helpers.base.files import root
+
+if TYPE_CHECKING:  # what reads the registry alone, each start of Snakemake, loads neither
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,9 @@ def control(name: str) -> str | None:
 
 def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:
     """The configuration class of transformers; a :class:`UserError` where it has no MLM."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     known = list(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     if spec.model_type not in known:
         hint = did_you_mean(spec.model_type, known)
@@ -259,6 +262,8 @@ def build_config(
     `width` is a factor on hidden and feed-forward: a generator's fraction. The token
     embeddings keep their width, because generator and discriminator share them.
     """
+    import transformers
+
     hidden = round(size.hidden * width)
     if hidden < 8:
         raise UserError(
@@ -284,14 +289,18 @@ def build_config(
         common |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     if spec.architecture == "bert":
         common |= {"max_position_embeddings": size.bert_positions or max_length}
-        return ElectraConfig(**common, type_vocab_size=spec.types, embedding_size=size.embedding)
+        return transformers.ElectraConfig(
+            **common, type_vocab_size=spec.types, embedding_size=size.embedding
+        )
     if spec.architecture == "roberta":
         return transformers.RobertaConfig(**common, type_vocab_size=spec.types, layer_norm_eps=1e-5)
     if spec.architecture == "deberta":
         common |= {"relative_attention": True, "pos_att_type": "c2p|p2c"}
         common |= {"type_vocab_size": spec.types}
         common |= {"max_relative_positions": -1, "position_biased_input": False, "legacy": True}
-        return DebertaConfig(**common, embedding_size=size.embedding, layer_norm_eps=1e-7)
+        return transformers.DebertaConfig(
+            **common, embedding_size=size.embedding, layer_norm_eps=1e-7
+        )
     # RoBERTa's kin count positions from padding_idx + 1: two rows more are enough for all.
     return _any_config(spec, size, common | {"max_position_embeddings": max_length + 2})
 
@@ -321,39 +330,26 @@ def _building(spec: Spec) -> Iterator[None]:
         raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
 
 
-class DebertaDiscriminator(nn.Module):
-    """DeBERTa-v1 with ELECTRA's replaced-token head; transformers has no such class."""
-
-    def __init__(self, config: DebertaConfig) -> None:
-        super().__init__()
-        self.deberta = transformers.DebertaModel(config)
-        head = ElectraConfig(hidden_size=config.hidden_size, hidden_act=config.hidden_act)
-        self.discriminator_predictions = ElectraDiscriminatorPredictions(head)
-        for layer in self.discriminator_predictions.children():
-            if isinstance(layer, nn.Linear):  # as the release's init_weights(), at sd 0.02
-                nn.init.normal_(layer.weight, std=config.initializer_range)
-                nn.init.zeros_(layer.bias)
-
-
 MASKED_LM = {
-    "bert": transformers.ElectraForMaskedLM,
-    "roberta": transformers.RobertaForMaskedLM,
-    "deberta": transformers.DebertaForMaskedLM,
+    "bert": "ElectraForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "deberta": "DebertaForMaskedLM",
 }
-DISCRIMINATOR = {"bert": transformers.ElectraForPreTraining, "deberta": DebertaDiscriminator}
 
 
 def masked_lm(spec: Spec, config: PretrainedConfig) -> PreTrainedModel:
     """A masked language model with fresh weights."""
+    import transformers
+
     if spec.architecture == "transformers":
         with _building(spec):
             return transformers.AutoModelForMaskedLM.from_config(config)
-    return MASKED_LM[spec.architecture](config)
+    return getattr(transformers, MASKED_LM[spec.architecture])(config)
 
 
 def encoder(model: nn.Module) -> nn.Module:
     """The encoder inside a model with a head."""
-    return model.deberta if isinstance(model, DebertaDiscriminator) else model.base_model
+    return model.deberta if hasattr(model, "deberta") else model.base_model
 
 
 def count(model: nn.Module) -> int:
@@ -363,4 +359,6 @@ def count(model: nn.Module) -> int:
 
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,10 +12,11 @@ from helpers.base.config import Profile
 from helpers.base.errors import Preempted, UserError
 from helpers.data import glue
 from helpers.model import registry
-from helpers.score import costs
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = Path("/dev/nvidia0")
+# A dry run, for what it says when it fails: `--quiet all` leaves out errors too.
+NAMES_ERRORS = ["--dry-run", "--quiet", "host", "progress", "rules", "reason"]
 RUN_FILE = "run.json"  # what a run was asked for; Snakemake's jobs and the book's pages read it
 
 
@@ -40,8 +41,9 @@ def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
         # Data first: if it comes out the same, by checksum, what depends on it is not run again.
         for target in ("data", "all"):
             if status := _snakemake([*command, "--", target], environment, lock, bool(cluster)):
-                line = "error: the study is not finished; what failed is named above"
-                print(line, file=sys.stderr)
+                why = _no_graph([*command, *NAMES_ERRORS, "--", target], environment)
+                line = why or "the study is not finished; what failed is named above"
+                print(f"error: {line}", file=sys.stderr)
                 return status
     print_result(folder)
     return 0
@@ -105,8 +107,18 @@ def _snakemake(command: list[str], environment: dict[str, str], lock: int, clust
     return status
 
 
+def _no_graph(command: list[str], environment: dict[str, str]) -> str:
+    """Why Snakemake cannot tell which jobs there are; empty where it can: then a job has failed."""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, env=environment, cwd=ROOT, **pipe)
+    said = done.stdout.rpartition("Building DAG of jobs...")[2]
+    return f"Snakemake: {' '.join(said.split())}" if done.returncode else ""
+
+
 def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
     """Prints every parameter with where it stands, and the jobs with their tokens and FLOPs."""
+    from helpers.score import costs
+
     final = profile.model_dump()
     stands = {name: where for where, values in layers.items() for name in values}
     for where, values in layers.items():

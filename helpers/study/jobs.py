@@ -2,7 +2,8 @@
 
 A job is one executed notebook. What is done the stages say themselves, what is running the locks
 that running jobs hold, what failed the executed notebooks: it holds while a grid runs, after it was
-killed, and for jobs run by hand.
+killed, and for jobs run by hand. torch is loaded where that is asked: Snakemake, which starts anew
+for each job of a cluster, asks only which jobs there are.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from pathlib import Path
 from helpers.base import config, files, progress
 from helpers.base.config import Profile
 from helpers.base.progress import duration
-from helpers.data import corpus, glue, tokenizer
+from helpers.data import glue
 from helpers.model import registry
-from helpers.score import costs
 from helpers.study import notebook
-from helpers.train import finetune, floor, pretrain, records
+from helpers.train import records
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
 TRAINED = {"03_pretrain": "pre-training", "04_finetune": "fine-tuning"}
@@ -58,7 +58,12 @@ def load(name: str, **changes: object) -> Profile:
     """A profile with changes, checked against the registry and the tasks its source has."""
     profile = config.load_profile(name, **changes)
     for model in profile.models:
-        costs.outline(model, profile)
+        registry.get(model), registry.get_size(profile.size)
+        # What a user gives of a model is checked by building it.
+        if model not in registry.REGISTRY or profile.generator_fraction:
+            from helpers.score import costs
+
+            costs.outline(model, profile)
     glue.available(profile.source, profile.data, profile.tasks)
     return profile
 
@@ -117,6 +122,8 @@ def missing(found: dict[Job, State]) -> dict[str, str]:
 
 def finished_cells(profile: Profile) -> list[tuple[str, str]]:
     """Model and task of every cell of the tables that has the profile's own records."""
+    from helpers.train import finetune
+
     return [
         (job.model, task)
         for job in jobs(profile)
@@ -162,6 +169,9 @@ def _held(profile: Profile, job: Job) -> bool:
 
 def _finished(profile: Profile, job: Job) -> object:
     """What the stage left where all of it is there, else something false."""
+    from helpers.data import corpus, tokenizer
+    from helpers.train import finetune, floor, pretrain
+
     parameters = job.parameters
     if job.stage == "01_data":
         done = corpus.finished(parameters) and glue.finished(parameters)
@@ -189,6 +199,8 @@ def _spent(stage: str, done: object) -> tuple[float, str]:
 
 def flops(profile: Profile, job: Job) -> float:
     """Matrix products of a job's training, at full length."""
+    from helpers.score import costs
+
     if job.stage == "03_pretrain" and registry.get(job.model).objective != "none":
         return costs.tokens(job.model, profile) * costs.flops(job.model, profile)
     return sum(costs.finetuning(profile, job.model, task).flops for task in job.tasks)

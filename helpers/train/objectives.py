@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import ElectraForPreTraining, PreTrainedTokenizerBase
 
 from helpers.model import disentangled, last_layer, registry
 from helpers.model.dropout import use_fast_dropout
 from helpers.model.flops import head_flops, token_flops
+
+DISCRIMINATOR = {"bert": ElectraForPreTraining, "deberta": disentangled.Discriminator}
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def build(
         width = fraction or spec.generator_fraction
         narrow = registry.build_config(spec, size, vocabulary, max_length, dropout, width)
         narrow.tie_word_embeddings = spec.tie_softmax
-        discriminator = registry.DISCRIMINATOR[spec.architecture](config)
+        discriminator = DISCRIMINATOR[spec.architecture](config)
         task = ReplacedTokenDetection(spec, registry.masked_lm(spec, narrow), discriminator)
     else:
         task = MaskedLanguageModel(spec, registry.masked_lm(spec, config))

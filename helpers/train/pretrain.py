@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
-from helpers.model import registry
+from helpers.model import disentangled, registry
 from helpers.train import checkpoint, graphs, loop, objectives, provenance
 from helpers.train.batches import Rows
 from helpers.train.held_out import HeldOut, bits_per_byte
@@ -362,7 +362,7 @@ def _held_out(log: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any
 
 def _save(task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list) -> list[str]:
     """Writes encoder, generator and log; returns the names of the files."""
-    is_deberta = isinstance(task.model, registry.DebertaDiscriminator)
+    is_deberta = isinstance(task.model, disentangled.Discriminator)
     models = {"encoder": task.model.deberta if is_deberta else task.model}
     if isinstance(task, objectives.ReplacedTokenDetection):
         models["generator"] = task.generator

@@ -3,7 +3,7 @@ import math
 import re
 
 import pytest
-from makers import PUBLISHED, ROOT, command
+from makers import PUBLISHED, ROOT
 
 from helpers.base import config
 from helpers.base.errors import UserError

@@ -254,6 +254,16 @@ def get_size(name: str) -> Size:
     return SIZES[name]
 
 
+def hidden(size: Size, width: float) -> int:
+    """The width of an encoder, times a generator's fraction."""
+    found = round(size.hidden * width)
+    if found < 8:
+        raise UserError(
+            f"generator_fraction = {width}: hidden {size.hidden} becomes {found}; at least 8"
+        )
+    return found
+
+
 def build_config(
     spec: Spec, size: Size, vocabulary: int, max_length: int, dropout: float = 0.1, width: float = 1
 ) -> PretrainedConfig:
@@ -264,18 +274,14 @@ def build_config(
     """
     import transformers
 
-    hidden = round(size.hidden * width)
-    if hidden < 8:
-        raise UserError(
-            f"generator_fraction = {width}: hidden {size.hidden} becomes {hidden}; at least 8"
-        )
+    own = hidden(size, width)
     # Heads of a narrow generator are 64 wide, as in google-research/electra, where that divides.
-    heads = size.heads if width == 1 else max(1, hidden // 64)
-    while hidden % heads:
+    heads = size.heads if width == 1 else max(1, own // 64)
+    while own % heads:
         heads -= 1
     common = {
         "vocab_size": vocabulary,
-        "hidden_size": hidden,
+        "hidden_size": own,
         "num_hidden_layers": size.layers,
         "num_attention_heads": heads,
         "intermediate_size": round(size.feed_forward * width),

@@ -120,7 +120,7 @@ def keep(
     study: Study,
     remark: Annotated[str, Option(help="Sentences for the reader of the book.")] = "",
 ) -> int:
-    """Copy records, predictions and tables of a finished run to results/measured."""
+    """Copy the records and predictions of a run to results/measured."""
     from helpers.study import jobs, publish
 
     return publish.keep(jobs.load(**study), remark)

@@ -58,9 +58,10 @@ def load(name: str, **changes: object) -> Profile:
     """A profile with changes, checked against the registry and the tasks its source has."""
     profile = config.load_profile(name, **changes)
     for model in profile.models:
-        registry.get(model), registry.get_size(profile.size)
-        # What a user gives of a model is checked by building it.
-        if model not in registry.REGISTRY or profile.generator_fraction:
+        spec, size = registry.get(model), registry.get_size(profile.size)
+        width = profile.generator_fraction or spec.generator_fraction or 1
+        registry.hidden(size, width)
+        if spec.architecture == "transformers":  # whose models have checks of their own
             from helpers.score import costs
 
             costs.outline(model, profile)

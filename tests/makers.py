@@ -26,6 +26,7 @@ from helpers.data import corpus, glue, tokenizer
 from helpers.leaderboard import check
 from helpers.pages import tables, view
 from helpers.score import paper, statistics
+from helpers.study import grid
 from helpers.train import floor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +80,18 @@ def write_study(folder, name="study", **changes):
 
 def run_grid(path, *more, **options):
     return command(*STUDY[1:], "run", "--profile", path, "--cores", "2", *more, **options)
+
+
+def dry_run(path, *more):
+    """What Snakemake says of the jobs it would run of a study."""
+    profile = config.load_profile(str(path))
+    grid.write_run(profile.folder, profile)
+    done = command(
+        *("-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", profile.folder),
+        *(*more, "--dry-run", "--quiet", "host", "--", "all"),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
 
 
 def make_inputs(profile):

@@ -7,11 +7,10 @@ import cluster
 import kills
 import pytest
 import yaml
-from makers import LONGER, ROOT, STUDY, command, write_study
+from makers import LONGER, ROOT, STUDY, dry_run, write_study
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.study import grid
 
@@ -66,16 +65,9 @@ def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):
 
 
 def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):
-    profile = config.load_profile(str(write_study(tmp_path, **LONGER)))
-    folder = profile.folder
-    grid.write_run(folder, profile)
-    done = command(
-        *("-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder),
-        *("--workflow-profile", ROOT / "profiles" / "slurm"),
-        *("--dry-run", "--quiet", "host", "--", "all"),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    blocks = (done.stdout + done.stderr).split("Group job ")[1:]
+    study = write_study(tmp_path, **LONGER)
+    said = dry_run(study, "--workflow-profile", ROOT / "profiles" / "slurm")
+    blocks = said.split("Group job ")[1:]
     groups = {block.split()[0]: block.split("\nrule ")[0] for block in blocks}
     assert set(groups) == {f"finetune_{model}" for model in LONGER["models"]}
     for name, block in groups.items():

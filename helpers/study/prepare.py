@@ -1,12 +1,14 @@
-"""What a notebook opened alone needs: the stages before it, and a place that lasts."""
+"""What a notebook opened alone needs: the stages before it, and a place that lasts.
+
+What makes a stage is imported where one is made: torch takes seconds.
+"""
 
 from pathlib import Path
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.data import corpus, glue, tokenizer
+from helpers.data import corpus, glue
 from helpers.model import registry
-from helpers.train import checkpoint, pretrain
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 LASTING = ("models", "records", "checkpoints")  # folders of a run that take long to make again
@@ -70,6 +72,8 @@ def _tasks(study: config.Profile, tasks: list[str]) -> None:
 
 def _packed(study: config.Profile, kind: str) -> None:
     if _lacks(study, "02_tokenizer", f"tokenizer/{kind}"):
+        from helpers.data import tokenizer
+
         _corpus(study)
         tokenizer.run(config.Tokenizer(**study.stage(config.Tokenizer, tokenizer_kind=kind)))
 
@@ -77,6 +81,8 @@ def _packed(study: config.Profile, kind: str) -> None:
 def _pretrained(study: config.Profile, model: str) -> None:
     if not _lacks(study, "03_pretrain", f"models/{model}"):
         return
+    from helpers.train import checkpoint, pretrain
+
     kind, folder = registry.get(model).tokenizer, study.folder / "models" / model
     _packed(study, kind)
     parameters = config.Pretrain(**study.stage(config.Pretrain, model=model))

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from makers import ROOT
@@ -91,6 +92,29 @@ def test_a_head_on_deberta_is_drawn_as_the_releases_init_weights():
     assert head.dense_prediction.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert not head.dense.bias.any()
     assert not head.dense_prediction.bias.any()
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "scratch"])
+def test_a_table_of_positions_may_start_from_sinusoids(name):
+    spec = registry.get(name)
+    torch.manual_seed(0)
+    released = objectives.build(spec, registry.get_size("small-released"), 100, 64)
+    torch.manual_seed(0)
+    task = objectives.build(spec, registry.get_size("small"), 100, 64)
+    table = registry.encoder(task.model).embeddings.position_embeddings
+    width, skipped = table.weight.shape[1], {table.padding_idx} - {None}
+    rows = [row for row in range(len(table.weight)) if row not in skipped]
+    for row, pair in [(rows[3], 0), (rows[-1], width // 4), (rows[7], width // 2 - 1)]:
+        length = np.pi * 60 ** (pair / (width // 2 - 1))
+        wanted = 0.06 * 2**0.5 * np.array([f(2 * np.pi * row / length) for f in (np.sin, np.cos)])
+        found = table.weight[row, 2 * pair : 2 * pair + 2].detach().numpy()
+        assert found == pytest.approx(wanted, abs=1e-5)
+    assert table.weight[rows].std().item() == pytest.approx(0.06, rel=0.05)
+    assert table.weight.requires_grad
+    for (key, one), other in zip(
+        task.state_dict().items(), released.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other) != key.endswith("position_embeddings.weight"), key
 
 
 def test_roberta_has_two_positions_less():

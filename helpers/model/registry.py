@@ -76,14 +76,17 @@ class Size:
     hidden: int
     heads: int
     feed_forward: int
-    embedding: int  # width of the token embeddings
-    roberta_embedding: int
+    embedding: int  # width of the token embeddings; RoBERTa's have that of the encoder
     # Length of BERT's position table: 512 in the released BERT-small and ELECTRA, though they
     # train at 128; 0 is the training length, as in the other released models.
     bert_positions: int = 0
     # Standard deviation of fresh weights: 0.02 is the released value, and too small for narrow
     # models, whose first hundreds of steps it wastes.
     initial: float = 0.02
+    # Standard deviation of sinusoids that a fresh table of absolute positions is filled with, 0 for
+    # random numbers as released. At a small budget such a table is learnt late or never: attention
+    # stays uniform until then. It stays a parameter like any other.
+    sinusoids: float = 0.0
 
 
 # google-research/electra, which also trained the released BERT-small.
@@ -155,9 +158,11 @@ nothing but another seed of weights, order and masks."""
 
 SIZES: dict[str, Size] = {
     # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
-    "paper": Size(12, 256, 4, 1024, embedding=128, roberta_embedding=256, bert_positions=512),
-    "mini": Size(4, 128, 4, 512, embedding=64, roberta_embedding=128, initial=0.06),
-    "tiny": Size(2, 128, 4, 512, embedding=128, roberta_embedding=128, initial=0.08),
+    "paper": Size(12, 256, 4, 1024, embedding=128, bert_positions=512),
+    "small": Size(4, 256, 4, 1024, embedding=128, initial=0.06, sinusoids=0.06),
+    "small-released": Size(4, 256, 4, 1024, embedding=128, initial=0.06),
+    "mini": Size(4, 128, 4, 512, embedding=64, initial=0.06),
+    "tiny": Size(2, 128, 4, 512, embedding=128, initial=0.08),
 }
 
 # Of a config.json in models/<name>/: the study sets these itself, or they are no settings.

@@ -1,5 +1,6 @@
 """The two objectives: masked language modelling and replaced-token detection."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -278,7 +279,28 @@ def build(
         task = ReplacedTokenDetection(spec, registry.masked_lm(spec, narrow), discriminator)
     else:
         task = MaskedLanguageModel(spec, registry.masked_lm(spec, config))
+    if size.sinusoids:
+        fill_positions(task, size.sinusoids)
     return use_fast_dropout(disentangled.speed_up(task)) if fast else task
+
+
+@torch.no_grad()
+def fill_positions(model: nn.Module, deviation: float) -> None:
+    """Fills every table of absolute positions in `model` with sinusoids, as `Size.sinusoids` says.
+
+    Rows are positions; pairs of columns are sine and cosine of wavelengths from pi to 60 pi
+    positions, in equal ratios: short enough to tell neighbours apart, and long enough for a row of
+    128 tokens. (Vaswani et al. 2017, section 3.5, go to 10,000 x 2 pi.)
+    """
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            rows, width = table.weight.shape
+            wavelength = math.pi * 60 ** torch.linspace(0, 1, (width + 1) // 2)
+            angle = 2 * math.pi * torch.arange(rows)[:, None] / wavelength
+            waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
+            table.weight.copy_(waves * deviation * math.sqrt(2))  # a sine's deviation is sqrt(1/2)
+            if table.padding_idx is not None:  # of RoBERTa, which counts positions after it
+                table.weight[table.padding_idx] = 0
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:

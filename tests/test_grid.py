@@ -106,19 +106,24 @@ def test_plan_prints_the_paper_without_running_it():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--models", "bert bart"], "model = 'bart'"),
-        (["--tasks", "wnli"], "task = 'wnli'"),
-        (["--profile", "x; rm -rf"], "profile 'x; rm -rf'"),
-        (["--data", "nowhere"], "none of cola"),
-        (["--seeds", "-1"], "seeds"),
-        (["--modls", "bert"], "error: no such option: --modls"),
-        (["--steps", "many"], "error: invalid value for '--steps'"),
-        (["--steps"], "'--steps' requires an argument"),
-        (["more"], "more"),
+        (["plan", "--models", "bert bart"], "model = 'bart'"),
+        (["plan", "--tasks", "wnli"], "task = 'wnli'"),
+        (["plan", "--profile", "x; rm -rf"], "profile 'x; rm -rf'"),
+        (["plan", "--data", "nowhere"], "none of cola"),
+        (["plan", "--seeds", "-1"], "seeds"),
+        (["plan", "--modls", "bert"], "error: no such option: --modls"),
+        (["plan", "--steps", "many"], "error: invalid value for '--steps'"),
+        (["plan", "--steps"], "'--steps' requires an argument"),
+        (["plan", "more"], "more"),
+        (["notebook", "03_pretrin"], "no such notebook; did you mean 03_pretrain?"),
+        (["notebook", ""], "known: 01_data, 02_tokenizer"),
+        (["notebook", "03_pretrain", "pretrain_step=20"], "did you mean pretrain_steps?"),
+        (["notebook", "03_pretrain", "pretrain_steps=many"], "ipynb: pretrain_steps = 'many'"),
+        (["notebook", "03_pretrain", "pretrain_steps"], "'pretrain_steps' is not name=value"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, says):
-    done = command("-m", "helpers.study.cli", "plan", *arguments)
+    done = command("-m", "helpers.study.cli", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -207,23 +207,6 @@ def test_fine_tuning_tells_each_step(small_run, tmp_path, capsys):
     assert f"100 %, {steps}/{steps} steps, ? steps/s" in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        (["03_pretrin"], "'03_pretrin': no such notebook; did you mean 03_pretrain?"),
-        ([""], "known: 01_data, 02_tokenizer"),
-        (["03_pretrain", "model=bert", "pretrain_step=20"], "did you mean pretrain_steps?"),
-        (["03_pretrain", "pretrain_steps=many"], "03_pretrain.ipynb: pretrain_steps = 'many'"),
-        (["03_pretrain", "pretrain_steps"], "'pretrain_steps' is not name=value"),
-    ],
-)
-def test_a_wrong_notebook_or_parameter_is_one_line(given, says):
-    done = command("-m", "helpers.study.cli", "notebook", *given)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
 @pytest.mark.slow
 def test_the_command_line_and_plain_papermill_write_the_same_bytes(small_run, tmp_path):
     """One notebook both ways, from a profile's file with two changes; then the status of it."""

@@ -7,6 +7,9 @@ TASKS    :=
 SEEDS    :=
 STEPS    :=
 CLUSTER  :=
+MODEL    :=
+PROTOCOL := fixed
+ROWS     := 0
 GPU_JOBS := 1
 CORES    := $(shell getconf _NPROCESSORS_ONLN)
 PORT     := 8000
@@ -14,7 +17,7 @@ PYTHON   := python3
 
 # Recipes read these from the environment, in quotes: what a user gives is text to make and to the
 # shell, never a command.
-OPTIONS := PROFILE DATA MODELS TASKS SEEDS STEPS CLUSTER GPU_JOBS CORES PORT
+OPTIONS := PROFILE DATA MODELS TASKS SEEDS STEPS CLUSTER MODEL PROTOCOL ROWS GPU_JOBS CORES PORT
 $(foreach name,$(OPTIONS),$(eval override $(name) := $$(value $(name))))
 export $(OPTIONS)
 
@@ -22,11 +25,11 @@ BIN    := .venv/bin
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-long bench serve clean
+.PHONY: help book score test test-long bench serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
-	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORES=2 GPU_JOBS=1 CLUSTER=profiles/slurm PORT=8000 PYTHON=python3'
+	@echo 'variables: PROFILE=tiny DATA=folder MODELS="bert electra" TASKS="cola rte" SEEDS="0 1" STEPS=20000 CORES=2 GPU_JOBS=1 CLUSTER=profiles/slurm MODEL=owner/name PROTOCOL=tuned ROWS=1000 PORT=8000 PYTHON=python3'
 	@echo 'everything else: $(BIN)/small-bench --help'
 
 .venv/ready: pyproject.toml constraints.txt
@@ -39,6 +42,10 @@ book: .venv/ready ## run the study of PROFILE, build the book, print the table a
 	@$(BIN)/python -m helpers.study.cli run --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" \
 	    --tasks="$$TASKS" --seeds="$$SEEDS" $${STEPS:+"--steps=$$STEPS"} \
 	    --cores="$$CORES" --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
+
+score: .venv/ready ## fine-tune and score MODEL, an encoder on the Hub or in a folder
+	@$(BIN)/python -m helpers.study.cli score --data="$$DATA" --tasks="$$TASKS" --seeds="$$SEEDS" \
+	    --protocol="$$PROTOCOL" --rows="$$ROWS" --cores="$$CORES" -- "$$MODEL"
 
 serve: .venv/ready ## serve the built book of PROFILE on localhost
 	@echo "http://localhost:$$PORT/"

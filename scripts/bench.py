@@ -38,7 +38,7 @@ from helpers.base.errors import UserError, run_main
 from helpers.data import corpus, glue, packing, tokenizer
 from helpers.model import disentangled, registry
 from helpers.model.dropout import use_fast_dropout
-from helpers.train import batches, finetune, loop, objectives, pretrain, provenance
+from helpers.train import batches, finetune, heads, loop, objectives, pretrain, provenance
 
 LENGTH, RATE = 128, 5e-4
 # Shapes that are timed: the paper's, and one that two CPU cores can train (profiles/small.yaml).
@@ -283,7 +283,7 @@ def our_epoch(place: Place, parameters: config.Finetune, name: str, encoder: Pat
     task = glue.get(name)
     table = glue.load(place.profile.folder, name, "train")
     encoded = batches.encode(table, task, place.tok, LENGTH)
-    mine = finetune.open_encoder(encoder, task, place.dropout)
+    mine = heads.open_encoder(encoder, task, place.dropout)
     return timed(partial(finetune.train, parameters, mine, encoded, place.tok, 1, 0, torch.float32))
 
 

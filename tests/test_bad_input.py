@@ -47,7 +47,7 @@ from helpers.model import registry
 from helpers.score import paper
 from helpers.score.predictions import read_splits
 from helpers.study import cli
-from helpers.train import batches, checkpoint, finetune, objectives, pretrain, records
+from helpers.train import batches, checkpoint, finetune, heads, objectives, pretrain, records
 
 
 def tree(folder):
@@ -403,7 +403,7 @@ def test_an_edited_manifest_is_named(run):
 
 
 READERS = {
-    "models/scratch/encoder/model.safetensors": lambda path: finetune.open_encoder(
+    "models/scratch/encoder/model.safetensors": lambda path: heads.open_encoder(
         path.parent, glue.get("cola"), 0.0
     ),
     "tokenizer/bpe/tokenizer.json": lambda path: tokenizer.load(path.parent),

@@ -14,7 +14,7 @@ from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import glue, metrics, tokenizer
 from helpers.model import registry
-from helpers.train import batches, finetune, records
+from helpers.train import batches, finetune, heads, records
 
 
 def test_swapping_doubles_the_pairs(small_run):
@@ -114,7 +114,7 @@ def test_batches_by_length_hold_the_labels_of_a_plain_shuffle(classes, slope):
 
 def test_every_row_weighs_as_much_whatever_its_batch(small_run):
     source = small_run.folder / "models" / "scratch" / "encoder"
-    network, tok = finetune.open_encoder(source, glue.get("cola"), 0.0), tokenizer.load(source)
+    network, tok = heads.open_encoder(source, glue.get("cola"), 0.0), tokenizer.load(source)
     data = batches.encode(glue.load(small_run.folder, "cola", "train"), glue.get("cola"), tok, 48)
     values = small_run.stage(config.Finetune, model="scratch", finetune_batch_size=16)
     step = finetune.Step(config.Finetune(**values), network, torch.float32)
@@ -129,8 +129,8 @@ def test_every_row_weighs_as_much_whatever_its_batch(small_run):
 @pytest.mark.parametrize("model", ["bert", "roberta", "deberta", "electra-deberta"])
 def test_learning_rates_shrink_towards_the_embeddings(small_run, model):
     source = small_run.folder / "models" / model / "encoder"
-    network = finetune.open_encoder(source, glue.get("cola"), 0.1)
-    groups = finetune.layer_rates(network, 1.0, 0.5, weight_decay=0.1)
+    network = heads.open_encoder(source, glue.get("cola"), 0.1)
+    groups = heads.layer_rates(network, 1.0, 0.5, weight_decay=0.1)
     # Two layers: embeddings at depth 0, layers at 1 and 2, the head at 4; vectors, then matrices.
     rates = [0.5**4, 0.5**3, 0.5**2, 1.0]
     assert [group["base"] for group in groups] == [rate for rate in rates for _ in range(2)]
@@ -162,7 +162,7 @@ def test_a_head_reads_what_it_would_read_of_the_whole_last_layer(small_run, mode
 
 def test_a_linear_head_is_googles(small_run):
     source = small_run.folder / "models" / "bert" / "encoder"
-    network = finetune.open_encoder(source, glue.get("mnli"), 0.1, "linear").eval()
+    network = heads.open_encoder(source, glue.get("mnli"), 0.1, "linear").eval()
     tokens = torch.arange(24).view(2, 12)
     first = registry.encoder(network)(tokens).last_hidden_state[:, 0]
     weight, bias = network.classifier.output.weight, network.classifier.output.bias
@@ -172,7 +172,7 @@ def test_a_linear_head_is_googles(small_run):
     assert not bias.any()
     pooled = small_run.folder / "models" / "deberta" / "encoder"
     with pytest.raises(UserError, match="head = 'linear': DebertaForSequenceClassification"):
-        finetune.open_encoder(pooled, glue.get("cola"), 0.1, "linear")
+        heads.open_encoder(pooled, glue.get("cola"), 0.1, "linear")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_what_follows_the_layers_learns_at_the_heads_rate(kind, config, embeddin
     made = getattr(transformers, f"{kind}Config")(vocab_size=20, **shape, **config)
     network = getattr(transformers, f"{kind}ForSequenceClassification")(made)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    groups = finetune.layer_rates(network, 1.0, 0.5)
+    groups = heads.layer_rates(network, 1.0, 0.5)
     found = {names[id(p)]: group["base"] for group in groups for p in group["params"]}
     for name, rate in found.items():
         layer = name.partition(".layer.")[2]
@@ -355,4 +355,4 @@ def test_what_cannot_be_fine_tuned(small_run, changes, says):
 def test_a_damaged_checkpoint_is_named(small_run, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be opened as an encoder"):
-        finetune.open_encoder(tmp_path, glue.get("cola"), 0.1)
+        heads.open_encoder(tmp_path, glue.get("cola"), 0.1)

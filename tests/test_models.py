@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
 from makers import ROOT
 from transformers import (
     AutoModel,
@@ -19,7 +20,7 @@ from transformers import (
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import disentangled, registry
-from helpers.train import finetune, objectives
+from helpers.train import heads, objectives
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())["table1"]["models"]
 VOCABULARY = {"wordpiece": 30_522, "bpe": 50_265}
@@ -175,12 +176,35 @@ def test_an_architecture_the_study_cannot_set_is_refused(model_type, missing):
         objectives.build(spec, registry.get_size("tiny"), 100, 32)
 
 
-def test_layers_without_numbers_take_no_layer_decay():
-    entry = registry.Spec("transformers", "mlm", model_type="albert")
-    model = objectives.build(entry, registry.get_size("tiny"), 100, 32).model
-    assert finetune.layer_rates(model, 1e-3, 1.0)
-    with pytest.raises(UserError, match=r"finetune_layer_decay = 0\.9: the layers of a albert"):
-        finetune.layer_rates(model, 1e-3, 0.9)
+def test_rates_follow_the_list_of_layers_however_it_is_built():
+    """ALBERT's shared layers have one; XLM has lists side by side, Funnel a list of lists."""
+
+    def rates(name, part):
+        made = getattr(transformers, f"{name}Config")(vocab_size=30, **part)
+        model = getattr(transformers, f"{name}ForSequenceClassification")(made)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = heads.layer_rates(model, 1.0, 0.5)
+        found = {names[id(p)]: group["base"] for group in groups for p in group["params"]}
+        return heads.are_shared(model), found
+
+    small = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    shared, found = rates("Albert", small | {"embedding_size": 8, "num_hidden_layers": 3})
+    assert shared
+    depths = {"embeddings": 0.5**3, "albert_layer_groups": 0.5**2, "pooler": 1, "classifier": 1}
+    depths["hidden_mapping_in"] = 0.5**3
+    for name, rate in found.items():
+        assert rate == depths[next(part for part in depths if part in name)], name
+    shared, found = rates("XLM", {"emb_dim": 16, "n_layers": 2, "n_heads": 2})
+    assert not shared
+    for name, rate in found.items():
+        inner = [part for part in name.split(".") if part.isdigit()]
+        first = "embeddings" in name or "layer_norm_emb" in name
+        wanted = 0.5 ** (3 - int(inner[0])) if inner else 0.5**4 if first else 1.0
+        assert rate == wanted, name
+    shape = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16, "block_sizes": [1, 2]}
+    _, found = rates("Funnel", shape)
+    blocks = {name[22:25]: rate for name, rate in found.items() if ".blocks." in name}
+    assert blocks == {"0.0": 0.5**4, "1.0": 0.5**3, "1.1": 0.5**2}
 
 
 def test_a_folder_with_a_configuration_is_a_model(monkeypatch, tmp_path):

@@ -178,6 +178,9 @@ class Pretrain(Training):
 class Finetune(Training):
     """Parameters of ``04_finetune``: one model, some tasks, some seeds."""
 
+    model: Plain = Field(
+        description="name in the registry; or a checkpoint, owner/name[@revision] or a folder"
+    )
     tasks: Names = Field(description="tasks of GLUE")
     seeds: Seeds = Field(min_length=1, description="one fine-tuning per task and seed")
     finetune_learning_rate: Rate = Field(description="peak of the schedule")
@@ -188,6 +191,9 @@ class Finetune(Training):
     finetune_layer_decay: float = Field(gt=0, le=1, description="learning rate factor per layer")
     finetune_dropout: Fraction = Field(description="dropout, hidden, attention and head")
     finetune_swap_pairs: bool = Field(description="double MRPC and STS-B by swapped pairs")
+    protocol: Literal["fixed", "tuned"] = Field(
+        description="fixed: these values; tuned: rate and epochs chosen on held-out train rows"
+    )
 
 
 class Analysis(Stage):

@@ -4,6 +4,9 @@ from transformers import PretrainedConfig
 
 from helpers.model.last_layer import POST_NORM
 
+# How configurations name the width of the feed-forward layers; XLM has no name for its 4 h.
+WIDTHS = ("intermediate_size", "hidden_dim", "d_inner", "feed_forward_size")
+
 
 def token_flops(config: PretrainedConfig, length: int, read: float = 1.0) -> float:
     """Matrix-product FLOP of an encoder per token, forward and backward (three forwards).
@@ -13,7 +16,8 @@ def token_flops(config: PretrainedConfig, length: int, read: float = 1.0) -> flo
     is once per batch, not per token, and is left out. Where a head reads a part `read` of the
     tokens, the last layer's own 2 x (h^2 + 2 h f) after the attention are counted for those alone.
     """
-    h, f = config.hidden_size, config.intermediate_size
+    h = config.hidden_size
+    f = next((getattr(config, name) for name in WIDTHS if hasattr(config, name)), 4 * h)
     layer = 2 * (4 * h * h + 2 * h * f) + 4 * length * h
     if config.model_type == "deberta":
         layer += 2 * 4 * length * h

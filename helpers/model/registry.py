@@ -56,7 +56,8 @@ class Spec:
     # bert has the factored embedding of ELECTRA's code, which the released BERT-small was trained
     # with; deberta is v1, c2p|p2c; transformers stands for the architecture `model_type` names.
     architecture: Literal["bert", "roberta", "deberta", "transformers"]
-    objective: Literal["mlm", "rtd", "none"]  # rtd: replaced-token detection; none: fresh weights
+    # rtd: replaced-token detection; none: fresh weights; given: a checkpoint from elsewhere
+    objective: Literal["mlm", "rtd", "none", "given"]
     tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"  # uncased; cased and byte-level
     # Of the chosen 15 % of tokens, the parts replaced by the mask and by a random token.
     masking: tuple[float, float] = (0.85, 0.0)
@@ -172,6 +173,9 @@ SET_BY_THE_STUDY = {
     *("transformers_version", "dtype", "torch_dtype", "_name_or_path"),
 }
 
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # as transformers names them
+FOREIGN = Spec("transformers", "given")  # of a checkpoint from elsewhere, named title@hash
+
 MASK_FRACTION = 0.15
 DISCRIMINATOR_WEIGHT = 50.0
 
@@ -210,9 +214,17 @@ def parts(name: str) -> tuple[str, tuple[str, ...], int]:
 
 
 def _of_folder(name: str) -> Spec:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*@[0-9a-f]{8}", name):
+        return FOREIGN
     path = root() / "models" / name / "config.json"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or not path.is_file():
         raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
+    if weights := [one for kind in WEIGHTS for one in sorted(path.parent.glob(kind))]:
+        raise UserError(
+            f"model = {name!r}: models/{name} holds weights, {weights[0].name}: it is scored, "
+            f"small-bench score models/{name}, not pre-trained; to pre-train its configuration, "
+            "put config.json alone into a folder of another name"
+        )
     values = files.read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object, a configuration of transformers")
@@ -222,12 +234,19 @@ def _of_folder(name: str) -> Spec:
     return spec
 
 
+def knows(name: str) -> bool:
+    """Whether :func:`get` has a model of this name."""
+    try:
+        return bool(get(name))
+    except UserError:
+        return False
+
+
 def control(name: str) -> str | None:
     """The registry's model of this architecture without pre-training; None where there is none."""
-    try:
-        spec = get(name)
-    except UserError:  # a kept run's own model, which is not here
+    if not knows(name):  # a kept run's own model, which is not here
         return None
+    spec = get(name)
     same = ("architecture", "tokenizer", "model_type", "config")
     alike = [
         other
@@ -239,6 +258,8 @@ def control(name: str) -> str | None:
 
 def _config_class(spec: Spec, where: str) -> type[PretrainedConfig]:
     """The configuration class of transformers; a :class:`UserError` where it has no MLM."""
+    if spec.objective == "given":
+        raise UserError("a checkpoint from elsewhere is scored, small-bench score, not pre-trained")
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 

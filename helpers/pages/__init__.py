@@ -2,6 +2,7 @@
 
 view     one run as the pages read it
 tables   DataFrames of a run, and how a page shows one
+beside   an encoder from elsewhere beside the others
 plots    figures
 recipes  what each change of a recipe was worth
 build    the pages built from a run

@@ -192,6 +192,31 @@ def export(
 
 
 @_command
+def score(
+    model: Annotated[str, Argument(help="owner/name[@revision] on the Hub, or a folder.")],
+    data: Annotated[str, Option(help="Folder with glue/; else GLUE from the Hub.")] = "",
+    tasks: Annotated[str, Option(help='Tasks: "rte mrpc"; else all there are.')] = "",
+    seeds: Annotated[str, Option(help='Fine-tuning seeds: "0 1 2".')] = "",
+    protocol: Annotated[
+        Literal["fixed", "tuned"], Option(help="The study's recipe, or rate and epochs chosen.")
+    ] = "fixed",
+    rows: Annotated[int, Option(min=0, help="Train rows per task at most, for a look.")] = 0,
+    only_check: Annotated[bool, Option("--check", help="Say what would be run.")] = False,
+    precision: Annotated[
+        Literal["", "auto", "float32", "bfloat16", "float16"], Option(help="Else the profile's.")
+    ] = "",
+    cores: Cores = CORES,
+    profile: Annotated[str, Option(help="Name in profiles/, or a file: the recipe.")] = "score",
+) -> int:
+    """Fine-tune and score an encoder from elsewhere, beside the study's models."""
+    from helpers.study import score
+
+    changes = {"data": data, "tasks": tasks, "seeds": seeds, "precision": precision}
+    changes |= {"protocol": protocol, "threads": cores}
+    return score.run(score.load(profile, rows, **changes), model, only_check)
+
+
+@_command
 def check(
     data: Annotated[str, Option(help="Folder with glue/: recompute the scores from it.")] = "",
     folder: Annotated[Path, Option(help="Folder of the entries.")] = Path("leaderboard"),

@@ -4,41 +4,56 @@ What makes a stage is imported where one is made: torch takes seconds.
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import corpus, glue
 from helpers.model import registry
 
+S = TypeVar("S", bound=config.Stage)
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 LASTING = ("models", "records", "checkpoints")  # folders of a run that take long to make again
 
 
-def prepare(parameters: config.Stage) -> None:
+def prepare(parameters: S) -> S:
     """Makes the stages before this one that the run lacks, each with a line that says so.
 
     They are made as the profile says that the run is named after, and only where its data is the
-    embedded world; else the stage itself names the notebook to run first. Where Google Drive is
+    embedded world; else the stage itself names the notebook to run first. A checkpoint from
+    elsewhere is brought into the run, whose tasks may then come from the Hub too; the parameters
+    are given back with the name that it has there. Where Google Drive is
     mounted, what lasts of the run is kept there, so that a new machine goes on where the last one
     was cut off; data and tokens are read at random, and come back with the same bytes.
     """
     if DRIVE.is_dir() and not parameters.folder.resolve().is_relative_to(DRIVE.resolve()):
         _keep_on_drive(parameters)
+    if isinstance(parameters, config.Finetune) and not registry.knows(parameters.model):
+        from helpers.train import foreign
+
+        name = foreign.bring(parameters.folder, parameters.model)["model"]
+        print(f"models/{name}: the encoder of {parameters.model}, its weights as they are")
+        parameters = parameters.model_copy(update={"model": name})
     if not (study := _study(parameters)):
-        return
+        return parameters
     if isinstance(parameters, config.Tokenizer):
         _corpus(study)
     elif isinstance(parameters, config.Pretrain):
         _packed(study, registry.get(parameters.model).tokenizer)
     elif isinstance(parameters, config.Finetune):
         _tasks(study, parameters.tasks)
-        _pretrained(study, parameters.model)
+        if registry.get(parameters.model).objective != "given":
+            _pretrained(study, parameters.model)
     elif any(parameters.folder.glob("records/*/*/seed-*.json")):  # the analysis of something
         _tasks(study, parameters.tasks)
+    return parameters
 
 
 def _study(parameters: config.Stage) -> config.Profile | None:
-    """The profile that the run is named after, where all data is the embedded world's."""
+    """The profile that the run is named after, where all data is the embedded world's.
+
+    Of a checkpoint from elsewhere it may be the Hub's too.
+    """
     if not files.find(f"profiles/{parameters.profile}.yaml").is_file():
         return None
     shared = {"runs", "checkpoints"}
@@ -48,7 +63,9 @@ def _study(parameters: config.Stage) -> config.Profile | None:
     made = [files.find_manifest(study.folder / "data" / "corpus")]
     made += [files.read_json(path) for path in study.folder.glob("data/glue/*/manifest.json")]
     sources = {study.source, *(manifest.get("source") for manifest in made if manifest)}
-    return study if sources == {"embedded"} else None
+    name = getattr(parameters, "model", "bert")
+    allowed = {"embedded", *["hub"] * (registry.get(name).objective == "given")}
+    return study if len(sources) == 1 and sources <= allowed else None
 
 
 def _lacks(study: config.Profile, stage: str, place: str) -> bool:
@@ -67,7 +84,8 @@ def _corpus(study: config.Profile) -> None:
 def _tasks(study: config.Profile, tasks: list[str]) -> None:
     for name in tasks:
         if _lacks(study, "01_data", f"data/glue/{name}"):
-            glue.run(config.Data(**study.stage(config.Data)), name)
+            revision = corpus.hub_revision(glue.HUB_NAME) if study.source == "hub" else ""
+            glue.run(config.Data(**study.stage(config.Data)), name, revision)
 
 
 def _packed(study: config.Profile, kind: str) -> None:

@@ -2,6 +2,9 @@
 
 pretrain    the loop over the packed corpus
 finetune    the loop over a task
+foreign     a checkpoint from elsewhere, brought into a run
+heads       an encoder with a fresh head, the rates of its layers
+tuning      learning rate and epochs chosen on held-out train rows
 objectives  masked language modelling, replaced-token detection
 batches     a task's rows as token ids, in batches by length
 held_out    the loss on documents that are never trained on

@@ -102,6 +102,15 @@ class Encoded:
         return np.cumsum(self.lengths) - self.lengths
 
 
+def take(data: Encoded, index: np.ndarray) -> Encoded:
+    """The examples of `index`, int64 [k], in its order."""
+    lengths = data.lengths[index]
+    places = np.repeat(data.starts[index] - np.cumsum(lengths) + lengths, lengths)
+    places += np.arange(lengths.sum())
+    parts = (data.ids[places], data.types[places], lengths, data.labels[index], data.idx[index])
+    return Encoded(*parts)
+
+
 def encode(
     table: pd.DataFrame,
     task: glue.Task,

@@ -5,143 +5,29 @@ short warm-up, a learning rate that shrinks layer by layer towards the embedding
 RTE and STS-B, MRPC and STS-B doubled by swapping the sentences. Batches are made by length.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
-from helpers.model import disentangled, last_layer, registry
-from helpers.model.dropout import use_fast_dropout
+from helpers.model import registry
 from helpers.model.flops import token_flops
-from helpers.train import checkpoint, graphs, loop, provenance, records
+from helpers.train import checkpoint, graphs, loop, provenance, records, tuning
 from helpers.train.batches import Encoded, batches, collate, encode_splits
+from helpers.train.heads import check_tokenizer, layer_rates, open_encoder
 
 EVALUATION_BATCH = 128
 REPLAYED = 16  # lengths of batches are multiples of it where steps are replayed, so that few differ
-# Embeddings of an encoder; the last two are of relative positions: MPNet's, DeBERTa-v2's norm.
-EMBEDDINGS = ("embed", "relative_attention_bias", "encoder.LayerNorm")
 LARGEST_LABEL = 5.0  # of STS-B; the regression is trained on label / 5
-
-
-def layer_rates(
-    model: nn.Module, rate: float, decay: float, weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Parameter groups with ELECTRA's layer-wise learning rates; no weight decay on biases, norms.
-
-    Depth is 0 for the embeddings (their projection and tables of relative positions among them), 1
-    to n for the layers, n + 2 for the head and for what of the encoder follows the layers: a
-    pooler, a last norm. The rate is ``rate * decay ** (n + 2 - depth)`` (google-research/electra,
-    ``model/optimization.py``, whose encoder has neither).
-    """
-    last, inside = model.config.num_hidden_layers + 2, f"{model.base_model_prefix}."
-    if decay < 1 and not any(".layer." in name for name, _ in model.named_parameters()):
-        raise UserError(
-            f"finetune_layer_decay = {decay}: the layers of a {model.config.model_type} are not "
-            "numbered .layer.<n>, so rates cannot follow them; use 1.0"
-        )
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        depth = last
-        if name.startswith(inside):
-            _, _, tail = name.partition(".layer.")
-            if tail:
-                depth = int(tail.split(".")[0]) + 1
-            elif any(part in name for part in EMBEDDINGS):
-                depth = 0
-        groups.setdefault((depth, loop.is_decayed(name, parameter)), []).append(parameter)
-    return [
-        {
-            "params": group,
-            "base": rate * decay ** (last - depth),
-            "lr": 0.0,
-            "weight_decay": weight_decay * decayed,
-        }
-        for (depth, decayed), group in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-class LinearHead(nn.Module):
-    """Dropout and one linear layer on the first token's last hidden state, by Xavier's rule.
-
-    The head of google-research/electra (``finetune/classification/classification_tasks.py``).
-    """
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.output = nn.Linear(config.hidden_size, config.num_labels)
-        nn.init.xavier_uniform_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits, float [batch, labels], of hidden states, float [batch, length, hidden]."""
-        return self.output(self.dropout(hidden[:, 0]))
-
-
-def open_encoder(
-    folder: Path, task: glue.Task, dropout: float, head: str = "transformers"
-) -> nn.Module:
-    """The encoder of a checkpoint with a fresh classification head, as `registry.Recipe` has it."""
-    try:
-        model, about = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            output_loading_info=True,
-            num_labels=max(1, len(task.labels)),
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,  # left open, transformers asks at the terminal
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
-    # A head is new and so may a pooler be; without a word transformers fills in any weight.
-    inside = f"{model.base_model_prefix}."
-    missing = sorted(name for name in about["missing_keys"] if name.startswith(inside))
-    if lost := [name for name in missing if ".pooler." not in name]:
-        raise UserError(
-            f"{folder}: model.safetensors has no {lost[0]} ({len(lost)} weights missing): it is "
-            f"not a {model.config.model_type} as config.json says"
-        )
-    if bad := checkpoint.not_finite(model.state_dict()):
-        raise UserError(f"{folder}: model.safetensors: {bad} is not finite; pre-train it again")
-    if head == "linear":
-        if isinstance(model.classifier, nn.Linear):
-            raise UserError(
-                f"head = {head!r}: {type(model).__name__} classifies a pooled vector, not hidden "
-                "states; use transformers"
-            )
-        model.classifier = LinearHead(model.config)
-    if last_layer.applies(model.base_model):  # the heads of these types read the first token alone
-        last_layer.cut(model.base_model, last_layer.first_token)
-    return use_fast_dropout(disentangled.speed_up(model))
-
-
-def check_tokenizer(folder: Path, tok: PreTrainedTokenizerBase) -> None:
-    """Checks that a checkpoint has an embedding for every token and pads with the same one."""
-    about = AutoConfig.from_pretrained(folder, local_files_only=True)
-    broken = ""
-    if len(tok) > about.vocab_size:
-        broken = f"has {len(tok)} tokens, the checkpoint {about.vocab_size}"
-    elif tok.pad_token_id != about.pad_token_id:
-        broken = f"pads with {tok.pad_token_id}, the checkpoint with {about.pad_token_id}"
-    if broken:
-        raise UserError(f"{folder}: tokenizer.json {broken}: they do not belong together")
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -259,7 +145,7 @@ def train(
 
 
 def usable_length(parameters: config.Finetune) -> int:
-    """Tokens of an example at most."""
+    """Tokens of an example at most, if the checkpoint has positions for them."""
     kind = registry.get(parameters.model).tokenizer
     return tokenizer.usable_length(kind, parameters.max_length)
 
@@ -283,6 +169,7 @@ class _Cell:
     name: str  # of the task
     pretrained: dict[str, Any]  # manifest of the model
     data: dict[str, Any]  # manifest of the task's data
+    trials: tuple[dict[str, Any], ...] = ()  # of `tuning`, which the parameters are chosen by
 
     @property
     def folder(self) -> Path:
@@ -291,11 +178,13 @@ class _Cell:
     def specification(self, seed: int) -> dict[str, Any]:
         """All that a score follows from; its digest names the record."""
         others = {"profile", "runs", "model", "tasks", "seeds", "threads", *checkpoint.PARAMETERS}
+        tuned = tuning.specification(self.parameters)
+        others |= {"protocol", *(tuning.CHOSEN if tuned else ())}
         weights = self.pretrained["files"]
         return {
             "stage": "finetune",
             "schema": records.SCHEMA,
-            "parameters": self.parameters.model_dump(exclude=others),
+            "parameters": self.parameters.model_dump(exclude=others) | tuned,
             "recipe": asdict(registry.get(self.parameters.model).recipe),
             "task": self.name,
             "seed": seed,
@@ -330,14 +219,19 @@ class _Cell:
         """What of a record is known before the fine-tuning."""
         wanted, pretrained = self.specification(seed), self.pretrained
         hashes = {name: wanted[name] for name in ("data", "encoder")}
+        tuned = {"protocol": "tuned", "trials": list(self.trials)} if self.trials else {}
+        chosen = self.parameters.model_dump(include=tuning.CHOSEN if tuned else set())
         return {
             "profile": self.parameters.profile,
             "model": self.parameters.model,
-            **{name: wanted[name] for name in ("schema", "task", "seed", "parameters")},
+            **{name: wanted[name] for name in ("schema", "task", "seed")},
+            "parameters": wanted["parameters"] | chosen,
+            **tuned,
             **{name: pretrained[name] for name in ("corpus", "size", "pretrain")},
             "pretrain_hardware": pretrained["hardware"],
             "pretrain_code": pretrained["code"],
             **{name: self.data[name] for name in ("source", "rows", "reduced", "complete")},
+            **{name: pretrained[name] for name in ("checkpoint",) if name in pretrained},
             "hashes": hashes | {"corpus": pretrained["specification"]["tokens"]},
             "spec": files.digest(wanted),
         }
@@ -351,7 +245,9 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     ``manifest.json``. Gives the records, task by task, seed by seed.
     """
     cells, tok = _open(parameters)
-    steps = [count_steps(parameters, cell.name, cell.data["rows"]["train"]) for cell in cells]
+    if parameters.protocol == "tuned":
+        cells = [_tuned(cell, tok) for cell in cells]
+    steps = [count_steps(c.parameters, c.name, c.data["rows"]["train"]) for c in cells]
     total = sum(steps) * len(parameters.seeds)
     bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
     every = []
@@ -386,7 +282,8 @@ def _open(parameters: config.Finetune) -> tuple[list[_Cell], PreTrainedTokenizer
     loop.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
     check_tokenizer(source / "encoder", tok)
-    positions = pretrained["specification"]["parameters"]["max_length"]
+    parameters = _fitted(parameters, pretrained)
+    positions = pretrained["specification"].get("parameters", {}).get("max_length", math.inf)
     if parameters.max_length > positions:
         raise UserError(
             f"max_length = {parameters.max_length}: {parameters.model} has {positions} positions"
@@ -394,14 +291,32 @@ def _open(parameters: config.Finetune) -> tuple[list[_Cell], PreTrainedTokenizer
     return [_Cell(parameters, name, pretrained, data[name]) for name in parameters.tasks], tok
 
 
+def _fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.Finetune:
+    """The parameters with the length that the checkpoint can read, if it is one from elsewhere."""
+    positions = pretrained.get("checkpoint", {}).get("positions") or parameters.max_length
+    length = min(parameters.max_length, positions)
+    return parameters.model_copy(update={"max_length": length})
+
+
+def left(parameters: config.Finetune) -> dict[str, list[int]]:
+    """The seeds of each task that have no record yet; all that a fine-tuning needs is there."""
+    cells, _ = _open(parameters)
+    return {
+        cell.name: [seed for seed in parameters.seeds if cell.record(seed, cell.vouched()) is None]
+        for cell in cells
+    }
+
+
 def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
     """What :func:`run` gives where all of it is done, else None; predictions are not read."""
     pretrained = files.find_manifest(parameters.folder / "models" / parameters.model)
-    found = []
+    if not pretrained:
+        return None
+    parameters, found = _fitted(parameters, pretrained), []
     for name in parameters.tasks:
         data = files.find_manifest(parameters.folder / "data" / "glue" / name)
-        cell = _Cell(parameters, name, pretrained or {}, data or {})
-        if not (pretrained and data and files.find_manifest(cell.folder)):
+        cell = _Cell(parameters, name, pretrained, data or {})
+        if not (data and files.find_manifest(cell.folder)):
             return None
         for seed in parameters.seeds:
             path = cell.folder / f"seed-{seed}.json"
@@ -413,9 +328,60 @@ def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
 
 
 def _encode(cell: _Cell, tok: PreTrainedTokenizerBase) -> dict[str, Encoded]:
-    parameters, vocabulary = cell.parameters, cell.pretrained["files"]["encoder/tokenizer.json"]
+    parameters, every = cell.parameters, cell.pretrained["files"]
+    vocabulary = every.get("encoder/tokenizer.json") or files.digest(every)  # or one in Python
     length, swap = usable_length(parameters), parameters.finetune_swap_pairs
     return encode_splits(parameters.folder, cell.name, tok, vocabulary, cell.data, length, swap)
+
+
+def _tuned(cell: _Cell, tok: PreTrainedTokenizerBase) -> _Cell:
+    """The cell with the rate and the epochs that its trials choose."""
+    parameters, rows = cell.parameters, cell.data["rows"]["train"]
+    where = parameters.folder / "trials" / parameters.model / cell.name
+    grid = tuning.grid(rows, _epochs(parameters, glue.get(cell.name)))
+    trials = tuning.Trials(where / "trials.json", files.digest(cell.specification(tuning.SEED)))
+    if len(trials.found) < len(grid):
+        data, held_out = tuning.split(_encode(cell, tok)["train"], rows)
+        per_epoch = -(-len(data.lengths) // parameters.finetune_batch_size)
+        total = per_epoch * sum(epochs for _, epochs in grid)
+        bar = progress.bar(total, f"tune {parameters.model}", "steps")
+        bar.skip(per_epoch * sum(trial["epochs"] for trial in trials.found))
+        with files.lock(where):
+            for rate, epochs in grid[len(trials.found) :]:
+                bar.set_postfix_str(f"{cell.name}, rate {rate:g}, {epochs} epochs", refresh=False)
+                chosen = tuning.chosen(rate, epochs)
+                tried = replace(cell, parameters=parameters.model_copy(update=chosen))
+                spec = files.digest([trials.spec, rate, epochs])
+                model, dtype, _ = _fit(tried, tuning.SEED, tok, data, bar, where, spec)
+                trials.add(
+                    cell.name, rate, epochs, rows, held_out, predict(model, held_out, tok, dtype)
+                )
+                checkpoint.clear(where)
+        bar.close()
+    best = parameters.model_copy(update=tuning.best(trials.found))
+    return replace(cell, parameters=best, trials=tuple(trials.found))
+
+
+def _fit(
+    cell: _Cell,
+    seed: int,
+    tok: PreTrainedTokenizerBase,
+    data: Encoded,
+    bar: progress.Progress,
+    checkpoints: Path,
+    spec: str,
+) -> tuple[nn.Module, torch.dtype, dict[str, Any]]:
+    """A fresh head on the encoder, fine-tuned on `data`; the number format, and what it took."""
+    parameters, task = cell.parameters, glue.get(cell.name)
+    device = registry.device()
+    dtype, _ = loop.choose_precision(parameters.precision, device)
+    torch.manual_seed(seeding.derive_seed("finetune", seed))
+    source = parameters.folder / "models" / parameters.model / "encoder"
+    head = registry.get(parameters.model).recipe.head
+    model = open_encoder(source, task, parameters.finetune_dropout, head).to(device)
+    epochs, place = _epochs(parameters, task), checkpoints
+    spent = train(parameters, model, data, tok, epochs, seed, dtype, place, spec, cell.name, bar)
+    return model, dtype, spent
 
 
 def _finetune(
@@ -428,19 +394,12 @@ def _finetune(
     """Fine-tunes with one seed and writes predictions and record."""
     from helpers.data import metrics  # evaluate, which takes seconds
 
-    parameters, name, task = cell.parameters, cell.name, glue.get(cell.name)
-    device, spec = registry.device(), files.digest(cell.specification(seed))
-    dtype, reason = loop.choose_precision(parameters.precision, device)
-    torch.manual_seed(seeding.derive_seed("finetune", seed))
-    source = parameters.folder / "models" / parameters.model / "encoder"
-    head = registry.get(parameters.model).recipe.head
-    model = open_encoder(source, task, parameters.finetune_dropout, head).to(device)
+    parameters, name, spec = cell.parameters, cell.name, files.digest(cell.specification(seed))
     checkpoints = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     where = f"finetune/{parameters.model}/{name}"
     checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)
     files.remove_manifest(cell.folder)
-    data, epochs = splits["train"], _epochs(parameters, task)
-    spent = train(parameters, model, data, tok, epochs, seed, dtype, checkpoints, spec, name, bar)
+    model, dtype, spent = _fit(cell, seed, tok, splits["train"], bar, checkpoints, spec)
     others = [split for split in splits if split != "train"]
     predictions = {split: predict(model, splits[split], tok, dtype) for split in others}
     path = cell.folder / f"seed-{seed}.json"
@@ -450,7 +409,7 @@ def _finetune(
     record |= {
         "finetune": spent | {"seconds": round(spent["seconds"], 2)},
         "hardware": provenance.hardware(parameters.threads),
-        "precision": reason,
+        "precision": loop.choose_precision(parameters.precision, registry.device())[1],
         "code": provenance.code(),
         "versions": provenance.versions(),
         "predictions": files.sha256(path.with_suffix(".parquet")),

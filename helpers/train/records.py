@@ -19,20 +19,25 @@ MEASURED = ("seconds", "compile_seconds", "joules")  # differ from run to run
 
 
 class Pretraining(Strict):
-    """What pre-training took; all zero for a model fine-tuned from scratch."""
+    """What pre-training took; all zero for a model fine-tuned from scratch.
 
-    steps: int = Field(ge=0)
-    tokens: int = Field(ge=0)
-    epochs: float = Field(ge=0, description="passes over the packed corpus")
-    flops: float = Field(ge=0, description="matrix products, forward and backward")
-    seconds: float = Field(ge=0, description="without compiling")
-    compile_seconds: float = Field(ge=0, description="the first step under torch.compile")
+    Of a checkpoint from elsewhere the number of parameters is known and all else null.
+    """
+
+    steps: int | None = Field(ge=0)
+    tokens: int | None = Field(ge=0)
+    epochs: float | None = Field(ge=0, description="passes over the packed corpus")
+    flops: float | None = Field(ge=0, description="matrix products, forward and backward")
+    seconds: float | None = Field(ge=0, description="without compiling")
+    compile_seconds: float | None = Field(ge=0, description="the first step under torch.compile")
     joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
     bits_per_byte: float | None = Field(
         default=None, ge=0, description="held-out loss of the MLM or the generator; null: none"
     )
     parameters: int = Field(ge=0, description="of the encoder that is fine-tuned")
-    generator_parameters: int = Field(ge=0, description="of the generator, embeddings included")
+    generator_parameters: int | None = Field(
+        ge=0, description="of the generator, embeddings included"
+    )
 
 
 class Finetuning(Strict):
@@ -72,6 +77,28 @@ class Hardware(Strict):
     )
 
 
+class Trial(Strict):
+    """One pair of values that the protocol ``tuned`` tried, scored on held-out train rows."""
+
+    rate: float = Field(gt=0, description="finetune_learning_rate")
+    epochs: int = Field(ge=1)
+    train_rows: int = Field(ge=1)
+    held_out_rows: int = Field(ge=1)
+    score: float = Field(ge=-100, le=100, description="the task's headline metric x 100")
+    note: str
+
+
+class Checkpoint(Strict):
+    """Where the weights of an encoder came from that was not pre-trained here."""
+
+    source: str = Field(description="id on the Hugging Face Hub, or the name of a folder")
+    commit: str | None = Field(description="of the Hub; null: a folder")
+    weights: str = Field(description="SHA-256 of the file of weights, of several that of theirs")
+    model_type: str = Field(description="transformers' name of the architecture")
+    positions: int | None = Field(ge=1, description="tokens it reads at most; null: no limit")
+    shared_layers: bool = Field(description="its layers are one, which has one learning rate")
+
+
 class Record(Strict):
     """A score with its circumstances; ``score`` is the task's headline metric x 100."""
 
@@ -91,11 +118,16 @@ class Record(Strict):
     complete: bool = Field(description="the task is GLUE's own, train and validation")
     pretrain: Pretraining
     finetune: Finetuning
-    pretrain_hardware: Hardware
+    pretrain_hardware: Hardware | None = Field(description="null: not known")
     hardware: Hardware
     precision: str
     code: Code = Field(description="of fine-tuning")
     pretrain_code: Code
+    protocol: Literal["fixed", "tuned"] = Field(
+        default="fixed", description="tuned: learning rate and epochs were chosen by the trials"
+    )
+    trials: list[Trial] = Field(default=[], description="of tuned, one per pair of the grid")
+    checkpoint: Checkpoint | None = Field(default=None, description="null: pre-trained here")
     hashes: Hashes
     versions: dict[str, str]
     parameters: dict[str, Any]

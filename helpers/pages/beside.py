@@ -1,0 +1,93 @@
+"""An encoder that was scored, beside the kept run's models and the floor."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers.base import files
+from helpers.base.errors import UserError
+from helpers.base.text import quantity
+from helpers.data import metrics
+from helpers.leaderboard import submission
+from helpers.pages import tables
+from helpers.pages import view as page_view
+from helpers.pages.view import View
+from helpers.score import paper
+from helpers.train import records as records_of
+
+OUTSIDE = " (outside the class)"
+
+
+def open_run(run: Path, tasks: list[str]) -> View:
+    """The records of every encoder that a run has scored on one of these tasks."""
+    cells = [cell for cell in records_of.vouched(run) if cell.name in tasks]
+    models = sorted({cell.parent.name for cell in cells} - set(records_of.FLOORS))
+    if not models:
+        raise UserError(f"{run}: no encoder has been scored there; small-bench score does")
+    return page_view.open_run(run, models, tasks)
+
+
+def table(run: View, first: str = "") -> pd.DataFrame:
+    """Medians over seeds: the run's encoders, `first` on top, its floors, then the kept run's.
+
+    The columns are the run's tasks, those that are not GLUE's own, whole, marked; the means over
+    the whole ones and over all; then how each row came to be. Protocols differ between rows, which
+    is why nothing here is a rank.
+    """
+    order = sorted(run.models, key=lambda model: model != first)
+    rows = [_row(run, run, model) for model in [*order, *run.rows[len(run.models) :]]]
+    if kept := _kept():
+        rows += [_row(run, kept, model) for model in kept.models if len(kept.of(model))]
+    return pd.DataFrame(rows).set_index("Model")
+
+
+def differences(run: View) -> dict[str, Any]:
+    """What the kept run was fine-tuned with where the run's encoders were not: value by name."""
+    if not (kept := _kept()):
+        return {}
+    ours, theirs = (one.records["parameters"].iloc[0] for one in (run, kept))
+    return {name: theirs[name] for name in ours if name in theirs and theirs[name] != ours[name]}
+
+
+def _kept() -> View | None:
+    if not any(files.find(page_view.MEASURED).glob("*/run.json")):
+        return None
+    return page_view.open_run(page_view.kept_run())
+
+
+def _row(run: View, own: View, model: str) -> dict[str, Any]:
+    """A row of a run's tasks; `own` is where the model's records are."""
+    mine = own.of(model)
+    mine = mine[mine["task"].isin(run.present)]
+    cells: dict[str, Any] = {"Model": _title(own, model, mine)}
+    for title, tasks in tables.columns(run).items():
+        found = own.over_seeds(model, tasks)
+        cells[title] = found.median if found.n else math.nan
+    cells["Seeds"] = int(mine.groupby("task").size().max()) if len(mine) else 0
+    if model in records_of.FLOORS or mine.empty:
+        return cells | {"Collapsed": 0, "Protocol": "", "Parameters": ""}
+    cells["Collapsed"] = int((mine["note"] == metrics.CONSTANT).sum())
+    where = "" if own is run else f", profile {mine['profile'].iloc[0]}"
+    cells["Protocol"] = protocol(mine) + where
+    size = int(mine["pretrain.parameters"].max())
+    cells["Parameters"] = quantity(size) + OUTSIDE * (size > submission.PARAMETER_LIMIT)
+    return cells
+
+
+def protocol(records: pd.DataFrame) -> str:
+    """How the fine-tunings of a row were set: ``fixed``, or ``tuned, 8 trials`` a task at most."""
+    if "protocol" not in records or (records["protocol"] != "tuned").all():
+        return "fixed"
+    return f"tuned, {max(map(len, records['trials']))} trials"
+
+
+def _title(own: View, model: str, records: pd.DataFrame) -> str:
+    """The checkpoint's source and which weights; a model of the study has its own name."""
+    about = records["checkpoint"].iloc[0] if "checkpoint" in records and len(records) else None
+    if not isinstance(about, dict):
+        return paper.model_name(own.published, model)
+    return f"{about['source']}@{model.rpartition('@')[2]}"

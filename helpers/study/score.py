@@ -1,0 +1,144 @@
+"""`small-bench score`: an encoder from elsewhere, checked, fine-tuned, shown beside the others."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.base import config, files
+from helpers.base.progress import duration
+from helpers.base.text import quantity
+from helpers.data import corpus, glue, tokenizer
+from helpers.model import registry
+from helpers.pages import beside
+from helpers.study import notebook
+from helpers.train import batches, finetune, floor, foreign, heads, loop
+
+SAMPLE = 256  # train rows of a task that its length is guessed from
+FORWARD = 3  # a step takes about as long as so many forward passes
+STAGE = "04_finetune"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to do for one task."""
+
+    task: str
+    rows: dict[str, int]
+    seeds: list[int]
+    tokens: float  # of all its fine-tunings, read in training; in evaluation a third each
+
+
+def load(name: str, rows: int, **changes: object) -> config.Profile:
+    """The profile of a run of encoders; one for each protocol and each number of rows."""
+    profile = config.load_profile(name, **changes)
+    endings = ["tuned"] * (profile.protocol == "tuned") + [str(rows)] * bool(rows)
+    changed = {"profile": "-".join([profile.profile, *endings])}
+    changed |= {"train_rows": rows} if rows else {}
+    glue.available(profile.source, profile.data, profile.tasks)
+    return profile.model_copy(update=changed)
+
+
+def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
+    """Scores a checkpoint: brings it and the tasks into the run, says what is left, does it."""
+    tasks = glue.available(profile.source, profile.data, profile.tasks)
+    loop.begin(profile.threads)
+    manifest = foreign.bring(profile.folder, model)
+    _prepare(profile, tasks)
+    values = profile.stage(config.Finetune, model=manifest["model"], tasks=tasks)
+    parameters = config.validate(config.Finetune, values, "score")
+    _say(manifest, parameters, plan(parameters))
+    if only_check:
+        return 0
+    out = notebook.executed(profile.folder, STAGE, manifest["model"])
+    if not (finetune.finished(parameters) and out.exists() and not notebook.failure(out)):
+        source = files.root() / "notebooks" / f"{STAGE}.ipynb"
+        if status := notebook.run(source, out, values):
+            return status
+    floor.run(config.Data(**profile.stage(config.Data)))
+    show(profile.folder, manifest["model"], tasks)
+    print(f"open {os.path.relpath(out)}")
+    return 0
+
+
+def _prepare(profile: config.Profile, tasks: list[str]) -> None:
+    """Brings the tasks' data into the run."""
+    data = config.Data(**profile.stage(config.Data))
+    revision = corpus.hub_revision(glue.HUB_NAME) if data.source == "hub" else ""
+    for name in tasks:
+        glue.run(data, name, revision)
+
+
+def plan(parameters: config.Finetune) -> list[Plan]:
+    """What is left, task by task, with the tokens that it will read."""
+    source = parameters.folder / "models" / parameters.model / "encoder"
+    tok, found = tokenizer.load(source), []
+    for name, seeds in finetune.left(parameters).items():
+        table = glue.load(parameters.folder, name, "train")
+        rows = files.find_manifest(parameters.folder / "data" / "glue" / name)["rows"]
+        sample = batches.encode(table.head(SAMPLE), glue.get(name), tok, parameters.max_length)
+        length = float(sample.lengths.mean())
+        steps = finetune.count_steps(parameters, name, rows["train"])
+        trained = steps * parameters.finetune_batch_size
+        others = sum(count for split, count in rows.items() if split != "train")
+        tokens = len(seeds) * length * (trained + others / FORWARD)
+        found.append(Plan(name, rows, seeds, tokens))
+    return found
+
+
+def speed(parameters: config.Finetune) -> float:
+    """Tokens of training in a second, by a step that is timed; the encoder is thrown away."""
+    name, device = parameters.tasks[0], registry.device()
+    source = parameters.folder / "models" / parameters.model / "encoder"
+    tok, task = tokenizer.load(source), glue.get(name)
+    table = glue.load(parameters.folder, name, "train").head(parameters.finetune_batch_size)
+    data = batches.encode(table, task, tok, parameters.max_length)
+    model = heads.open_encoder(source, task, parameters.finetune_dropout).to(device).train()
+    dtype, _ = loop.choose_precision(parameters.precision, device)
+    step = finetune.Step(parameters, model, dtype)
+    batch = batches.collate(data, torch.arange(len(data.lengths)).numpy(), tok, device)
+    right = torch.tensor(data.labels, device=device)
+    for _ in range(2):  # the first is slower
+        began = time.perf_counter()
+        step(batch, right, 0.0)
+        loop.wait(device)
+    return batch["input_ids"].numel() / (time.perf_counter() - began)
+
+
+def _say(manifest: dict[str, Any], parameters: config.Finetune, plans: list[Plan]) -> None:
+    """Prints what was found, what will be run, and how long that takes."""
+    about, count = manifest["checkpoint"], manifest["pretrain"]["parameters"]
+    which = f"commit {about['commit']}" if about["commit"] else "a folder"
+    print(f"{about['source']} ({which}): {about['model_type']}, {quantity(count)} parameters")
+    print(f"weights, SHA-256: {about['weights']}")
+    if about["shared_layers"]:
+        print("its layers share their weights, which have one learning rate")
+    if (about["positions"] or parameters.max_length) < parameters.max_length:
+        print(f"rows are cut at {about['positions']} tokens: it has no more positions")
+    if not (total := sum(one.tokens for one in plans)):
+        print("every fine-tuning is done")
+        return
+    rate = speed(parameters)
+    print(f"{'task':<8}{'train rows':>12}{'dev rows':>10}{'seeds left':>12}{'time':>14}")
+    for one in plans:
+        train, dev = one.rows["train"], one.rows[glue.get(one.task).validation]
+        took = duration(one.tokens / rate)
+        print(f"{one.task:<8}{train:>12,}{dev:>10,}{len(one.seeds):>12}{took:>14}")
+    cores = f"{parameters.threads} CPU thread{'s' * (parameters.threads > 1)}"
+    machine = "the GPU" if registry.device().type == "cuda" else cores
+    print(f"in all {duration(total / rate)} at the {rate:,.0f} tokens/s of one batch on {machine}")
+
+
+def show(run: Path, model: str, tasks: list[str]) -> None:
+    """Prints the encoder's row beside the kept run's models and the floor."""
+    view = beside.open_run(run, tasks)
+    table = beside.table(view, model)
+    print(f"\n{table.rename_axis(None).to_string(float_format='%.2f', na_rep='–')}\n")
+    if any("†" in str(column) for column in table.columns):
+        print("† fewer rows than GLUE's own")
+    if changed := beside.differences(view):
+        said = ", ".join(f"{name} {value}" for name, value in changed.items())
+        print(f"the kept run's models were fine-tuned otherwise: {said}")

@@ -1,0 +1,304 @@
+"""A checkpoint from elsewhere, a Hub id or a folder: resolved once, checked, brought into a run.
+
+What a run gets of it is its encoder, in the form that pre-training leaves: weights in safetensors
+without any head, configuration, tokenizer, manifest. No code of the checkpoint's own is run.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from helpers.base import files
+from helpers.base.errors import UserError, did_you_mean
+from helpers.data import glue, tokenizer
+from helpers.model import registry
+from helpers.train import checkpoint, heads, loop, records
+
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+SMALL = ["*.json", "*.txt", "*.model", "*.codes"]  # configuration and tokenizer
+WEIGHTS = registry.WEIGHTS  # the second kind is read where the first is missing, without its code
+PROBE = "the cat sat on a mat and saw a bird in the old tree near the small white house . "
+NOTHING = dict.fromkeys(records.Pretraining.model_fields)  # what no checkpoint says of itself
+LONGEST = 10**6  # tokens; tokenizers without a limit give a larger number
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine."""
+
+    folder: Path
+    title: str  # Hub id, or the folder's own name
+    commit: str | None = None  # of the Hub
+    weights: str = ""  # SHA-256
+
+    @property
+    def name(self) -> str:
+        """The model's name in a run: the title, and which weights these are."""
+        return f"{self.title.replace('/', '--')}@{(self.commit or self.weights)[:8]}"
+
+    def refused(self, why: str) -> UserError:
+        """The error that says why this checkpoint cannot be scored."""
+        return UserError(f"model = {self.title!r}: {why}")
+
+
+def resolve(model: str) -> Source:
+    """Finds a checkpoint: a folder, one in ``models/``, or a Hub id with optional ``@revision``.
+
+    What the Hub has is downloaded to its own cache; there it is found again without a network.
+    """
+    if not model:
+        raise UserError("model = '': give an id of the Hub, owner/name[@revision], or a folder")
+    places = [Path(model).expanduser(), files.resolve(model), files.resolve("models") / model]
+    if folder := next((place for place in places if place.is_dir()), None):
+        title = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
+        found = Source(_transformer(folder), title or "checkpoint")
+    elif named := HUB_ID.fullmatch(model):
+        found = Source(*_download(*named.groups()))
+    else:
+        hint = did_you_mean(model, registry.REGISTRY)
+        if registry.knows(model):
+            hint = f"a run pre-trains it: give runs/<profile>/models/{model}/encoder"
+        raise UserError(
+            f"model = {model!r}: neither a folder nor an id of the Hub, owner/name[@revision]; "
+            + hint
+        )
+    paths = [path for kind in WEIGHTS for path in sorted(found.folder.glob(kind))]
+    if not (found.folder / "config.json").is_file():
+        raise found.refused("has no config.json; a folder that save_pretrained wrote has one")
+    if not paths:
+        raise found.refused(f"holds no weights, neither {' nor '.join(WEIGHTS)}")
+    hashes = {path.name: files.sha256(path) for path in paths if path.suffix == paths[0].suffix}
+    weights = next(iter(hashes.values())) if len(hashes) == 1 else files.digest(hashes)
+    return Source(found.folder, found.title, found.commit, weights)
+
+
+def _transformer(folder: Path) -> Path:
+    """The encoder's folder within one of sentence-transformers; else the folder itself."""
+    modules = folder / "modules.json"
+    for module in files.read_json(modules) if modules.is_file() else ():
+        if str(module.get("type", "")).endswith("Transformer"):
+            return folder / str(module.get("path", ""))
+    return folder
+
+
+def _download(repository: str, revision: str | None) -> tuple[Path, str, str]:
+    """The folder in the Hub's cache, the id and the commit."""
+    from huggingface_hub import snapshot_download
+
+    commit, place = revision, Path()
+    with _reaching_hub(repository, revision):
+        for kind in WEIGHTS:  # the second where there is none of the first
+            wanted = {"allow_patterns": [*SMALL, kind], "ignore_patterns": ["*/*"]}
+            place = Path(snapshot_download(repository, revision=commit, **wanted))
+            commit = place.name
+            if any(place.glob(kind)):
+                break
+    return place, repository, place.name
+
+
+@contextmanager
+def _reaching_hub(repository: str, revision: str | None) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        why = "is gated: accept its conditions on huggingface.co and log in with `hf auth login`"
+    except errors.RevisionNotFoundError:
+        why = f"has no revision {revision!r} on the Hub"
+    except errors.RepositoryNotFoundError:
+        why = "is not on the Hub, or is private: then log in with `hf auth login`"
+    except errors.LocalEntryNotFoundError:
+        why = "is not in the Hub's cache here and the Hub cannot be reached; give a folder"
+    except Exception as error:  # sockets, proxies, HTTP, a full disk
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        why = f"cannot be had from the Hub ({line}); give a folder"
+    else:
+        return
+    raise UserError(f"model = {repository!r}: {why}")
+
+
+def bring(run: Path, model: str) -> dict[str, Any]:
+    """Brings a checkpoint into ``<run>/models/<name>/``; does nothing twice. Gives the manifest.
+
+    Its fields are those that pre-training leaves, with nothing known of the pre-training, and
+    ``checkpoint`` (`records.Checkpoint`).
+    """
+    source = resolve(model)
+    others = [path for pattern in SMALL for path in sorted(source.folder.glob(pattern))]
+    wanted = {
+        "stage": "checkpoint",
+        "weights": source.weights,
+        "files": {path.name: files.sha256(path) for path in others},
+        "tokens": "",
+    }
+    folder, spec = run / "models" / source.name, files.digest(wanted)
+    if done := files.intact_manifest(folder, spec):
+        return done
+    loop.quiet()
+    about = _configuration(source)
+    _check_memory(source, about)
+    base, fresh = _open(source)
+    tok = _open_tokenizer(source, base)
+    limit = min(heads.positions(base) or LONGEST, tok.model_max_length)
+    _probe(source, base, tok, min(limit, 128))
+    with files.lock(folder):
+        files.remove_manifest(folder)
+        with files.building(folder / "encoder") as empty, tokenizer.saving():
+            _save(base, fresh, tok, empty)
+        model = heads.open_encoder(folder / "encoder", glue.get("cola"), 0.0).train()
+        with _one_line(source, "it cannot be trained on a short row"):
+            model(**tok("a bird", return_tensors="pt").to(model.device)).logits.sum().backward()
+        manifest = {
+            "spec": spec,
+            "specification": wanted,
+            "model": source.name,
+            "corpus": "",
+            "size": "",
+            "pretrain": NOTHING | {"parameters": registry.count(model.base_model)},
+            "hardware": None,
+            "code": {"commit": None, "clean": None},
+            "checkpoint": {
+                "source": source.title,
+                "commit": source.commit,
+                "weights": source.weights,
+                "model_type": base.config.model_type,
+                "positions": limit if limit < LONGEST else None,
+                "shared_layers": heads.are_shared(model),
+            },
+        }
+        written = [f"encoder/{path.name}" for path in sorted((folder / "encoder").iterdir())]
+        return files.write_manifest(folder, manifest, written)
+
+
+def _configuration(source: Source) -> PretrainedConfig:
+    """The configuration, of a type that can be scored."""
+    values = files.read_json(source.folder / "config.json")
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in transformers.CONFIG_MAPPING:
+        own = "; it asks for code of its own (auto_map), which is not run" * ("auto_map" in values)
+        raise source.refused(f"model_type = {kind!r}: transformers has no such type{own}")
+    if "quantization_config" in values:
+        raise source.refused("its weights are quantised, which cannot be fine-tuned; give others")
+    with _one_line(source, "its config.json cannot be read"):
+        about = AutoConfig.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=False
+        )
+    if about.is_encoder_decoder or getattr(about, "is_decoder", False):
+        raise source.refused(f"a {kind} has a decoder; encoders are scored")
+    if about.get_text_config() is not about:
+        raise source.refused(f"a {kind} reads more than text")
+    if type(about) not in transformers.MODEL_MAPPING:
+        raise source.refused(f"transformers has no encoder of type {kind}")
+    return about
+
+
+@contextmanager
+def _one_line(source: Source, what: str) -> Iterator[None]:
+    """Around classes of transformers that get files of others, each with exceptions of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise source.refused(f"{what} ({line})") from None
+
+
+def _check_memory(source: Source, about: PretrainedConfig) -> None:
+    """Weights, gradients and Adam's two moments, in float32, must fit."""
+    size = sum(path.stat().st_size for kind in WEIGHTS for path in source.folder.glob(kind))
+    wanted = 4 * size * (2 if "16" in str(about.dtype) else 1)
+    if registry.device().type == "cuda":
+        there = torch.cuda.mem_get_info()[1]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > there:
+        raise source.refused(
+            f"needs {wanted / 1e9:.1f} GB for weights, gradients and Adam's moments, this machine "
+            f"has {there / 1e9:.1f}"
+        )
+
+
+def _open(source: Source) -> tuple[nn.Module, list[str]]:
+    """The encoder in float32, and the names of weights that the checkpoint lacks: a pooler's."""
+    with _one_line(source, "its weights cannot be read"):
+        base, found = AutoModel.from_pretrained(
+            source.folder,
+            output_loading_info=True,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            use_safetensors=any(source.folder.glob(WEIGHTS[0])),
+        )
+    missing = sorted(found["missing_keys"])
+    if lost := [name for name in missing if "pooler." not in name]:
+        raise source.refused(
+            f"its weights lack {lost[0]} and {len(lost) - 1} others: they are not those of a "
+            f"{base.config.model_type}"
+        )
+    if bad := checkpoint.not_finite(base.state_dict()):
+        raise source.refused(f"its weights hold {bad}, which is not finite")
+    return base.eval(), missing
+
+
+def _open_tokenizer(source: Source, base: nn.Module) -> Tokenizer:
+    """The tokenizer, with the padding token of the configuration; every token has an embedding."""
+    with _one_line(source, "its tokenizer cannot be opened"):
+        tok = AutoTokenizer.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=False
+        )
+    with _one_line(source, "it has no table of embeddings"):
+        rows = len(base.get_input_embeddings().weight)
+    if len(tok) <= len(tok.all_special_ids):  # what transformers makes of no file at all
+        raise source.refused("has no tokenizer; its files stand beside the weights")
+    if len(tok) > rows:
+        raise source.refused(f"its tokenizer has {len(tok)} tokens, its embedding {rows} rows")
+    known = (base.config.pad_token_id, tok.pad_token_id, tok.eos_token_id, tok.unk_token_id, 0)
+    number = next(one for one in known if isinstance(one, int) and 0 <= one < len(tok))
+    if number != tok.pad_token_id:  # attention is masked there, so any token will do
+        tok.pad_token = tok.convert_ids_to_tokens(number)
+    base.config.pad_token_id = number
+    names = [name for name in tok.model_input_names if name != "token_type_ids"]
+    tok.model_input_names = [*names, *["token_type_ids"] * heads.has_types(base)]
+    return tok
+
+
+def _probe(source: Source, base: nn.Module, tok: Tokenizer, length: int) -> None:
+    """Reads one pair of the full length; tokens must see what comes after them."""
+    cut = {"truncation": "longest_first", "max_length": length, "return_tensors": "pt"}
+    failed = f"it cannot read a pair of sentences, {length} tokens"
+    with _one_line(source, failed), torch.inference_mode():
+        batch = tok([12 * PROBE], [12 * PROBE], **cut, return_token_type_ids=True)
+        batch = {name: batch[name] for name in tok.model_input_names if name in batch}
+        before = base(**batch).last_hidden_state
+        ids = batch["input_ids"].clone()
+        place = ids.shape[1] // 2
+        ids[:, place] = ids[:, place - 1]
+        after = base(**batch | {"input_ids": ids}).last_hidden_state
+    if before.ndim != 3 or not before.isfinite().all():
+        raise source.refused("gives no finite hidden state for each token")
+    if torch.equal(before[:, place + 1 :], after[:, place + 1 :]):
+        raise source.refused("no token of it sees another; has it a kernel for this machine?")
+    if torch.equal(before[:, :place], after[:, :place]):
+        raise source.refused("reads from the left to the right only; encoders are scored")
+
+
+def _save(base: nn.Module, fresh: list[str], tok: Tokenizer, folder: Path) -> None:
+    """Writes weights without the `fresh` ones, configuration and tokenizer."""
+    known = {name: value for name, value in base.state_dict().items() if name not in fresh}
+    base.save_pretrained(folder, state_dict=known)
+    tok.save_pretrained(folder)
+    place = folder / "tokenizer_config.json"
+    files.write_json(place, files.read_json(place) | {"model_input_names": tok.model_input_names})

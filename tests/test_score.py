@@ -1,0 +1,321 @@
+"""An encoder from elsewhere: found, refused in one line, brought into a run, scored."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+import yaml
+from makers import ROOT, SMALL
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score
+
+from helpers.base import config, files
+from helpers.base.errors import UserError
+from helpers.data import glue, tokenizer
+from helpers.leaderboard import submission
+from helpers.model import registry
+from helpers.pages import beside
+from helpers.study import cli
+from helpers.train import batches, finetune, foreign, records, tuning
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(small_run, tmp_path):
+    """A checkpoint of another's: BERT's architecture, with a head for three classes."""
+    source = small_run.folder / "models" / "bert" / "encoder"
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tok, shape = tokenizer.load(source), shape | {"intermediate_size": 64, "num_labels": 3}
+    torch.manual_seed(0)
+    place = tmp_path / "encoders" / "mine"
+    about = transformers.BertConfig(vocab_size=len(tok), **shape)
+    transformers.BertForSequenceClassification(about).save_pretrained(place)
+    tok.save_pretrained(place)
+    return place
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def change(folder, name="config.json", **values):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def study(tmp_path, **changes):
+    """A profile of seconds on the embedded world, in a file."""
+    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8")) | SMALL
+    values |= {"profile": "few", "runs": str(tmp_path / "runs"), "seeds": [0], **changes}
+    path = tmp_path / "few.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+# --- found
+
+
+def test_what_a_run_gets_is_the_encoder_and_not_its_head(folder, tmp_path):
+    found = foreign.bring(tmp_path, str(folder))
+    name, about = found["model"], found["checkpoint"]
+    digest = files.sha256(folder / "model.safetensors")
+    assert name == f"mine@{digest[:8]}"
+    assert (about["weights"], about["commit"], about["positions"]) == (digest, None, 512)
+    mine, theirs = weights(tmp_path / "models" / name / "encoder"), weights(folder)
+    assert set(mine) == {n.removeprefix("bert.") for n in theirs if n.startswith("bert.")}
+    assert all(torch.equal(mine[n], theirs[f"bert.{n}"]) for n in mine)
+    assert found["pretrain"]["parameters"] == sum(t.numel() for t in mine.values())
+    before = (tmp_path / "models" / name / "manifest.json").stat().st_mtime_ns
+    assert foreign.bring(tmp_path, str(folder)) == found
+    assert (tmp_path / "models" / name / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_pickled_weights_in_half_precision_come_to_the_same(folder, tmp_path):
+    whole = weights(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({n: t.half() for n, t in whole.items()}, folder / "pytorch_model.bin")
+    change(folder, dtype="float16")
+    found = foreign.bring(tmp_path, str(folder))
+    mine = weights(tmp_path / "models" / found["model"] / "encoder")
+    assert all(torch.equal(t, whole[f"bert.{n}"].half().float()) for n, t in mine.items())
+
+
+def test_sentence_transformers_name_their_encoders_folder(folder, tmp_path):
+    folder.rename(tmp_path / "inner")
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "inner").rename(tmp_path / "whole" / "0_Transformer")
+    module = {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    (tmp_path / "whole" / "modules.json").write_text(json.dumps([module]))
+    assert foreign.bring(tmp_path, str(tmp_path / "whole"))["checkpoint"]["source"] == "whole"
+
+
+def test_the_hubs_cache_is_read_without_a_network(folder, tmp_path, monkeypatch):
+    """The real client, offline: what a download has left is found by its commit."""
+    place = tmp_path / "hub" / "models--some--encoder"
+    shutil.copytree(folder, place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("some/encoder", "some/encoder@main", f"some/encoder@{COMMIT}"):
+        found = foreign.resolve(name)
+        assert (found.title, found.commit) == ("some/encoder", COMMIT)
+        assert found.name == "some--encoder@01234567"
+    with pytest.raises(UserError, match="'some/other': is not in the Hub's cache here and the Hub"):
+        foreign.resolve("some/other")
+
+
+# --- refused
+
+
+def without_embedding(folder):
+    found = weights(folder)
+    found["bert.embeddings.word_embeddings.weight"][3, 0] = float("nan")
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_weights(folder):
+    found = {n.replace("bert.", "other."): t for n, t in weights(folder).items()}
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def causal(folder):
+    about = transformers.GPT2Config(vocab_size=1200, n_embd=32, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(about).save_pretrained(folder)
+
+
+def code(folder):
+    change(folder, model_type="own", auto_map={"AutoModel": "own.Own"})
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+
+    class Own:
+        def __reduce__(self):
+            return open, (str(folder / "mark"), "w")
+
+    torch.save({"bert.embeddings.word_embeddings.weight": Own()}, folder / "pytorch_model.bin")
+
+
+def tables_of_200(folder):
+    found = weights(folder)
+    name = "bert.embeddings.word_embeddings.weight"
+    found[name] = found[name][:200].clone()
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    change(folder, vocab_size=200)
+
+
+BAD = {
+    "no configuration": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
+    "not a number": (without_embedding, r"word_embeddings\.weight, which is not finite"),
+    "of another": (other_weights, r"weights lack .* others: they are not those of a bert"),
+    "large tokenizer": (tables_of_200, r"tokenizer has \d+ tokens, its embedding 200 rows"),
+    "causal": (causal, "reads from the left to the right only"),
+    "decoder": (lambda f: change(f, is_decoder=True), "a bert has a decoder"),
+    "quantised": (
+        lambda f: change(f, quantization_config={"load_in_8bit": True}),
+        "its weights are quantised",
+    ),
+    "own code": (code, "no such type; it asks for code of its own .* not run"),
+    "pickled code": (pickled, "its weights cannot be read"),
+    "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tok*")], "has no tokenizer"),
+    "damaged": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "weights cannot be"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused_in_one_line(folder, tmp_path, name):
+    spoil, says = BAD[name]
+    spoil(folder)
+    with pytest.raises(UserError, match=f"^model = 'mine': .*{says}") as caught:
+        foreign.bring(tmp_path / "run", str(folder))
+    assert "\n" not in str(caught.value)
+    assert not (folder / "mark").exists()
+    assert not (tmp_path / "run" / "models").exists() or name == "damaged"
+
+
+def test_more_than_the_memory_of_this_machine_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 100)
+    with pytest.raises(UserError, match=r"needs 0\.\d GB for weights, gradients and Adam's"):
+        foreign.bring(tmp_path, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("", "give an id of the Hub"),
+        ("electrra", "neither a folder nor an id .* did you mean electra"),
+        ("bert", "a run pre-trains it: give runs/<profile>/models/bert/encoder"),
+        ("no/such@v1", "is not in the Hub's cache here"),
+        ("../none/such/folder", "neither a folder nor an id"),
+    ],
+)
+def test_names_of_nothing(model, says):
+    with pytest.raises(UserError, match=says):
+        foreign.resolve(model)
+
+
+def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_path):
+    folder.parent.rename(tmp_path / "models")
+    monkeypatch.setattr(registry, "root", lambda: tmp_path)
+    with pytest.raises(UserError, match=r"models/mine holds weights, model\.safetensors: it is"):
+        registry.get("mine")
+    (tmp_path / "models" / "mine" / "model.safetensors").unlink()
+    assert registry.get("mine").model_type == "bert"
+
+
+# --- scored
+
+
+@pytest.mark.slow
+def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, capsys):
+    command = ["score", str(folder), "--tasks", "rte mrpc", "--cores", "1", "--rows", "40"]
+    command += ["--profile", str(study(tmp_path))]
+    assert cli.command_line([*command, "--check"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"mine \(a folder\): bert, [\d.]+ k parameters", said)
+    assert re.search(r"rte +40 +32 +1 +\d+ s", said)
+    assert cli.command_line(command) == 0
+    run = tmp_path / "runs" / "few-40"
+    (cell,) = run.glob("records/mine@*/rte")
+    record = records.read(cell / "seed-0.json")
+    assert record["checkpoint"]["weights"] == files.sha256(folder / "model.safetensors")
+    assert record["pretrain"]["tokens"] is None
+    assert record["rows"]["train"] == 40
+    labels = glue.load(run, "rte", "validation")["label"]
+    answers = pd.read_parquet(cell / "seed-0.parquet")["prediction"]
+    assert record["score"] == pytest.approx(100 * accuracy_score(labels, answers))
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if line.startswith("mine@"))
+    assert f"{record['score']:.2f}" in row
+    assert "fixed" in row
+    assert any(line.startswith("bag-of-words") for line in said.splitlines())
+    times = {path: path.stat().st_mtime_ns for path in run.glob("records/*/*/*")}
+    assert cli.command_line(command) == 0
+    assert "every fine-tuning is done" in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in run.glob("records/*/*/*")}
+
+
+def test_tuning_holds_out_train_rows_and_both_orders_of_a_pair():
+    rng, rows = np.random.default_rng(0), 500
+    lengths = np.tile(rng.integers(3, 9, rows), 2)
+    ids = np.repeat(np.tile(np.arange(rows), 2), lengths).astype(np.int32)
+    labels, idx = np.tile(rng.integers(0, 2, rows), 2), np.tile(np.arange(rows), 2)
+    data = batches.Encoded(ids, np.zeros(len(ids), np.uint8), lengths, labels, idx)
+    tried, held_out = tuning.split(data, rows)
+    assert len(held_out.idx) == tuning.held_out(rows) == 100
+    assert sorted(tried.idx) == sorted(np.repeat(np.setdiff1d(np.arange(rows), held_out.idx), 2))
+    for part in (tried, held_out):  # each example kept its own tokens
+        assert np.array_equal(part.ids, np.repeat(part.idx, part.lengths))
+    assert len(tuning.grid(rows, 3)) == 8
+    assert {epochs for _, epochs in tuning.grid(10**5, 3)} == {3}
+
+
+def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(
+    folder, small_run, tmp_path, monkeypatch
+):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "data").symlink_to(small_run.folder / "data")
+    name = foreign.bring(tmp_path / "small", str(folder))["model"]
+    values = small_run.stage(config.Finetune, model=name, tasks=["rte"], seeds=[0, 1])
+    fixed = config.Finetune(**values | {"runs": str(tmp_path), "checkpoint_steps": 1})
+    tuned = fixed.model_copy(update={"protocol": "tuned"})
+    monkeypatch.setattr(tuning, "RATES", (1e-4, 1e-2))
+    monkeypatch.setattr(tuning, "EPOCHS", (1, 2))
+    # Cut in the middle of the third trial, it goes on there.
+    real, calls = finetune._fit, []
+
+    def cut(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "_fit", cut)
+        finetune.run(tuned)
+    seen = finetune.run(tuned)
+    monkeypatch.setattr(finetune, "_fit", None)  # nothing is done twice
+    assert finetune.run(tuned) == seen == finetune.finished(tuned)
+    assert not any(finetune.left(tuned).values())
+    for record in seen:
+        assert record["protocol"] == "tuned"
+        pairs = [(trial["rate"], trial["epochs"]) for trial in record["trials"]]
+        assert pairs == [(1e-4, 1), (1e-4, 2), (1e-2, 1), (1e-2, 2)]
+        best = max(record["trials"], key=lambda trial: trial["score"])
+        assert record["parameters"]["finetune_learning_rate"] == best["rate"]
+        assert record["parameters"]["finetune_epochs_small"] == best["epochs"]
+        trained = best["train_rows"] + best["held_out_rows"]
+        assert trained == record["rows"]["train"]
+    monkeypatch.undo()
+    assert finetune.finished(fixed) is None  # another protocol is another score
+
+
+def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkeypatch):
+    found = records.read_all(small_run.folder, ["roberta"], ["cola"])[0]
+    (tmp_path / "few" / "data").mkdir(parents=True)
+    given = {"source": "some/encoder", "commit": COMMIT, "weights": "0" * 64, "positions": 64}
+    given |= {"model_type": "roberta", "shared_layers": False}
+    name = "some--encoder@01234567"
+    cell = records.folder(tmp_path / "few", name, "cola")
+    cell.mkdir(parents=True)
+    record = found | {"model": name, "checkpoint": given, "note": "constant prediction"}
+    trial = {"rate": 1e-4, "epochs": 3, "train_rows": 9, "held_out_rows": 3, "score": 1.0}
+    record |= {"protocol": "tuned", "trials": [trial | {"note": ""}] * 8}
+    nothing = dict.fromkeys(records.Pretraining.model_fields)
+    record["pretrain"] = nothing | {"parameters": submission.PARAMETER_LIMIT + 1}
+    records.write(cell / "seed-0.json", record)
+    files.write_manifest(cell, {"spec": ""}, ["seed-0.json"])
+    frame = beside.table(beside.open_run(tmp_path / "few", ["cola"]), name)
+    row = frame.iloc[0]
+    assert frame.index[0] == "some/encoder@01234567"
+    assert (row["Protocol"], row["Collapsed"]) == ("tuned, 8 trials", 1)
+    assert row["Parameters"] == "25 M (outside the class)"
+    assert frame["Protocol"].iloc[-1] == "fixed, profile cpu"

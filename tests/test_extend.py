@@ -39,6 +39,6 @@ def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch
         pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model=name)))
         finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name, tasks=["cola"])))
     run = view.open_run(profile.folder, wanted, ["cola"])
-    for frame in (tables.table1(run), tables.best_of(run), tables.run(run), tables.records(run)):
+    for frame in (tables.grid(run), tables.run(run), tables.records(run)):
         assert "roformer" in tables.show(frame).to_html()
-    assert [row["Model"] for row in shown(tables.table1(run))] == wanted
+    assert list(shown(tables.grid(run))[0])[1:] == wanted

@@ -82,8 +82,8 @@ def test_the_floor_is_a_row_of_the_tables_and_marks_what_is_not_above(
 
     shown = view.open_run(profile.folder, profile.models, profile.tasks)
     assert list(shown.records["model"].unique()) == ["roberta", "scratch"]
-    found = tables.table1(shown)
-    assert list(found.index)[-2:] == ["bag-of-words", "majority"]
+    found = tables.grid(shown)
+    assert list(found.columns)[-2:] == ["bag-of-words", "majority"]
     summary = tables.summary(shown)
     scores = {(one["model"], one["task"]): one["score"] for one in made}
     for model in ("roberta", "scratch"):

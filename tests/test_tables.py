@@ -22,7 +22,6 @@ from makers import (
 )
 
 from helpers.base import files
-from helpers.data import glue
 from helpers.pages import plots, tables, view
 from helpers.score import audit, paper, statistics
 
@@ -79,6 +78,11 @@ def test_impossible_accuracies(value, rows, expected):
 # --- measured
 
 
+def cells(view, model="BERT"):
+    """A model's column of the grid, by task."""
+    return {row["Task"]: row[model] for row in shown(tables.grid(view))}
+
+
 def test_embedded_scores_are_never_called_glue(embedded):
     assert "embedded world (not GLUE)" in tables.heading(embedded)
     assert "embedded world (not GLUE)" in tables.summary(embedded)
@@ -92,23 +96,23 @@ def test_the_heading_has_profile_source_tokens_and_hardware(embedded):
 
 
 def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path):
-    bert = shown(tables.table1(make_view(tmp_path, seeds=(0, 1, 2))))[0]
-    assert bert["CoLA"] == "46.00"
-    assert bert["Mean of 8"] == "56.50 (55.50 to 57.50, range of 3)"
-    assert bert["Best of n"] == "57.50 (n = 3)"
-    assert (bert["Tokens seen"], bert["Seeds"]) == ("2.05 M", "3")
+    bert = cells(make_view(tmp_path, seeds=(0, 1, 2)))
+    assert bert["CoLA"] == "46.00 45.00 to 47.00"
+    assert bert["Mean of 8"] == "56.50 55.50 to 57.50"
+    assert (bert["Tokens read"], bert["Seeds"], bert["Parameters"]) == ("2.05 M", "3", "812 k")
     many = make_view(tmp_path / "many", models=["bert"], seeds=tuple(range(7)))
-    assert shown(tables.table1(many))[0]["Mean of 8"] == "58.50 (55.50 to 61.50, 98 %)"
+    assert cells(many)["Mean of 8"] == "58.50 55.50 to 61.50"
+    assert "58.50 (55.50 to 61.50, 98 %)" in tables.summary(many)
     one = make_view(tmp_path / "one", models=["bert"], seeds=(0,))
-    assert shown(tables.table1(one))[0]["Mean of 8"] == "55.50"
+    assert cells(one)["Mean of 8"] == "55.50"
     assert tables.compared(one)[1:] == ([], {})
     assert tables.comparisons(one).empty
 
 
 def test_cells_lead_to_their_records(embedded):
-    page = BeautifulSoup(tables.show(tables.table1(embedded)).to_html(), "html.parser")
+    page = BeautifulSoup(tables.show(tables.grid(embedded)).to_html(), "html.parser")
     records = BeautifulSoup(tables.show(tables.records(embedded)).to_html(), "html.parser")
-    targets = {f"../book/records.html#{tag['id']}" for tag in records.select("span[id]")}
+    targets = {f"../book/results.html#{tag['id']}" for tag in records.select("span[id]")}
     assert {link["href"] for link in page.find_all("a")} == targets
     assert len(targets) == len(MODELS) * (len(TASKS) + 1)
     links = {link["href"] for link in records.find_all("a")}
@@ -116,31 +120,23 @@ def test_cells_lead_to_their_records(embedded):
     assert {f"../records/bert/cola/seed-0.{kind}" for kind in ("json", "parquet")} <= links
 
 
-def test_no_difference_is_given_on_the_embedded_world(embedded):
-    frame = tables.side_by_side(embedded)
-    assert "Difference" in frame.index.get_level_values(1)
-    assert frame.xs("Difference", level=1).isna().all(axis=None)
-
-
-def test_the_difference_is_given_on_complete_tasks_only(folder_data):
-    published, measured, gaps = shown(tables.side_by_side(folder_data))[:3]
-    assert published[FIVE] == "74.31"
-    assert (measured["CoLA"], gaps["CoLA"]) == ("45.50", f"{45.5 - 45.0:+.2f}")
-    assert (gaps["QQP †"], gaps[EIGHT]) == ("–", "–")
-    assert float(gaps[FIVE]) == pytest.approx(53.3 - 74.314, abs=0.006)
+def test_published_scores_stand_below_measured_ones_on_glue_alone(embedded, folder_data):
+    assert not any("published" in cell for cell in cells(embedded).values())
+    bert, scratch = cells(folder_data), cells(folder_data, "scratch")
+    assert bert["CoLA"] == "45.50 45.00 to 46.00 published 45.00"
+    assert bert[FIVE].endswith("published 74.31")
+    assert not any("published" in cell for cell in scratch.values())
 
 
 def test_the_mean_of_the_complete_tasks_comes_first_and_that_of_all_is_marked(folder_data):
-    row = shown(tables.table1(folder_data))[0]
-    where = list(row).index(FIVE)
-    assert list(row)[where : where + 3] == [FIVE, EIGHT, "Best of n"]
+    column = cells(folder_data)
+    where = list(column).index(FIVE)
+    assert list(column)[where : where + 3] == [FIVE, EIGHT, "Seeds"]
     mine = folder_data.of("bert")
     own = mine[~mine["task"].isin(REDUCED)]
     own, every = (part.groupby("seed")["score"].mean() for part in (own, mine))
-    assert row[FIVE].startswith(f"{own.median():.2f} (")
-    assert row[EIGHT].startswith(f"{every.median():.2f} (")
-    assert row["Best of n"] == f"{own.max():.2f} (n = 2)"
-    assert list(shown(tables.table2(folder_data))[0])[2:4] == [FIVE, EIGHT]
+    assert column[FIVE].startswith(f"{own.median():.2f} ")
+    assert column[EIGHT].startswith(f"{every.median():.2f} ")
     groups = tables.controls(folder_data)["Tasks"].tolist()
     assert groups == ["5 complete"] * len(MODELS) + ["8 †"] * len(MODELS)
     assert tables.spread(folder_data).loc[("BERT", FIVE), "median"] == own.median()
@@ -154,30 +150,18 @@ def test_reduced_splits_are_marked_with_their_rows(folder_data):
     assert "CoLA †" not in tables.summary(folder_data)
 
 
-def test_the_gap_to_bert_base_needs_all_eight_tasks_whole(folder_data, tmp_path):
-    rows = shown(tables.table2(folder_data))
-    assert {row["Below BERT-Base"] for row in rows} == {"–"}
-    assert rows[0][FIVE] == "53.30 (52.80 to 53.80, range of 2)"
-    for task in TASKS:
-        rows = glue.TASKS[task].official_rows
-        record = make_record("bert", task, 0, "hub", complete=True, reduced=[], rows=rows)
-        write_record(tmp_path / "whole" / "records", record)
-    whole = view.open_run(tmp_path / "whole", ["bert"], TASKS)
-    assert shown(tables.table2(whole))[0]["Below BERT-Base"] == f"{82.20 - 55.5:.2f}"
-
-
 def test_missing_tasks_and_models_are_dashes_and_named(tmp_path):
     make_run(tmp_path / "records", models=["bert"], tasks=["cola", "rte"], seeds=(0,))
     asked = view.open_run(tmp_path, ["bert", "electra"], ["cola", "qqp", "rte"])
-    bert, electra = shown(tables.table1(asked))
+    bert, electra = cells(asked), cells(asked, "ELECTRA")
     assert (bert["CoLA"], bert["QQP"]) == ("45.00", "–")
-    assert set(list(electra.values())[1:-1]) == {"–"}
+    assert {electra[name] for name in ("CoLA", "QQP", "RTE", "Mean of 3")} <= {"–"}
     found = [tuple(row.values())[:3] for row in shown(tables.remarks(asked))]
     assert ("BERT", "QQP", "no record") in found
     assert ("ELECTRA", "CoLA", "no record") in found
     marks = {(row["Task"], row["Mark"]) for row in shown(tables.rows(asked))}
     assert {("QQP", "no record"), ("MNLI", "not asked for")} <= marks
-    for frame in (tables.controls(asked), tables.best_of(asked), tables.run(asked)):
+    for frame in (tables.controls(asked), tables.run(asked)):
         assert shown(frame)
 
 
@@ -194,8 +178,8 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path):
 def test_a_model_without_every_task_has_no_mean(tmp_path):
     folder = make_run(tmp_path / "records", models=["bert", "electra"], seeds=(0,))
     (folder / "electra" / "rte" / "manifest.json").unlink()
-    rows = shown(tables.table1(view.open_run(tmp_path, ["bert", "electra"], TASKS)))
-    assert rows[1]["Mean of 8"] == "–"
+    found = view.open_run(tmp_path, ["bert", "electra"], TASKS)
+    assert cells(found, "ELECTRA")["Mean of 8"] == "–"
 
 
 def test_constant_predictions_are_counted_and_shown(tmp_path):
@@ -206,7 +190,7 @@ def test_constant_predictions_are_counted_and_shown(tmp_path):
     assert [tuple(row.values()) for row in shown(tables.remarks(noted))] == [
         ("BERT", "CoLA", note, "1 of 2")
     ]
-    assert shown(tables.table1(noted))[0]["CoLA"] == "22.50"
+    assert cells(noted)["CoLA"].startswith("22.50 ")
     assert note in tables.summary(noted)
 
 
@@ -214,15 +198,15 @@ def test_mnli_shows_mismatched_beside_matched(tmp_path):
     metrics = {"accuracy": 0.6, "mismatched_accuracy": 0.5925}
     write_record(tmp_path / "records", make_record("bert", "mnli", 0, metrics=metrics))
     found = view.open_run(tmp_path, ["bert"], ["mnli"])
-    assert shown(tables.table1(found))[0]["MNLI"] == "60.00 / 59.25"
+    assert cells(found)["MNLI"] == "60.00 / 59.25"
 
 
 def test_a_cell_with_fewer_seeds_says_so(tmp_path):
     folder = make_run(tmp_path / "records", models=["bert"], tasks=["cola"], seeds=(0, 1, 2))
     make_run(folder, models=["bert"], tasks=["rte"], seeds=(0, 1))
-    row = shown(tables.table1(view.open_run(tmp_path, ["bert"], ["cola", "rte"])))[0]
-    assert [row["CoLA"], row["RTE"]] == ["46.00", "66.50 (n = 2)"]
-    assert row["Mean of 2"] == "56.00 (55.50 to 56.50, range of 2)"
+    row = cells(view.open_run(tmp_path, ["bert"], ["cola", "rte"]))
+    assert row["RTE"] == "66.50 (n = 2) 66.00 to 67.00"
+    assert row["Mean of 2"] == "56.00 (n = 2) 55.50 to 56.50"
 
 
 def test_what_pretraining_is_worth_is_the_difference_to_the_same_architecture(tmp_path):
@@ -390,8 +374,8 @@ def test_the_headline_counts_the_complete_tasks_beside_the_published_mean(folder
     assert found["scratch"]["Published"] == "–"
     mine = folder_data.of("bert")
     five = mine[~mine["task"].isin(REDUCED)].groupby("seed")["score"].mean()
-    assert found["BERT"]["Mean of 5, × 100"].startswith(f"{five.median():.2f} (")
-    assert tables.best_of(folder_data).loc["BERT", "Best of 2"] == five.max()
+    assert found["BERT"]["Mean of 5, × 100"] == f"{five.median():.2f}"
+    assert found["BERT"]["Seeds"] == f"{five.min():.2f} to {five.max():.2f}, range of 2"
     assert found["BERT"][EIGHT] == f"{mine.groupby('seed')['score'].mean().median():.2f}"
 
 
@@ -443,14 +427,6 @@ def test_labels_and_lengths_have_units():
     axis = plots.lengths(values).axes[0]
     assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(100)
     assert axis.get_xlabel() == "length, words"
-
-
-def test_the_score_figure_has_a_point_per_seed(embedded):
-    upper, lower = plots.scores(embedded).axes
-    assert "not GLUE" in lower.get_title()
-    assert sum(len(line.get_xdata()) for line in upper.lines) == 5 * 8
-    assert sum(len(line.get_xdata()) for line in lower.lines) == len(embedded.records)
-    assert not upper.get_shared_y_axes().joined(upper, lower)
 
 
 def test_embedded_points_stand_apart_from_published_ones(embedded):

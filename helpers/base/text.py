@@ -46,7 +46,7 @@ def span(values: Iterable[float]) -> str:
 
 
 def anchor(*names: str) -> str:
-    """The label under which the page of records lists a model, or a model's task."""
+    """The label under which the page of results lists a model, or a model's task."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(("records", *names)).lower())
 
 
@@ -74,4 +74,4 @@ def link(text: object, address: str) -> Html:
 
 def record_link(text: object, *names: str) -> Html:
     """A figure, linked to the records behind it, from any page: all lie one folder deep."""
-    return link(text, f"../book/records.html#{anchor(*names)}")
+    return link(text, f"../book/results.html#{anchor(*names)}")

@@ -208,56 +208,6 @@ def _label(view: View) -> str:
 
 
 @_style()
-def scores(view: View) -> Figure:
-    """Scores by task: the published ones above, the measured ones below.
-
-    A point per seed, a bar at the median, a line over the range of the seeds; from five seeds, over
-    the interval of `statistics.median_interval`. The two panels share the vertical axis only where
-    every task measured is GLUE's own, whole.
-    """
-    theirs = view.published["table1"]["models"]
-    shown = [model for model in view.models if model in theirs or len(view.of(model))]
-    colours = _palette(shown)
-    step = 0.8 / max(len(shown), 1)
-    figure, axes = _axes(WIDTH, 6.2, rows=2)
-    upper, lower = axes[:, 0]
-    for place, model in enumerate(shown):
-        offset = (place - (len(shown) - 1) / 2) * step
-        marker = MARKERS[place % len(MARKERS)]
-        look = {"color": colours[model], "marker": marker, "linestyle": "none"}
-        row = theirs.get(model, {}).get("scores", {})
-        at = [k + offset for k, task in enumerate(view.tasks) if task in row]
-        values = [row[task]["value"] for task in view.tasks if task in row]
-        upper.plot(at, values, markersize=5, **look)
-        lower.plot([], [], label=paper.model_name(view.published, model), **look)
-        for k, task in enumerate(view.tasks):
-            _seeds(lower, k + offset, view.of(model, task)["score"], step, look)
-    upper.set(title="Published: GLUE dev, one figure per model")
-    lower.set(title=_label(view))
-    names = [paper.task_name(view.published, task) for task in view.tasks]
-    for axis in (upper, lower):
-        axis.set_xticks(range(len(names)), names)
-        axis.set(ylabel="task metric × 100", xlim=(-0.5, len(names) - 0.5))
-        axis.grid(visible=False, axis="x")
-    if view.records["complete"].all():
-        lower.sharey(upper)
-        upper.autoscale(axis="y")
-    figure.legend(loc="outside lower center", ncols=min(len(shown), 4), frameon=False)
-    return figure
-
-
-def _seeds(axis: Axes, at: float, values: pd.Series, step: float, look: dict[str, Any]) -> None:
-    """A point per seed with the median and its range or interval."""
-    axis.plot(np.full(len(values), at), values, markersize=4, alpha=0.7, **look)
-    if len(values):
-        ends = (at - step * 0.4, at + step * 0.4)
-        axis.hlines(values.median(), *ends, color=look["color"], linewidth=2)
-    if len(values) > 1:
-        low, high, _ = statistics.median_interval(values.tolist())
-        axis.vlines(at, low, high, color=look["color"], linewidth=1)
-
-
-@_style()
 def budgets(runs: Sequence[View]) -> Figure:
     """Scores against the FLOPs of pre-training, of runs that differ in their budget.
 

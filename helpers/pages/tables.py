@@ -156,10 +156,11 @@ def spread(view: View) -> pd.DataFrame:
     return pd.DataFrame([asdict(one) | {"ends": ends(one)} for one in rows.values()], index=index)
 
 
-def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Html | float:
-    """A cell: its median, linked to the records; a mean's `ends`; n where it has fewer seeds.
+def _median(view: View, model: str, tasks: Sequence[str]) -> Html | float:
+    """A cell: its median, linked to the records, and below it where the seeds lie.
 
-    `BELOW` stands behind one that is not above the bag of words.
+    `BELOW` stands behind one that is not above the bag of words; MNLI's mismatched rows follow a
+    slash, and n stands where a cell has fewer seeds than its row.
     """
     found = view.over_seeds(model, tasks)
     if not found.n:
@@ -168,82 +169,48 @@ def _median(view: View, model: str, tasks: Sequence[str], seeds: int = 0) -> Htm
     if len(tasks) == 1:
         for metrics in view.of(model, tasks[0])["metrics"]:
             beside += [100 * metrics[key] for key in metrics if key.startswith("mismatched_")]
-    elif found.n > 1:
-        text += f" ({ends(found)})"
     text += f" / {statistics.summary(beside).median:.2f}" if beside else ""
-    fewer = f" (n = {found.n})" if found.n < seeds and "range of" not in text else ""
     below = BELOW if view.is_below_floor(model, tasks) else ""
-    return html("{}{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer, below)
+    fewer = f" (n = {found.n})" if found.n < view.of(model).groupby("task").size().max() else ""
+    cell = html("{}{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer, below)
+    ends = html(" <br><small>{:.2f} to {:.2f}</small>", found.low, found.high)
+    return html("{}{}", cell, ends) if found.n > 1 else cell
 
 
-def _by_model(
-    view: View, rows: Iterable[dict[str, Any]], models: Sequence[str] = ()
-) -> pd.DataFrame:
-    index = pd.Index([_name(view, model) for model in models or view.models], name="Model")
+def _by_model(view: View, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    index = pd.Index([_name(view, model) for model in view.models], name="Model")
     return pd.DataFrame(list(rows), index=index)
 
 
-def table1(view: View) -> pd.DataFrame:
-    """The measured counterpart of Table 1."""
-    every = means(view)
+def grid(view: View) -> pd.DataFrame:
+    """Tasks by models: measured, and below it what is published of the model, where it is on GLUE.
 
-    def row(model: str) -> dict[str, Any]:
-        mine = view.of(model)
-        seeds = int(mine.groupby("task").size().max()) if len(mine) else 0
-        cells = {title: _median(view, model, t, seeds) for title, t in columns(view).items()}
-        best = view.over_seeds(model, next(iter(every.values())))
-        cells["Best of n"] = f"{best.best:.2f} (n = {best.n})" if best.n else math.nan
-        cells |= {"Tokens seen": span(mine["pretrain.tokens"]), "Seeds": seeds}
-        bits = mine.get("pretrain.bits_per_byte", pd.Series(dtype=float)).astype(float)
-        return cells | {BITS: bits.mean()}
+    Means of published scores are of the same tasks. Then what each model took.
+    """
+    entries = {} if view.embedded else view.published["table1"]["models"]
 
-    found = _by_model(view, map(row, view.rows), view.rows)
-    return found if found[BITS].notna().any() else found.drop(columns=BITS)
-
-
-def side_by_side(view: View) -> pd.DataFrame:
-    """Published and measured scores; a difference only for tasks that are GLUE's own, whole."""
-    entries, scores = view.published["table1"]["models"], audit.scores(view.published)
-    titles = columns(view)
-    if len(view.present) < len(view.published["tasks"]):
-        titles |= {f"Mean of {len(scores.columns)}": list(scores.columns)}
-    rows = {}
-    for model in view.rows:
-        name, entry = _name(view, model), entries.get(model)
-        measured = {t: _median(view, model, tasks) for t, tasks in titles.items()}
+    def cell(model: str, tasks: Sequence[str]) -> Html | float:
+        measured, entry = _median(view, model, tasks), entries.get(model)
         if entry is None:
-            rows[name, "Measured"] = measured
-            continue
-        published, gaps = {}, {}
-        for title, tasks in titles.items():
-            theirs = scores.loc[model, list(tasks)].mean()
-            ours = statistics.mean_of_tasks(view.records, model, tasks)
-            alone = len(tasks) == 1
-            published[title] = (
-                cited(entry["scores"][tasks[0]], view.published) if alone else derived(theirs)
-            )
-            if ours.n and set(tasks) <= set(view.whole):
-                gaps[title] = html("{}&nbsp;<sup>D</sup>", f"{ours.median - theirs:+.2f}")
-        rows[name, html("Published, {}", cited(entry["statistic"], view.published))] = published
-        rows |= {(name, "Measured"): measured, (name, "Difference"): gaps}
-    index = pd.MultiIndex.from_tuples(rows, names=["Model", "Score"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=list(titles))
+            return measured
+        theirs = [entry["scores"][task] for task in tasks]
+        shown = derived(math.fsum(one["value"] for one in theirs) / len(theirs))
+        shown = cited(theirs[0], view.published) if len(theirs) == 1 else shown
+        mine = measured if isinstance(measured, Html) else NONE
+        return html("{} <br><small>published {}</small>", mine, shown)
 
-
-def table2(view: View) -> pd.DataFrame:
-    """Averages as measured; a gap to the reference only where all eight tasks are whole."""
-    base = view.published["reference"]["average"]["value"]
-    below = f"Below {view.published['reference']['name']}"
-    comparable = set(view.whole) == set(view.published["tasks"])
-
-    def row(model: str) -> dict[str, Any]:
-        found = statistics.mean_of_tasks(view.records, model, view.headline)
-        cells = {"Parameters": span(view.of(model)["pretrain.parameters"])}
-        cells |= {title: _median(view, model, tasks) for title, tasks in means(view).items()}
-        cells[below] = derived(base - found.median) if comparable and found.n else math.nan
-        return cells | {"Seeds": found.n}
-
-    return _by_model(view, map(row, view.models))
+    lines = {t: [cell(m, tasks) for m in view.rows] for t, tasks in columns(view).items()}
+    seeds = [view.of(m).groupby("task").size().max() if len(view.of(m)) else 0 for m in view.rows]
+    lines["Seeds"] = [int(n) for n in seeds]
+    for title, key in {"Parameters": "parameters", "Tokens read": "tokens"}.items():
+        lines[title] = [
+            span(view.of(model)[f"pretrain.{key}"]) if model in view.models else math.nan
+            for model in view.rows
+        ]
+    bits = [view.held_out.get(model, {}).get("bits_per_byte", math.nan) for model in view.rows]
+    lines |= {BITS: bits} if any(bit == bit for bit in bits) else {}
+    names = [_name(view, model) for model in view.rows]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=names).rename_axis("Task")
 
 
 def controls(view: View) -> pd.DataFrame:
@@ -287,7 +254,8 @@ def headline(view: View) -> pd.DataFrame:
         median = html("{}{}", record_link(f"{found[model].median:.2f}", model), below)
         title = f"Mean of {len(main)}{view.mark(main)}, × 100"
         row = {"Model": _name(view, model)}
-        row[title] = median if view.embedded else _median(view, model, main)
+        row[title] = median
+        row["Seeds"] = ends(found[model]) or NONE
         if not view.embedded:
             theirs = scores.loc[model] if model in scores.index else None
             row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())
@@ -299,19 +267,6 @@ def headline(view: View) -> pd.DataFrame:
         row["Above its control"] = math.nan if math.isnan(gain) else f"{gain:+.2f}"
         rows.append(row)
     return pd.DataFrame(rows).set_index("Model")
-
-
-def best_of(view: View) -> pd.DataFrame:
-    """Expected best-of-n of the headline's mean, a column per n up to the seeds there are."""
-    values = [statistics.seed_means(view.records, m, view.headline).tolist() for m in view.models]
-    most = max(map(len, values))
-
-    def row(mine: list[float]) -> dict[str, float]:
-        best = {f"Best of {n + 1}": statistics.expected_best(mine, n + 1) for n in range(len(mine))}
-        return {"Median": statistics.summary(mine).median} | best
-
-    titles = ["Median", *(f"Best of {n + 1}" for n in range(most))]
-    return _by_model(view, map(row, values)).reindex(columns=titles)
 
 
 def remarks(view: View) -> pd.DataFrame:

@@ -66,25 +66,33 @@ def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:
 
 
 def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> Html:
-    """A published figure with the raised mark of its status and source, as HTML."""
+    """A published figure with the number of its source, which leads to the list of sources."""
     if figure["value"] is None:
         return html("not found")
     number = list(published["sources"]).index(figure["source"]) + 1
     value = figure["value"]
     text = value if isinstance(value, str) else f"{value:.{decimals}f}"
-    return html("{}&nbsp;<sup>{}{}</sup>", text, figure["status"], number)
+    mark = link(number, f"../book/references.html#source-{number}")
+    return html('{}<sup title="{}">{}</sup>', text, published["statuses"][figure["status"]], mark)
 
 
 def derived(value: float, decimals: int = 2) -> Html:
     """A figure worked out here from published ones, as HTML."""
-    return html("{}&nbsp;<sup>D</sup>", f"{value:.{decimals}f}")
+    return html("{}", f"{value:.{decimals}f}")
 
 
 def sources(published: dict[str, Any], keys: Iterable[str] | None = None) -> pd.DataFrame:
-    """What the marks mean: a row per source, its number as the index; all of them where None."""
+    """What the numbers mean: a row per source, its number as the index; all of them where None."""
     known = list(published["sources"])
     chosen = known if keys is None else [key for key in known if key in set(keys)]
     rows = [published["sources"][key] for key in chosen]
-    titles = [link(row["title"], row["url"]) if row["url"] else row["title"] for row in rows]
     numbers = [known.index(key) + 1 for key in chosen]
+    titles = [
+        html(
+            '<span id="source-{}">{}</span>',
+            number,
+            link(row["title"], row["url"]) if row["url"] else row["title"],
+        )
+        for number, row in zip(numbers, rows, strict=True)
+    ]
     return pd.DataFrame({"Source": titles}, index=pd.Index(numbers, name="Number"))

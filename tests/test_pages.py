@@ -80,9 +80,8 @@ def test_what_a_folder_says_of_its_data_is_shown_and_inert(tmp_path, kept):
         corpus.mkdir(parents=True)
         files.write_manifest(corpus, {"spec": "", "description": about}, [])
     files.write_json(tmp_path / "run.json", facts)
-    table = BeautifulSoup(
-        tables.show(run_page("results", tmp_path).names["lines"]).to_html(), "html.parser"
-    )
+    lines = run_page("results", tmp_path).names["about_data"]
+    table = BeautifulSoup(tables.show(lines).to_html(), "html.parser")
     cells = [cell.get_text() for cell in table.find_all("td")]
     assert cells == [
         *("Name", nasty, "Composition", nasty, "Licence", "unknown"),

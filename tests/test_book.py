@@ -82,33 +82,12 @@ def pages(run):
 # --- without a build
 
 
-def test_every_entry_of_the_table_of_contents_exists():
-    for entry in TOC:
-        if not entry.startswith("notebooks/"):
-            assert (ROOT / f"{entry}.md").is_file(), entry
-    assert [entry for entry in TOC if entry.startswith("notebooks/")] == [
-        f"notebooks/{stage}" for stage in STAGES
-    ]
-
-
-def test_every_stage_of_the_table_of_contents_is_a_notebook():
-    for stage in STAGES:
-        assert (ROOT / "notebooks" / f"{stage}.ipynb").is_file()
-
-
 def test_published_scores_are_not_copied_into_prose():
     text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "book").glob("*.md"))
     published = paper.load(PUBLISHED)
     for entry in published["table1"]["models"].values():
         for figure in (*entry["scores"].values(), entry["average"]):
             assert f"{figure['value']:.2f}" not in text
-
-
-def test_the_book_configuration_asks_for_nothing_remote():
-    assert CONFIG["only_build_toc_files"] is True
-    assert CONFIG["repository"]["path_to_book"] == ""
-    assert CONFIG["sphinx"]["config"]["html_math_renderer"] == "mathml"
-    assert CONFIG["launch_buttons"]["thebe"] is False
 
 
 def test_a_missing_run_is_one_line(tmp_path):

@@ -381,7 +381,7 @@ def run_page(name, run=None):
             tree = ast.fix_missing_locations(ast.Module([*body, last], []))
             exec(compile(tree, name, "exec"), names)
             shown.append(names.pop("_", None))
-    wanted = re.findall(r"\{glue:text\}`(\w+)", path.read_text(encoding="utf-8"))
+    wanted = re.findall(r"\{glue(?::text)?\}`(\w+)", path.read_text(encoding="utf-8"))
     assert set(wanted) == set(numbers), name
     return SimpleNamespace(names=names, shown=shown, numbers=numbers)
 

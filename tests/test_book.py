@@ -153,7 +153,7 @@ def test_every_page_is_built_and_leads_to_files_alone(run, pages):
 
 @pytest.mark.slow
 def test_equations_are_mathml(pages):
-    counts = {"objectives": 4, "disentangled": 3, "glue": 3, "small": 1, "noise": 1}
+    counts = {"objectives": 4, "disentangled": 3, "glue": 3, "cost": 2, "noise": 1}
     for name, count in counts.items():
         page = pages[f"book/{name}.html"]
         assert len(page.find_all("math", display="block")) == count

@@ -110,8 +110,12 @@ def curves(runs: pd.DataFrame, point: int) -> Figure:
     names, sides = table["model"].unique(), table["side"].unique()
     look = {"hue": "side", "style": "side", "hue_order": sides, "style_order": sides}
     look |= {"palette": _palette(sides), "errorbar": ("pi", 100)}
-    figure, axes = _axes(WIDTH, 2.6, columns=len(names))
-    for axis, name in zip(axes.flat, names, strict=True):
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = _axes(WIDTH, 2.4 * rows, rows, columns)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
         part = table[table["model"] == name]
         sns.lineplot(part, x="step", y="curve", **look, ax=axis, legend=name == names[0])
         axis.set(title=name, xlabel="step", ylabel="loss, nats")

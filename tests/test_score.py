@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import every_type
 import numpy as np
 import pandas as pd
 import pytest
@@ -284,7 +285,7 @@ def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(
     seen = finetune.run(tuned)
     monkeypatch.setattr(finetune, "_fit", None)  # nothing is done twice
     assert finetune.run(tuned) == seen == finetune.finished(tuned)
-    assert not any(finetune.left(tuned).values())
+    assert finetune.left(tuned) == {"rte": ([], 0)}
     for record in seen:
         assert record["protocol"] == "tuned"
         pairs = [(trial["rate"], trial["epochs"]) for trial in record["trials"]]
@@ -319,3 +320,16 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     assert (row["Protocol"], row["Collapsed"]) == ("tuned, 8 trials", 1)
     assert row["Parameters"] == "25 M (outside the class)"
     assert frame["Protocol"].iloc[-1] == "fixed, profile cpu"
+
+
+@pytest.mark.long
+def test_every_type_of_masked_language_model_is_scored_or_refused_in_one_line(tmp_path):
+    """What the book's page shows is what comes out today."""
+    found = every_type.outcomes(tmp_path)
+    kept = json.loads(every_type.RESULTS.read_text(encoding="utf-8"))["types"]
+    assert len(found) == len(kept) >= 51
+    for kind, one in found.items():
+        assert one["made"], (kind, one)
+        assert not one["line"].startswith("crash"), (kind, one)
+        assert "\n" not in one["line"]
+        assert bool(one["line"]) == bool(kept[kind]["line"]), (kind, one)

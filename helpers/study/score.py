@@ -4,8 +4,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from helpers.base import config, files
@@ -17,7 +19,7 @@ from helpers.pages import beside
 from helpers.study import notebook
 from helpers.train import batches, finetune, floor, foreign, heads, loop
 
-SAMPLE = 256  # train rows of a task that its length is guessed from
+STEPS = 3  # of training that are timed
 FORWARD = 3  # a step takes about as long as so many forward passes
 STAGE = "04_finetune"
 
@@ -29,7 +31,7 @@ class Plan:
     task: str
     rows: dict[str, int]
     seeds: list[int]
-    tokens: float  # of all its fine-tunings, read in training; in evaluation a third each
+    seconds: float  # at most, by a step that was timed
 
 
 def load(name: str, rows: int, **changes: object) -> config.Profile:
@@ -73,39 +75,35 @@ def _prepare(profile: config.Profile, tasks: list[str]) -> None:
 
 
 def plan(parameters: config.Finetune) -> list[Plan]:
-    """What is left, task by task, with the tokens that it will read."""
-    source = parameters.folder / "models" / parameters.model / "encoder"
-    tok, found = tokenizer.load(source), []
-    for name, seeds in finetune.left(parameters).items():
-        table = glue.load(parameters.folder, name, "train")
+    """What is left, task by task, with the time that it will take."""
+    found = []
+    for name, (seeds, steps) in finetune.left(parameters).items():
         rows = files.find_manifest(parameters.folder / "data" / "glue" / name)["rows"]
-        sample = batches.encode(table.head(SAMPLE), glue.get(name), tok, parameters.max_length)
-        length = float(sample.lengths.mean())
-        steps = finetune.count_steps(parameters, name, rows["train"])
-        trained = steps * parameters.finetune_batch_size
         others = sum(count for split, count in rows.items() if split != "train")
-        tokens = len(seeds) * length * (trained + others / FORWARD)
-        found.append(Plan(name, rows, seeds, tokens))
+        passes = len(seeds) * others / parameters.finetune_batch_size / FORWARD
+        seconds = (steps + passes) * time_step(parameters, name) if seeds else 0.0
+        found.append(Plan(name, rows, seeds, seconds))
     return found
 
 
-def speed(parameters: config.Finetune) -> float:
-    """Tokens of training in a second, by a step that is timed; the encoder is thrown away."""
-    name, device = parameters.tasks[0], registry.device()
+def time_step(parameters: config.Finetune, name: str) -> float:
+    """Seconds of a step of training on rows of a task; the encoder is thrown away."""
+    task, device = glue.get(name), registry.device()
     source = parameters.folder / "models" / parameters.model / "encoder"
-    tok, task = tokenizer.load(source), glue.get(name)
-    table = glue.load(parameters.folder, name, "train").head(parameters.finetune_batch_size)
+    tok, size = tokenizer.load(source), parameters.finetune_batch_size
+    table = glue.load(parameters.folder, name, "train").head(STEPS * size)
     data = batches.encode(table, task, tok, parameters.max_length)
     model = heads.open_encoder(source, task, parameters.finetune_dropout).to(device).train()
     dtype, _ = loop.choose_precision(parameters.precision, device)
-    step = finetune.Step(parameters, model, dtype)
-    batch = batches.collate(data, torch.arange(len(data.lengths)).numpy(), tok, device)
-    right = torch.tensor(data.labels, device=device)
-    for _ in range(2):  # the first is slower
+    step, order = finetune.Step(parameters, model, dtype), np.argsort(data.lengths)
+    labels, spent = torch.tensor(data.labels, device=device), []
+    for index in [order[:size], *np.array_split(order, STEPS)]:  # the first is slower
         began = time.perf_counter()
-        step(batch, right, 0.0)
+        batch = batches.collate(data, index, tok, device, step.shapes)
+        step(batch, labels[torch.as_tensor(index, device=device)], 0.0)
         loop.wait(device)
-    return batch["input_ids"].numel() / (time.perf_counter() - began)
+        spent.append(time.perf_counter() - began)
+    return fmean(spent[1:])
 
 
 def _say(manifest: dict[str, Any], parameters: config.Finetune, plans: list[Plan]) -> None:
@@ -118,18 +116,18 @@ def _say(manifest: dict[str, Any], parameters: config.Finetune, plans: list[Plan
         print("its layers share their weights, which have one learning rate")
     if (about["positions"] or parameters.max_length) < parameters.max_length:
         print(f"rows are cut at {about['positions']} tokens: it has no more positions")
-    if not (total := sum(one.tokens for one in plans)):
+    if not (total := sum(one.seconds for one in plans)):
         print("every fine-tuning is done")
         return
-    rate = speed(parameters)
     print(f"{'task':<8}{'train rows':>12}{'dev rows':>10}{'seeds left':>12}{'time':>14}")
     for one in plans:
         train, dev = one.rows["train"], one.rows[glue.get(one.task).validation]
-        took = duration(one.tokens / rate)
+        took = duration(one.seconds)
         print(f"{one.task:<8}{train:>12,}{dev:>10,}{len(one.seeds):>12}{took:>14}")
     cores = f"{parameters.threads} CPU thread{'s' * (parameters.threads > 1)}"
+    most = "at most " if parameters.protocol == "tuned" else ""
     machine = "the GPU" if registry.device().type == "cuda" else cores
-    print(f"in all {duration(total / rate)} at the {rate:,.0f} tokens/s of one batch on {machine}")
+    print(f"in all {most}{duration(total)}, by the time of a few steps on {machine}")
 
 
 def show(run: Path, model: str, tasks: list[str]) -> None:

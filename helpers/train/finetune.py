@@ -215,6 +215,20 @@ class _Cell:
             )
         return record if record["predictions"] == files.sha256(predictions) else None
 
+    @property
+    def grid(self) -> list[tuple[float, int]]:
+        """Rate and epochs of each trial of the protocol ``tuned``."""
+        epochs = _epochs(self.parameters, glue.get(self.name))
+        return tuning.grid(self.data["rows"]["train"], epochs)
+
+    def tried(self) -> tuning.Trials:
+        """The trials that are done: those of a record, else those that stand in their own file."""
+        place = self.parameters.folder / "trials" / self.parameters.model / self.name
+        spec, vouched = files.digest(self.specification(tuning.SEED)), self.vouched()
+        done = (self.record(seed, vouched) for seed in self.parameters.seeds)
+        known = next((record["trials"] for record in done if record), None)
+        return tuning.Trials(place / "trials.json", spec, known)
+
     def facts(self, seed: int) -> dict[str, Any]:
         """What of a record is known before the fine-tuning."""
         wanted, pretrained = self.specification(seed), self.pretrained
@@ -298,13 +312,26 @@ def _fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.F
     return parameters.model_copy(update={"max_length": length})
 
 
-def left(parameters: config.Finetune) -> dict[str, list[int]]:
-    """The seeds of each task that have no record yet; all that a fine-tuning needs is there."""
-    cells, _ = _open(parameters)
-    return {
-        cell.name: [seed for seed in parameters.seeds if cell.record(seed, cell.vouched()) is None]
-        for cell in cells
-    }
+def left(parameters: config.Finetune) -> dict[str, tuple[list[int], int]]:
+    """What is not done, by task: seeds without a record, and steps of training at most.
+
+    All that a fine-tuning needs is there.
+    """
+    found = {}
+    for cell in _open(parameters)[0]:
+        rows, vouched = cell.data["rows"]["train"], cell.vouched()
+        seeds = [seed for seed in parameters.seeds if cell.record(seed, vouched) is None]
+        steps = count_steps(parameters, cell.name, rows)
+        if parameters.protocol == "tuned" and seeds:
+            grid = cell.grid[len(cell.tried().found) :]
+            per_epoch = steps / _epochs(parameters, glue.get(cell.name))
+            share = min(rows - tuning.held_out(rows), tuning.MOST_ROWS) / rows
+            trials = round(per_epoch * share * sum(epochs for _, epochs in grid))
+            most = round(per_epoch * max(epochs for _, epochs in cell.grid))
+            found[cell.name] = seeds, trials + most * len(seeds)
+        else:
+            found[cell.name] = seeds, steps * len(seeds)
+    return found
 
 
 def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
@@ -336,11 +363,10 @@ def _encode(cell: _Cell, tok: PreTrainedTokenizerBase) -> dict[str, Encoded]:
 
 def _tuned(cell: _Cell, tok: PreTrainedTokenizerBase) -> _Cell:
     """The cell with the rate and the epochs that its trials choose."""
-    parameters, rows = cell.parameters, cell.data["rows"]["train"]
-    where = parameters.folder / "trials" / parameters.model / cell.name
-    grid = tuning.grid(rows, _epochs(parameters, glue.get(cell.name)))
-    trials = tuning.Trials(where / "trials.json", files.digest(cell.specification(tuning.SEED)))
+    parameters, rows, grid = cell.parameters, cell.data["rows"]["train"], cell.grid
+    trials = cell.tried()
     if len(trials.found) < len(grid):
+        where = trials.path.parent
         data, held_out = tuning.split(_encode(cell, tok)["train"], rows)
         per_epoch = -(-len(data.lengths) // parameters.finetune_batch_size)
         total = per_epoch * sum(epochs for _, epochs in grid)

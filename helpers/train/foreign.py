@@ -285,7 +285,7 @@ def _probe(source: Source, base: nn.Module, tok: Tokenizer, length: int) -> None
         before = base(**batch).last_hidden_state
         ids = batch["input_ids"].clone()
         place = ids.shape[1] // 2
-        ids[:, place] = ids[:, place - 1]
+        ids[:, place] = ids[ids != ids[0, place]][-1]  # any other one
         after = base(**batch | {"input_ids": ids}).last_hidden_state
     if before.ndim != 3 or not before.isfinite().all():
         raise source.refused("gives no finite hidden state for each token")

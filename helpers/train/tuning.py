@@ -60,12 +60,12 @@ def split(data: Encoded, rows: int) -> tuple[Encoded, Encoded]:
 
 
 class Trials:
-    """The trials of a cell that are done, in a file that holds those of one specification."""
+    """The trials of a cell that are done: `known`, or in a file those of one specification."""
 
-    def __init__(self, path: Path, spec: str) -> None:
+    def __init__(self, path: Path, spec: str, known: list[dict[str, Any]] | None = None) -> None:
         values = files.read_json(path) if path.exists() else {}
-        self.path, self.spec = path, spec
-        self.found: list[dict[str, Any]] = values["trials"] if values.get("spec") == spec else []
+        there = values["trials"] if values.get("spec") == spec else []
+        self.path, self.spec, self.found = path, spec, there if known is None else list(known)
 
     def add(
         self, task: str, rate: float, epochs: int, rows: int, held_out: Encoded, found: np.ndarray

@@ -143,7 +143,8 @@ class Cluster:
         for name in (*NODES, "slurmctld", "munged"):
             if name in self.daemons:
                 self.daemons[name].terminate()
-        psutil.wait_procs([psutil.Process(p.pid) for p in self.daemons.values()], 10)
+        running = [d for d in self.daemons.values() if d.poll() is None]
+        psutil.wait_procs([psutil.Process(daemon.pid) for daemon in running], 10)
         until = time.monotonic() + 20
         while (left := self.processes()) and time.monotonic() < until:
             for process in left:

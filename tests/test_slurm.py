@@ -116,7 +116,7 @@ def test_a_study_whose_node_dies_ends_with_the_same_bytes(tmp_path, whole_study)
             assert slurm.kill_node(node) >= 2
             number, _ = in_training(slurm, run, "electra", study)
             slurm.ask("scontrol", "requeue", number)
-            assert study.wait(600) == 0
+            assert study.wait(1200) == 0
         finally:
             study.terminate()  # it ends its jobs first
             study.wait(120)

@@ -37,6 +37,7 @@ from helpers.data import glue
 from helpers.leaderboard import check, ranking, submit
 from helpers.score import audit, predictions
 from helpers.score.predictions import Labels
+from helpers.train import records
 
 
 def reference(task, predicted, labels):
@@ -717,6 +718,43 @@ def test_other_scores_than_glues_do_not_become_an_entry(tmp_path, labels, change
     run = make_run(tmp_path / "run", labels, **changes)
     with pytest.raises(UserError, match=line):
         submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
+
+
+def test_an_entry_of_weights_from_elsewhere_says_what_is_known(tmp_path, labels):
+    given = {"source": "some/encoder", "commit": "c" * 40, "weights": "d" * 64}
+    about = {"model_type": "electra", "positions": 512, "shared_layers": False}
+    trial = {"rate": 1e-4, "epochs": 3, "train_rows": 90, "held_out_rows": 9, "score": 50.0}
+    changes = {
+        "checkpoint": given | about,
+        "pretrain": dict.fromkeys(records.Pretraining.model_fields) | {"parameters": SIZE},
+        "pretrain_code": {"commit": None, "clean": None},
+        "protocol": "tuned",
+        "trials": [trial | {"note": ""}] * 8,
+    }
+    run = make_run(tmp_path / "run", labels, "some--encoder@cccccccc", **changes)
+    out, name = tmp_path / "leaderboard" / "theirs", "some--encoder@cccccccc"
+    with pytest.raises(UserError, match=r"corpus is missing .*; hardware is missing"):
+        submit.submit(run, name, out, ABOUT, FIGURES)
+    theirs = {"corpus": "not known", "hardware": {"device": "V100", "gpus": 1, "hours": None}}
+    submit.submit(run, name, out, ABOUT | theirs, FIGURES)
+    make_entry(out.parent / "mine", labels, quality=0.9)
+    found = {entry.name: entry for entry in check.check(out.parent, FIGURES, labels)}
+    entry = found["theirs"]
+    assert (entry.error, entry.level) == ("", "reproduced")
+    assert entry.stated.checkpoint.model_dump() == given
+    assert (entry.stated.tokens, entry.stated.protocol.trials) == (None, 8)
+    # Tuned and not tuned have a rank each, and no difference between them is given.
+    frame = ranking.table(found.values(), FIGURES, labels)
+    assert frame["rank"].tolist() == ["1", "1"]
+    assert frame["difference"].isna().all()
+    assert frame["made_of"].tolist() == ["median of 3", "median of 3, tuned by 8 trials"]
+    # What is stated must be what the records say.
+    values = stated(out)
+    for change in ({"checkpoint": given | {"weights": "e" * 64}}, {"checkpoint": None}):
+        write_statement(out, values | change)
+        assert "the records say" in one_error(out) or "null" in one_error(out)
+    write_statement(out, values | {"protocol": values["protocol"] | {"trials": 0}})
+    assert "protocol.trials > 0 = False: the records say True" in one_error(out)
 
 
 def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):

@@ -55,7 +55,7 @@ def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
     figure = published["table1"]["models"]["bert"]["average"]
     number = list(published["sources"]).index(figure["source"]) + 1
     text = str(paper.cited(figure, published))
-    assert text.startswith(f"{figure['value']:.2f}<sup title=\"read at the source\">")
+    assert text.startswith(f'{figure["value"]:.2f}<sup title="read at the source">')
     assert f'href="../book/references.html#source-{number}">{number}</a>' in text
     assert f'id="source-{number}"' in str(paper.sources(published).loc[number, "Source"])
     nasty = paper.cited(figure | {"value": "<b>"}, published)

@@ -21,7 +21,7 @@ from helpers.base import files
 from helpers.base.errors import UserError, did_you_mean
 from helpers.data import glue
 from helpers.leaderboard import submission
-from helpers.leaderboard.submission import FILE, Submission
+from helpers.leaderboard.submission import FILE, Checkpoint, Submission
 from helpers.score import statistics
 from helpers.score.predictions import Labels, read_predictions
 from helpers.train import records
@@ -141,11 +141,23 @@ def _check_same(kept: Records, stated: Submission, where: Path) -> None:
     names = sorted({record["model"] for record in kept.values()})
     if len(names) > 1:
         raise UserError(f"{where}: records of {names[0]!r} and {names[1]!r}: an entry is one model")
-    facts = {"parameters": stated.parameters.both, "tokens": stated.tokens}
+    own = stated.checkpoint.model_dump() if stated.checkpoint else None
     for record in kept.values():
-        for name, own in facts.items():
-            if own != (theirs := record["pretrain"][name]):
-                raise UserError(f"{where}: {name} = {own}: the records say {theirs}")
+        given, trained = record.get("checkpoint"), record["pretrain"]
+        facts = {
+            "parameters": (stated.parameters.both, trained["parameters"]),
+            "protocol.trials > 0": (stated.protocol.trials > 0, trials([record]) > 0),
+            "checkpoint": (own, given and {name: given[name] for name in Checkpoint.model_fields}),
+        }
+        if not given:  # else who made the weights claims it
+            facts["tokens"] = stated.tokens, trained["tokens"]
+        for name, (says, theirs) in facts.items():
+            if says != theirs:
+                raise UserError(f"{where}: {name} = {says}: the records say {theirs}")
+    if kept and (most := trials(kept.values())) != stated.protocol.trials:
+        raise UserError(
+            f"{where}: protocol.trials = {stated.protocol.trials}: the records say {most}"
+        )
     encoders = [record["hashes"]["encoder"] for record in kept.values()]
     commits = [record["pretrain_code"] for record in kept.values()]
     for name, found in (("hashes.encoder", encoders), ("pretrain_code", commits)):
@@ -153,6 +165,11 @@ def _check_same(kept: Records, stated: Submission, where: Path) -> None:
             raise UserError(
                 f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
             )
+
+
+def trials(kept: Iterable[Mapping[str, Any]]) -> int:
+    """Trials of a task, at most, that chose its learning rate and epochs; 0 where none did."""
+    return max(len(record.get("trials", [])) for record in kept)
 
 
 def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Entry:
@@ -293,7 +310,10 @@ def _grade(kept: Records, found: int, labels: Labels) -> tuple[Level, tuple[str,
             reasons.setdefault(reason, []).append(task)
         why = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
         return "claimed", (f"scores not recomputed on {why}",)
-    whole = sum(bool(r["code"]["commit"] and r["pretrain_code"]["commit"]) for r in kept.values())
+    # Of weights from elsewhere, what is reproduced is the fine-tuning.
+    known = [r["pretrain_code"]["commit"] or r.get("checkpoint") for r in kept.values()]
+    commits = [record["code"]["commit"] for record in kept.values()]
+    whole = sum(bool(one and commit) for one, commit in zip(known, commits, strict=True))
     if whole < found:
         without = f"{found - whole} of {found} records missing or without a commit"
         return "recomputed", (f"not reproduced: {without}",)

@@ -20,17 +20,22 @@ KIND, NOISE, ONE_SEED, PAIRED = (
 )
 
 
+def group(entry: Entry) -> tuple[int, bool]:
+    """What an entry is ranked within: its level of evidence, and whether it was tuned."""
+    return LEVELS.index(entry.level), entry.stated.protocol.trials > 0
+
+
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries that hold by level of evidence, the strongest first, then by average."""
+    """Entries that hold by `group`, the strongest evidence first, then by average."""
     held = [entry for entry in entries if not entry.error]
-    return sorted(held, key=lambda e: (LEVELS.index(e.level), -round(e.average, 2), e.name))
+    return sorted(held, key=lambda e: (group(e), -round(e.average, 2), e.name))
 
 
 def ranks(entries: Sequence[Entry]) -> list[str]:
-    """The rank of each of the `ranked` entries within its level; ties share one, marked ``=``."""
+    """The rank of each of the `ranked` entries within its `group`; ties share one, marked ``=``."""
     shown = []
     for entry in entries:
-        own = [round(e.average, 2) for e in entries if e.level == entry.level]
+        own = [round(e.average, 2) for e in entries if group(e) == group(entry)]
         value = round(entry.average, 2)
         shown.append("=" * (own.count(value) > 1) + str(own.index(value) + 1))
     return shown
@@ -93,7 +98,7 @@ def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) 
     rows = []
     for entry, rank, second in zip(held, ranks(held), [*held[1:], None], strict=False):
         ahead = Gap(math.nan)
-        if second and second.level == entry.level:
+        if second and group(second) == group(entry):
             ahead = gap(entry, second, figures, labels)
         scores = entry.stated.scores if entry.level == "claimed" else entry.medians
         own = {"entry": entry, "rank": rank, "made_of": _made_of(entry)}
@@ -105,6 +110,7 @@ def _made_of(entry: Entry) -> str:
     protocol = entry.stated.protocol
     least = "≥ " if entry.stated.published else ""
     many = f" of {least}{protocol.n}" if protocol.n else ""
+    many += f", tuned by {protocol.trials} trials" if protocol.trials else ""
     if entry.level == "claimed":
         return protocol.selection + many
     return f"median{many}" + (" (best claimed)" if protocol.selection == "best" else "")

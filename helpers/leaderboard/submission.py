@@ -22,6 +22,7 @@ RULE = 1
 # Of the encoder with its embeddings. The paper's class is about 15 M; its largest model, the
 # RoBERTa-small it published, has 22.38 M because of its vocabulary, so the limit admits it.
 PARAMETER_LIMIT = 25_000_000
+MOST_TRIALS = 12  # of the protocol tuned, for each task
 FILE = "submission.yaml"
 
 
@@ -72,7 +73,21 @@ class Protocol(Strict):
         ge=1,
         description="fine-tunings behind each score; at least so many in a row copied from others",
     )
+    trials: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_TRIALS,
+        description="for each task, of learning rate and epochs on train rows; 0: not tuned",
+    )
     rule: int = Field(ge=1, le=RULE, description="version of the benchmark's rules")
+
+
+class Checkpoint(Strict):
+    """Weights from elsewhere that `small-bench score` has fine-tuned; who made them claims how."""
+
+    source: Text = Field(description="id on the Hugging Face Hub, or the name of a folder")
+    commit: Text | None = Field(description="of the Hub; null: a folder")
+    weights: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the weights")
 
 
 class Published(Strict):
@@ -99,6 +114,7 @@ class Submission(Strict):
     scores: dict[str, Number] = Field(description="one per task of GLUE's eight")
     average: Number = Field(description="plain mean of the eight scores")
     published: Published | None = Field(default=None, description="for a row copied from others")
+    checkpoint: Checkpoint | None = Field(default=None, description="for weights from elsewhere")
 
     @model_validator(mode="after")
     def _check(self) -> "Submission":
@@ -149,8 +165,9 @@ def _faults(entry: Submission) -> Iterator[str]:
         "parameters.embeddings": sizes.embeddings,
         "hardware.hours": entry.hardware.hours,
     }
+    unknown = {"licence", "tokens", "hardware.hours"} if entry.checkpoint else set()
     for name, value in facts.items():
-        if value is None and not entry.published:
+        if value is None and not entry.published and name not in unknown:
             yield f"{name} = null: only a published row may leave it open"
 
 

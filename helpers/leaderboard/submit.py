@@ -21,6 +21,7 @@ from helpers.train import records
 
 # What a run does not know or may not know; the rest of an entry follows from its records.
 ABOUT = ("title", "link", "authors", "licence", "hardware", "parameters")
+CLAIMED = ("corpus", "tokens")  # besides, of weights from elsewhere
 
 
 def submit(
@@ -33,15 +34,17 @@ def submit(
 ) -> check.Entry:
     """Writes the entry of a model with finished records on all eight tasks, whole or not at all.
 
-    It is checked, without labels. `about` has fields of `ABOUT`; those of ``hardware`` and
+    It is checked, without labels. `about` has fields of `ABOUT`, of weights from elsewhere those of
+    `CLAIMED` too; those of ``hardware`` and
     ``parameters`` go over the run's own. `selection` is ``median`` or ``best``.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; delete it or give another name")
-    for name in about:
-        if name not in ABOUT:
-            raise UserError(f"about: {name} is not one of its fields: {did_you_mean(name, ABOUT)}")
     found = _records(run, model)
+    known = [*ABOUT, *(CLAIMED if found[0].get("checkpoint") else ())]
+    for name in about:
+        if name not in known:
+            raise UserError(f"about: {name} is not one of its fields: {did_you_mean(name, known)}")
     values = _values(run, found, selection)
     for name, value in about.items():
         both = isinstance(value, dict) and isinstance(values.get(name), dict)
@@ -90,25 +93,40 @@ def _records(run: Path, model: str) -> list[dict[str, Any]]:
 def _values(run: Path, found: list[dict[str, Any]], selection: str) -> dict[str, Any]:
     """What the records say, as fields of a submission."""
     first = found[0]
-    trained, machine = first["pretrain"], first["pretrain_hardware"]
+    trained = first["pretrain"]
     choose = max if selection == "best" else median
     seeds = sorted({record["seed"] for record in found})
     scores = {
         task: round(choose([r["score"] for r in found if r["task"] == task]), 2)
         for task in glue.TASKS
     }
-    hours = (trained["seconds"] + trained["compile_seconds"]) / 3600
-    one_gpu = {"gpus": 1} if machine["device"] == "cuda" else {}
     protocol = {"selection": selection, "seeds": seeds, "n": len(seeds), "rule": submission.RULE}
+    protocol |= {"trials": count} if (count := check.trials(found)) else {}
     return {
-        "corpus": first["corpus"],
-        "tokens": trained["tokens"],
+        **_origin(first),
         "parameters": _parts(run / "models" / first["model"] / "encoder", trained["parameters"]),
-        "hardware": {"device": machine["name"], **one_gpu, "hours": round(hours, 3)},
         "protocol": protocol,
         "decimals": 2,
         "scores": scores,
         "average": round(fmean(scores.values()), 2),
+    }
+
+
+def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Corpus, tokens and hardware of the pre-training; of weights from elsewhere, which they are.
+
+    What these were trained on is for `ABOUT` to say.
+    """
+    if given := record.get("checkpoint"):
+        known = {name: given[name] for name in submission.Checkpoint.model_fields}
+        return {"licence": None, "tokens": None, "checkpoint": known}
+    trained, machine = record["pretrain"], record["pretrain_hardware"]
+    hours = (trained["seconds"] + trained["compile_seconds"]) / 3600
+    one_gpu = {"gpus": 1} if machine["device"] == "cuda" else {}
+    return {
+        "corpus": record["corpus"],
+        "tokens": trained["tokens"],
+        "hardware": {"device": machine["name"], **one_gpu, "hours": round(hours, 3)},
     }
 
 

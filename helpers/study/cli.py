@@ -242,7 +242,7 @@ def check(
 @_command
 def submit(
     run: Annotated[Path, Option(help="Folder of the run: runs/paper.")],
-    model: Annotated[str, Option(help="Name in the registry.")],
+    model: Annotated[str, Option(help="Name in the run's records.")],
     out: Annotated[Path, Option(help="Folder to write: leaderboard/my-encoder.")],
     about: Annotated[str, Option(help="YAML file with what the run cannot know.")] = "",
     title: Annotated[str, Option(help="The model's name as shown.")] = "",
@@ -261,6 +261,9 @@ def submit(
     figures = paper.load(files.find("results/published.json"))
     submitter.submit(run, model, out, given, figures, selection)
     print(f"{out}: written and checked; small-bench check --data recomputes its scores")
+    print("nothing was sent; this opens the pull request:")
+    steps = f"git switch -c {out.name}", f"git add {out}", f"git commit -m 'feat: {out.name}'"
+    print(" && ".join([*steps, "gh pr create --fill"]))
 
 
 def main() -> None:

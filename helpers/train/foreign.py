@@ -158,7 +158,7 @@ def bring(run: Path, model: str) -> dict[str, Any]:
             _save(base, fresh, tok, empty)
         model = heads.open_encoder(folder / "encoder", glue.get("cola"), 0.0).train()
         with _one_line(source, "it cannot be trained on a short row"):
-            model(**tok("a bird", return_tensors="pt").to(model.device)).logits.sum().backward()
+            model(**tok("a bird", return_tensors="pt")).logits.sum().backward()
         manifest = {
             "spec": spec,
             "specification": wanted,

@@ -255,7 +255,6 @@ def headline(view: View) -> pd.DataFrame:
         title = f"Mean of {len(main)}{view.mark(main)}, × 100"
         row = {"Model": _name(view, model)}
         row[title] = median
-        row["Seeds"] = ends(found[model]) or NONE
         if not view.embedded:
             theirs = scores.loc[model] if model in scores.index else None
             row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())

@@ -2,11 +2,13 @@ import copy
 import math
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
-from IPython.display import Markdown
-from makers import PUBLISHED, run_page
+from makers import PUBLISHED, ROOT, run_page
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from scipy import integrate, stats
 
 from helpers.data import glue
@@ -36,12 +38,6 @@ def notebook():
 def names(notebook):
     """What the cells of the audit leave behind."""
     return notebook.names
-
-
-@pytest.fixture(scope="module")
-def noise():
-    """What the cells of the page of noise leave behind."""
-    return run_page("noise").names
 
 
 def changed(published, *path, value):
@@ -203,13 +199,13 @@ def test_a_best_of_ten_is_worth_a_point_and_a_half_deviation_a_task(published, g
 
 
 def test_the_band_against_the_error_function_and_a_simulation(names):
-    found = names["band"]
-    assert found["z"] == pytest.approx((81.53 - 81.38) / 0.57)
-    assert found["above"] == pytest.approx(0.5 * math.erfc(found["z"] / math.sqrt(2)))
+    z, above, estimated, _ = names["band"]
+    assert z == pytest.approx((81.53 - 81.38) / 0.57)
+    assert above == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)))
     drawn = np.random.default_rng(0).normal(size=(100_000, 14 + 1))
     past, new = drawn[:, :-1], drawn[:, -1]
-    higher = (new - past.mean(axis=1)) / past.std(axis=1, ddof=1) > found["z"]
-    assert found["above_estimated"] == pytest.approx(higher.mean(), abs=0.008)
+    higher = (new - past.mean(axis=1)) / past.std(axis=1, ddof=1) > z
+    assert estimated == pytest.approx(higher.mean(), abs=0.008)
 
 
 def test_what_fine_tuning_leaves_of_the_bands_deviation(published, gains):
@@ -274,23 +270,23 @@ def test_the_error_of_an_accuracy_is_that_of_a_binomial(published):
     assert row["step"] == pytest.approx(100 / 277)
 
 
-def test_flips_of_single_seeds_have_a_closed_form(published, noise):
+def test_flips_of_single_seeds_have_a_closed_form(published, names):
     spread = audit.average_deviation(published)
-    found = noise["flips"][noise["ONE_SEED"]]
+    found = names["flips"][names["ONE_SEED"]]
     wanted = stats.norm.cdf(-found.index.to_numpy() / (math.sqrt(2) * spread))
     assert np.abs(found - wanted).max() < 0.02
 
 
-def test_flips_under_other_protocols(published, noise):
-    found = noise["flips"]
-    assert (found[noise["MEDIAN"]].iloc[1:] <= found[noise["ONE_SEED"]].iloc[1:]).all()
+def test_flips_under_other_protocols(published, names):
+    found = names["flips"]
+    assert (found[names["MEDIAN"]].iloc[1:] <= found[names["ONE_SEED"]].iloc[1:]).all()
     gain = audit.best_of(audit.deviations(published), 20000, 1).loc[10, audit.EACH]
-    best = found[noise["BEST"]]
+    best = found[names["BEST"]]
     assert best.index[best >= 0.5].max() == pytest.approx(gain, abs=0.06)
 
 
-def test_equal_models_are_as_far_apart_as_normal_ones(published, noise):
-    drawn = noise["boards"]
+def test_equal_models_are_as_far_apart_as_normal_ones(published, names):
+    drawn = names["boards"]
     spread = audit.average_deviation(published)
     assert drawn.shape[1] == 5
     assert drawn.std() == pytest.approx(spread, rel=0.02)
@@ -298,32 +294,80 @@ def test_equal_models_are_as_far_apart_as_normal_ones(published, noise):
     assert (drawn.max(1) - drawn.min(1)).mean() == pytest.approx(2.326 * spread, rel=0.02)
 
 
-def test_ranks_are_shared_out_whole(published, noise):
-    found = noise["shares"].drop(columns="Mean, printed").astype(float) / 100
-    assert found.sum(axis=0).tolist() == pytest.approx([1] * 5)
-    assert found.sum(axis=1).tolist() == pytest.approx([1] * 5)
-    average = audit.averages(published)["printed"]
-    gap = (average["deberta"] - average["bert"]) / audit.average_deviation(published)
-    assert found.loc["deberta", [1, 2, 3]].sum() <= stats.norm.cdf(gap / math.sqrt(2))
+def test_seeds_reverse_neighbours_as_often_as_simulated(published, names):
+    drawn = np.random.default_rng(0).normal(0.0, audit.average_deviation(published), (200_000, 2))
+    for pair in names["neighbours"].itertuples():
+        simulated = (pair.gap + drawn[:, 0] < drawn[:, 1]).mean()
+        assert pair.reversed == pytest.approx(simulated, abs=0.005)
 
 
-def test_the_figures_of_the_audit(gains, noise):
-    (axis,) = plots.best_of(gains, [audit.EACH, audit.ONE]).axes
-    assert [len(line.get_xdata()) for line in axis.lines] == [20, 20]
-    assert "points" in axis.get_ylabel()
-    labels = [axis.get_ylabel() for axis in plots.noise(noise["boards"], noise["flips"]).axes]
+def test_the_figures_of_the_audit(names):
+    labels = [axis.get_ylabel() for axis in plots.noise(names["boards"], names["flips"]).axes]
     assert labels == ["average from the true one, points", "of leaderboards, %"]
-    (axis,) = plots.band(81.38, 0.57, 81.53).axes
+    (axis,) = plots.band(81.38, 0.57, pd.Series({"one": 81.53, "other": 78.0})).axes
     curve = axis.lines[0]
     assert integrate.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(1, abs=1e-3)
+    assert [text.get_text() for text in axis.texts] == [" one 81.53", " other 78.00"]
 
 
 # --- the notebook
 
 
-def test_the_notebook_says_what_it_found(notebook):
-    said = [value.data for value in notebook.shown if isinstance(value, Markdown)]
-    assert len(said) == 11
-    assert "nan" not in " ".join(said)
-    assert any("RoBERTa, BERT" in text for text in said)
+def test_the_notebook_shows_its_tables_and_figures(notebook):
     assert sum(isinstance(value, Figure) for value in notebook.shown) == 2
+    shown = [value.data for value in notebook.shown if isinstance(value, Styler)]
+    assert len(shown) == 10
+    assert not any(table.isna().all(axis=None) for table in shown)
+
+
+def test_the_sentences_say_what_the_cells_compute(names):
+    """They hold numbers: on Colab nothing can be pasted into a sentence."""
+    cells = nbformat.read(ROOT / "notebooks" / "06_audit.ipynb", as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    published, gains, band = names["figures"], names["gains"], names["band"]
+    average, pairs = names["averages"]["printed"], names["neighbours"]
+    ten, gaps = gains.loc[10], audit.gaps(published)["below"]
+    each, flips = ten[audit.EACH], 100 * names["flips"]
+    best, flop = published["best_of_ten"], names["flop"]
+    deviations = audit.deviations(published)
+    assert names["identity"].sum(axis=1).tolist() == [0, 8, 0, 0, 0]
+    for sentence in (
+        f"ELECTRA-DeBERTa's {average['electra-deberta']:.2f} is said",
+        f"is worth about {each:.1f} of the {pairs['gap'][0]:.2f} points between",
+        f"RoBERTa ({average['roberta']:.2f}) is ranked above BERT ({average['bert']:.2f})",
+        f"{pairs['gap'][3]:.2f} points apart",
+        f"788 of 872, which is {78800 / 872:.2f} %, or 789 of 872, which is {78900 / 872:.2f} %",
+        f"Five of the {len(names['tested'])} scores that can be tested fail",
+        f"nearer ({gaps['electra-deberta']} points) and RoBERTa is farther ({gaps['roberta']})",
+        f"BERT-Base, which has {published['reference']['average']['value']:.2f}",
+        f"varies by {deviations['rte']:.2f} points from seed to seed",
+        f"40,430 rows, by {deviations['qqp']:.2f}",
+        f"this gives {audit.average_deviation(published):.2f} points",
+        f"on average {names['apart']:.2f} points above the last",
+        f"on about {flips.loc[0.5, names['ONE_SEED']]:.0f} % of leaderboards",
+        f"is worth {each:.2f} points if each task's best is taken, and {ten[audit.ONE]:.2f}",
+        f"{best['mean']['value']:.2f} in the mean, with a standard deviation of 0.57, from",
+        f"from {best['smallest']['value']:.2f} to {best['largest']['value']:.2f}",
+        f"is {band.iloc[0]:.2f} deviations above the mean",
+        f"{100 * band.iloc[1]:.0f} % would score higher",
+        f"a deviation of about {band.iloc[3]:.2f} points",
+        f"brought down by {each:.2f} points",
+        f"A best of ten gives {ten[audit.ONE]:.2f} or {each:.2f} of them",
+        f"In the second case {pairs['as_medians'][0]:.2f} points are left",
+        f"DeBERTa and BERT in {100 * pairs['reversed'][2]:.0f} % of cases",
+        f"BERT and RoBERTa in {100 * pairs['reversed'][3]:.0f} %",
+        f"The {flop.loc['electra-deberta', 'published']} MFLOP of ELECTRA-DeBERTa",
+        f"takes {flop.iloc[3, 1]:.0f}, and {flop.iloc[4, 1]:.0f} with a generator a quarter",
+        f"{len(names['untrained'])} of {len(names['everything'])} parameter tensors with",
+        f"{names['weights']:,} weights ({names['share']:.1f} % of all)",
+        f"199 of 277 is {19900 / 277:.2f} and 200 of 277 is {20000 / 277:.2f}",
+        f"already {gains.loc[2, 'rte']:.2f} points above the median",
+        f"Half as much, {each / 2:.2f} points",
+    ):
+        assert sentence in prose
+    assert len(names["odd"]) == 5
+    assert flips.loc[0.5, names["BEST"]] > 98
+    assert flips.loc[1.0, names["BEST"]] == pytest.approx(50, abs=3)
+    assert statistics.impossible(72.0, 277)
+    halved = audit.best_of(deviations / 2, 2000, 0).loc[10, audit.EACH]
+    assert halved == pytest.approx(audit.best_of(deviations, 2000, 0).loc[10, audit.EACH] / 2)

@@ -129,7 +129,7 @@ def test_a_cell_that_fails_or_never_ends_is_one_line(tmp_path, monkeypatch):
     settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
     (tmp_path / "_config.yml").write_text(settings.replace("timeout: 300", "timeout: 5"))
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
-    head = re.match(r"---\n.*?---\n", (ROOT / "book" / "noise.md").read_text(), re.DOTALL)[0]
+    head = re.match(r"---\n.*?---\n", (ROOT / "book" / "cost.md").read_text(), re.DOTALL)[0]
     monkeypatch.setattr(build, "ROOT", tmp_path)
     for code, says in (
         ("1 / 0", "book/index.md: code cell 2: ZeroDivisionError: division by zero"),
@@ -153,7 +153,7 @@ def test_every_page_is_built_and_leads_to_files_alone(run, pages):
 
 @pytest.mark.slow
 def test_equations_are_mathml(pages):
-    counts = {"objectives": 4, "disentangled": 3, "glue": 3, "cost": 2, "noise": 1}
+    counts = {"objectives": 4, "disentangled": 3, "glue": 3, "cost": 2}
     for name, count in counts.items():
         page = pages[f"book/{name}.html"]
         assert len(page.find_all("math", display="block")) == count

@@ -19,7 +19,8 @@
       if (box.matches(".math-block, figure")) box.removeAttribute("tabindex");
       return;
     }
-    const wide = box.querySelector(":scope > table") && !box.closest(".tag_full-width");
+    const table = box.scrollWidth > box.clientWidth && box.querySelector(":scope > table");
+    const wide = table && !box.closest(".tag_full-width");
     if (wide) box.classList.add("full-width");
     box.tabIndex = 0;
     if (box.matches("figure")) return; // its caption names it

@@ -124,35 +124,22 @@ def curves(runs: pd.DataFrame, point: int) -> Figure:
 
 
 @_style()
-def best_of(gains: pd.DataFrame, ways: Sequence[str]) -> Figure:
-    """What the best of n fine-tunings is worth.
-
-    `gains` is in points above the median, indexed by n, with a column for each of the `ways`.
-    """
-    colours = _palette(ways)
-    figure, axes = _axes(6, 3.2)
-    axis = axes[0, 0]
-    for place, way in enumerate(ways):
-        look = {"color": colours[way], "marker": MARKERS[place], "markersize": 4}
-        axis.plot(gains.index, gains[way], label=way, **look)
-    axis.set(xlabel="fine-tunings, n", ylabel="average above the median, points")
-    axis.set_xticks(gains.index)
-    figure.legend(loc="outside lower center", ncols=len(ways), frameon=False)
-    return figure
-
-
-@_style()
-def band(mean: float, sd: float, value: float, title: str = "") -> Figure:
-    """A value among normally distributed ones: a line at it, the density above it shaded."""
-    at = np.linspace(mean - 4 * sd, mean + 4 * sd, 401)
+def band(mean: float, sd: float, values: pd.Series) -> Figure:
+    """Values by name among normally distributed ones; the density above the largest is shaded."""
+    low, high = min(values.min(), mean - 3 * sd) - 0.3, mean + 4 * sd
+    at = np.linspace(low, high, 601)
     density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
-    figure, axes = _axes(6, 2.8)
+    figure, axes = _axes(WIDTH, 3.2)
     axis = axes[0, 0]
     axis.plot(at, density, color=COLOUR)
-    axis.fill_between(at, density, where=at >= value, color=COLOUR, alpha=0.3, linewidth=0)
-    axis.axvline(value, color="0.2", linestyle="--")
-    axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", title=title)
-    axis.set_ylim(bottom=0)
+    above = at >= values.max()
+    axis.fill_between(at, density, where=above, color=COLOUR, alpha=0.3, linewidth=0)
+    top = 1.5 * density.max()
+    for place, (name, value) in enumerate(values.sort_values(ascending=False).items()):
+        height = top * (0.96 - 0.08 * place)
+        axis.vlines(value, 0, height, color="0.2", linestyle="--", linewidth=1)
+        axis.annotate(f" {name} {value:.2f}", (value, height), va="center")
+    axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", ylim=(0, top))
     return figure
 
 
@@ -372,8 +359,8 @@ def noise(boards: np.ndarray, flips: pd.DataFrame) -> Figure:
     """What chance does to a leaderboard.
 
     Left: leaderboards of equal models, the first of each filled; `boards` float64 [boards, models],
-    points from the true average (`audit.equal_models`). Right: how often the worse of two models is
-    ranked above the better one; `flips` by true difference, a column per protocol (`audit.flips`).
+    points from the true average. Right: how often the worse of two models is
+    ranked above the better one; `flips` by true difference, a column per protocol.
     """
     figure, axes = _axes(WIDTH, 3.6, columns=2)
     left, right = axes[0]

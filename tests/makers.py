@@ -366,8 +366,11 @@ def page_cells(path):
     return cell.findall(path.read_text(encoding="utf-8"))
 
 
-def run_page(name, run=None):
-    """A page's cells, run here: their names, the values shown, the numbers of the prose."""
+def run_page(name, run=None, **given):
+    """A page's cells, run here: their names, the values shown, the numbers of the prose.
+
+    Parameters of a notebook are those `given`, where it declares them.
+    """
     path = ROOT / (f"book/{name}.md" if "/" not in name else f"{name}.ipynb")
     names, shown, numbers = {}, [], {}
     with pytest.MonkeyPatch.context() as patch:
@@ -381,6 +384,8 @@ def run_page(name, run=None):
             tree = ast.fix_missing_locations(ast.Module([*body, last], []))
             exec(compile(tree, name, "exec"), names)
             shown.append(names.pop("_", None))
+            if "profile: str" in cell:
+                names |= {key: given[key] for key in names.keys() & given.keys()}
     wanted = re.findall(r"\{glue(?::text)?\}`(\w+)", path.read_text(encoding="utf-8"))
     assert set(wanted) == set(numbers), name
     return SimpleNamespace(names=names, shown=shown, numbers=numbers)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from makers import ROOT, command, executed_notebook, small_profile
+from makers import ROOT, command, executed_notebook, make_folder, run_page, small_profile
 
 from helpers.base import files
 from helpers.base.errors import UserError
@@ -101,21 +101,43 @@ def test_hooks_find_what_must_not_be_committed(tmp_path):
     assert (cell.outputs, cell.execution_count) == ([], None)
 
 
-@pytest.mark.parametrize("stage", ["01_data", "02_tokenizer", "03_pretrain", "04_finetune"])
-def test_outputs_that_show_rows_of_the_data_are_not_kept(tmp_path, stage):
-    """Real data is not ours to publish: its cells are tagged, and their outputs left out."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [nbformat.v4.new_output("stream", text="out\n")]
-    path = tmp_path / f"{stage}.ipynb"
+@pytest.mark.slow
+def test_notebooks_show_no_text_of_a_folder(tmp_path, capsys):
+    """Real data is not ours to publish: where it is read, the notebooks show texts of our own."""
+    folder = make_folder(tmp_path / "data")
+    given = small_profile(
+        tmp_path, source="folder", data=str(folder), tasks=["cola"], seeds=[0], max_length=16
+    ).model_dump()
+    for stage in ("01_data", "02_tokenizer", "03_pretrain", "04_finetune"):
+        page = run_page(f"notebooks/{stage}", **given)
+        shown = [getattr(one, "_repr_html_", one.__repr__)() for one in page.shown]
+        text = " ".join([*filter(None, shown), capsys.readouterr().out])
+        found = BeautifulSoup(text, "html.parser").get_text(" ", strip=True).lower()
+        assert "cola" in found or "doctor" in found, stage
+        assert not re.search(r"tells of|sentence \W?number|sentence\d number", found), stage
+
+
+def test_notebooks_decode_no_row_of_the_corpus():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert not re.search(r"decode\((rows|tokens|masked|corrupted)\b", cell.source), path
+
+
+def test_parameters_are_shown_once_with_the_values_of_the_run(tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "02_tokenizer.ipynb", as_version=4)
+    place = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    given = '# Parameters\nprofile = "mine"\nmax_length = 64\nclip = 1.0\n'
+    injected = nbformat.v4.new_code_cell(given, metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(notebook.cells.index(place[0]) + 1, injected)
+    path = tmp_path / "02_tokenizer.ipynb"
     nbformat.write(notebook, path)
-    shows = re.compile(r"corpus\.read\(|pd\.concat\(examples|tok\.decode")
-    for cell in json.loads(build.clean(path, rows=False))["cells"]:
-        if cell["cell_type"] == "code":
-            hidden = cell["outputs"][0]["text"] == build.ROWS
-            assert hidden == bool(shows.search("".join(cell["source"]))), cell["source"]
-    assert build.ROWS not in build.clean(path).decode()
+    cells = json.loads(build.clean(path))["cells"]
+    shown = ["".join(c["source"]) for c in cells if "profile: str" in "".join(c["source"])]
+    assert len(cells) == len(notebook.cells) - 1
+    assert "profile: str = 'mine'  # name of the run" in shown[0]
+    assert "max_length: int = 64  # tokens per row" in shown[0]
+    assert 'runs: str = "runs"  # folder' in shown[0]
+    assert "Defaults" not in shown[0]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ compute again when records, results or code have changed; else only what is new 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from helpers.pages import cells, tables, view
 ROOT = Path(__file__).resolve().parents[2]
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
-ROWS = "Not kept: this cell shows rows of the data.\n"
+DECLARED = re.compile(r"^(\w+)(: \w+) = (.*?)(  # .*)$", re.MULTILINE)
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
 REDIRECT = """<!DOCTYPE html>
 <html lang="en">
@@ -116,11 +117,11 @@ def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str
     return found
 
 
-def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
+def clean(path: Path, note: str = "") -> bytes:
     """An executed notebook without widgets, run metadata, remote images and this machine's paths.
 
-    `note` is Markdown for a cell below its title; without `rows`, outputs that show rows of the
-    data are left out, those of the cells tagged ``data-rows``.
+    `note` is Markdown for a cell below its title. Parameters stand once, where they are declared,
+    with the values of the run.
     """
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -132,10 +133,9 @@ def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
     for cell in cells:
         for key in ("papermill", "execution"):
             cell.get("metadata", {}).pop(key, None)
-        if not rows and "data-rows" in cell["metadata"].get("tags", []):
-            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ROWS}]
         if cell["cell_type"] == "markdown":
             cell["source"] = REMOTE_IMAGE.sub(r"\1", "".join(cell["source"]))
+    _show_parameters_once(cells)
     if note:
         cell = {"cell_type": "markdown", "id": "about-this-run", "metadata": {}, "source": note}
         cells.insert(1, cell)
@@ -144,6 +144,24 @@ def clean(path: Path, note: str = "", rows: bool = True) -> bytes:
         if len(folder) > 1:
             text = text.replace(folder, name)
     return text.encode()
+
+
+def _show_parameters_once(cells: list[dict[str, Any]]) -> None:
+    """Puts the values of papermill's own cell into the one that declares them, and drops it."""
+    declares, injects = (
+        [cell for cell in cells if tag in cell["metadata"].get("tags", [])]
+        for tag in ("parameters", "injected-parameters")
+    )
+    if not (declares and injects):
+        return
+    lines = ast.parse("".join(injects[0]["source"])).body
+    given = {line.targets[0].id: ast.unparse(line.value) for line in lines}
+    source = DECLARED.sub(
+        lambda found: f"{found[1]}{found[2]} = {given.get(found[1], found[3])}{found[4]}",
+        "".join(declares[0]["source"]),
+    )
+    declares[0]["source"] = re.sub(r"\A#.*", "# As this run had them.", source)
+    cells.remove(injects[0])
 
 
 def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:

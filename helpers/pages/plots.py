@@ -83,7 +83,7 @@ def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None 
         "held_out_shuffled": "held-out, visible words shuffled",
     }
     present = [column for column in names if column in log and log[column].notna().any()]
-    figure, axes = _axes(7, 3.6, columns=min(2, len(present)))
+    figure, axes = _axes(7, 3.6, columns=1 + ("discriminator_loss" in present))
     colours = _palette(present)
     for column in present:
         axis = axes[0, -1 if column == "discriminator_loss" else 0]

@@ -1,9 +1,8 @@
 """The book without a grid: of an unfinished run, or of a run that was kept in the repository.
 
 Kept in ``results/measured/<profile>`` are records, predictions, tables, loss logs and one executed
-notebook a stage, as JSON that no formatter takes for a source; rows of the data only where it is
-the embedded world. `small-bench verify` goes back from there to every figure. Nothing here trains
-anything.
+notebook a stage, as JSON that no formatter takes for a source. `small-bench verify` goes back from
+there to every figure. Nothing here trains anything.
 """
 
 import os
@@ -161,7 +160,7 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
     if not (shown := _shown(found)):
         raise UserError(f"{profile.profile}: has no executed notebook to keep")
     for stage, place in shown.items():
-        text = build.clean(place, rows=profile.source == "embedded").decode()
+        text = build.clean(place).decode()
         for path in filter(os.path.isabs, (profile.data, profile.runs, profile.checkpoints)):
             text = text.replace(path, Path(path).name)
         files.write_text(target / "notebooks" / f"{stage}.json", text)

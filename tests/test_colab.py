@@ -123,11 +123,11 @@ def small(tmp_path, monkeypatch):
     """Makes parameters of a stage in a new run of a profile that came with the package."""
     monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
     values = config.load_profile("tiny").model_dump(exclude={"model", "tokenizer_kind"})
-    values |= SMALL | {"profile": "small", "runs": str(tmp_path / "runs")}
-    files.write_text(tmp_path / "shipped" / "profiles" / "small.yaml", yaml.safe_dump(values))
+    values |= SMALL | {"profile": "brief", "runs": str(tmp_path / "runs")}
+    files.write_text(tmp_path / "shipped" / "profiles" / "brief.yaml", yaml.safe_dump(values))
 
     def stage(cls, **changes):
-        return cls(**config.load_profile("small", **changes).stage(cls, **changes))
+        return cls(**config.load_profile("brief", **changes).stage(cls, **changes))
 
     return stage
 
@@ -175,7 +175,7 @@ def test_a_misspelt_task_is_told_before_the_pre_training(small):
 def drive(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "DRIVE", tmp_path / "MyDrive")
     prepare.DRIVE.mkdir()
-    return prepare.DRIVE / "small-bench-nlp" / "small"
+    return prepare.DRIVE / "small-bench-nlp" / "brief"
 
 
 def test_a_new_machine_goes_on_from_drive_and_redoes_nothing_finished(
@@ -230,7 +230,7 @@ def test_what_was_made_before_drive_was_mounted_stays(small, drive, capsys):
 
 def test_a_drive_that_cannot_be_written_is_one_line(small, drive):
     drive.parent.write_text("")
-    with pytest.raises(UserError, match="MyDrive/small-bench-nlp/small: cannot write"):
+    with pytest.raises(UserError, match="MyDrive/small-bench-nlp/brief: cannot write"):
         prepare.prepare(small(config.Pretrain))
 
 

@@ -319,5 +319,6 @@ def test_a_corpus_of_markup_is_text_in_the_notebooks():
         found = BeautifulSoup(shown._repr_html_(), "html.parser")
         assert not found.select("script, img, a, em, code")
         assert [cell.get_text() for cell in found.select("td")] == MARKUP
-    cells = [c for p in (ROOT / "notebooks").glob("*.ipynb") for c in nbformat.read(p, 4).cells]
+    stages = (ROOT / "notebooks").glob("0[1-5]*.ipynb")  # the audit shows no text of the data
+    cells = [cell for path in stages for cell in nbformat.read(path, 4).cells]
     assert not [cell.source for cell in cells if ".style" in cell.source]

@@ -294,11 +294,10 @@ def colab(tmp_path_factory):
     (site / "colab.pth").write_text("import google.colab\n")  # loaded, as in Colab's kernels
 
     source = folder / "source"  # the tree as it is, committed or not
-    shutil.copytree(
-        ROOT,
-        source,
-        ignore=shutil.ignore_patterns(".*", "runs", "data", "build", "*.egg-info", "__pycache__"),
-    )
+    names = ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(names, text=True).splitlines():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     who = ("-c", "user.name=test", "-c", "user.email=test")
     for words in (("init", "-q"), ("add", "-A"), (*who, "commit", "-qm", "copy")):
         subprocess.run(["git", "-C", source, *words], check=True)

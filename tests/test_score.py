@@ -13,7 +13,7 @@ import transformers
 import yaml
 from makers import ROOT, SMALL
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
@@ -22,7 +22,7 @@ from helpers.leaderboard import submission
 from helpers.model import registry
 from helpers.pages import beside
 from helpers.study import cli
-from helpers.train import batches, finetune, foreign, records, tuning
+from helpers.train import batches, finetune, floor, foreign, records, tuning
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -333,3 +333,67 @@ def test_every_type_of_masked_language_model_is_scored_or_refused_in_one_line(tm
         assert not one["line"].startswith("crash"), (kind, one)
         assert "\n" not in one["line"]
         assert bool(one["line"]) == bool(kept[kind]["line"]), (kind, one)
+
+
+# --- a task of your own
+
+
+@pytest.fixture
+def own_task(tmp_path, monkeypatch):
+    """A folder of SuperGLUE's CB's form: two texts, three labels by name, CSV files."""
+    place = tmp_path / "checkout" / "tasks" / "three"
+    place.mkdir(parents=True)
+    for name in ("profiles", "results"):
+        (tmp_path / "checkout" / name).symlink_to(ROOT / name)
+    monkeypatch.setattr(files, "root", lambda: tmp_path / "checkout")
+    rng, labels = np.random.default_rng(0), ["entailment", "contradiction", "neutral"]
+    for split, rows in (("train", 40), ("dev", 12)):
+        texts = [f"the {label} of row {row}" for row, label in enumerate(rng.choice(labels, rows))]
+        table = pd.DataFrame({"premise": texts, "hypothesis": "so it is"})
+        table["label"] = [text.split()[1] for text in texts]
+        table.to_csv(place / f"{split}.csv", index=False)
+    about = {"title": "Three", "columns": ["premise", "hypothesis"], "labels": labels}
+    about |= {"metric": "macro_f1", "train": "train.csv", "validation": "dev.csv"}
+    (place / "task.yaml").write_text(yaml.safe_dump(about))
+    return place
+
+
+def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
+    values = SMALL | {"runs": str(tmp_path / "runs"), "profile": "few", "tasks": ["three"]}
+    profile = config.load_profile("tiny", **values, seeds=[0])
+    data = config.Data(**profile.stage(config.Data))
+    assert glue.available("embedded", "", ["rte", "three"]) == ["rte", "three"]
+    assert glue.run(data, "three")["rows"] == {"train": 40, "validation": 12}
+    name = foreign.bring(profile.folder, str(folder))["model"]
+    (record,) = finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name)))
+    floor.run(data, ["three"])
+    answers = pd.read_parquet(records.folder(profile.folder, name, "three") / "seed-0.parquet")
+    names = pd.read_csv(own_task / "dev.csv")["label"].map(list(glue.get("three").labels).index)
+    wanted = f1_score(names, answers["prediction"], average="macro", zero_division=0)
+    assert record["score"] == pytest.approx(100 * wanted)
+    assert beside.groups(["rte", "three"]) == [["rte"], ["three"]]
+    frame = beside.table(beside.open_run(profile.folder, ["three"]), name)
+    assert frame["three"].iloc[0] == pytest.approx(record["score"])
+    assert len(frame) == 3  # with the floors; nothing of the kept run
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"metric": "accuraccy"}, "metric = 'accuraccy'"),
+        ({"metric": "spearman"}, r"spearman needs none"),
+        ({"metric": "f1"}, r"f1 needs two"),
+        ({"train": "none.csv"}, r"none\.csv: no such file"),
+        ({"train": "../../x.txt"}, r"x\.txt: no such file; .* a \.parquet or a \.csv file"),
+        ({"colums": ["a"]}, "colums is not a parameter: did you mean columns"),
+        ({"columns": ["text"]}, r"train\.csv: has no column text \(it has premise"),
+        ({"labels": ["a", "b"], "metric": "accuracy"}, r"label is \w+; it must be a number"),
+    ],
+)
+def test_a_task_file_that_is_wrong_is_one_line(own_task, tmp_path, change, says):
+    path = own_task / "task.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    profile = config.load_profile("tiny", runs=str(tmp_path / "runs"))
+    with pytest.raises(UserError, match=says) as caught:
+        glue.run(config.Data(**profile.stage(config.Data)), "three")
+    assert "\n" not in str(caught.value)

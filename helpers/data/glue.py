@@ -1,14 +1,17 @@
 """The eight tasks of GLUE: columns, labels, official sizes; rows from one of three sources."""
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, model_validator
 
 from helpers.base import config, files
 from helpers.base.errors import UserError, did_you_mean
@@ -29,6 +32,7 @@ class Task:
     official_rows: dict[str, int]  # of GLUE's own splits; scores are read on the second
     small: bool = False  # fine-tuned for more epochs (ELECTRA's recipe)
     swap: bool = False  # train pairs may be doubled by swapping the sentences
+    own: dict[str, Path] = field(default_factory=dict)  # files by split, of a task of your own
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -68,14 +72,70 @@ TASKS: dict[str, Task] = {
 # fmt: on
 
 
+class OwnTask(config.Strict):
+    """``tasks/<name>/task.yaml``: a task of your own, its files beside it."""
+
+    title: config.Plain = Field(description="its name as a table shows it")
+    columns: list[config.Plain] = Field(min_length=1, max_length=2, description="of text")
+    labels: list[config.Plain] = Field(
+        default=[], description="names in label order; none for a regression on 0 to 5"
+    )
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews_correlation", "spearman", "pearson"]
+    train: config.Plain = Field(description="file of the train rows, .parquet or .csv")
+    validation: config.Plain = Field(description="file of the rows that are scored")
+    small: bool = Field(default=False, description="takes the epochs of RTE and STS-B")
+
+    @model_validator(mode="after")
+    def _check(self) -> "OwnTask":
+        needs = {"spearman": "none", "pearson": "none", "f1": "two"}.get(self.metric, "two or more")
+        count = len(self.labels)
+        if not {"none": count == 0, "two": count == 2, "two or more": count > 1}[needs]:
+            raise ValueError(f"labels = {self.labels}: {self.metric} needs {needs}")
+        return self
+
+
 def get(name: str) -> Task:
-    """The task of this name, one of the eight."""
-    if name not in TASKS:
-        raise UserError(f"task = {name!r}: not one of GLUE's eight; {did_you_mean(name, TASKS)}")
-    return TASKS[name]
+    """The task of this name, one of the eight or of a folder ``tasks/<name>/``."""
+    if name in TASKS:
+        return TASKS[name]
+    path = files.resolve("tasks") / name / "task.yaml"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", name) or not path.is_file():
+        raise UserError(
+            f"task = {name!r}: not one of GLUE's eight, and no tasks/{name}/task.yaml; "
+            + did_you_mean(name, TASKS)
+        )
+    told = config.validate(OwnTask, config.read_yaml(path), str(path))
+    places = {"train": path.parent / told.train, "validation": path.parent / told.validation}
+    rows = {split: _count_rows(place, _time(place)) for split, place in places.items()}
+    shape = (told.title, tuple(told.columns), tuple(told.labels), told.metric, rows)
+    return Task(*shape, small=told.small, own=places)
+
+
+def _time(path: Path) -> int:
+    if path.suffix not in (".parquet", ".csv") or not path.is_file():
+        raise UserError(f"{path}: no such file; a task's rows are a .parquet or a .csv file")
+    return path.stat().st_mtime_ns
+
+
+@lru_cache
+def _count_rows(path: Path, _: int) -> int:
+    if path.suffix == ".csv":
+        return len(_read_csv(path))
+    with corpus.reading(path):
+        return pq.read_metadata(path).num_rows
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False)
+    except (ValueError, OSError) as error:  # pandas' own are kinds of ValueError
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not readable as CSV in UTF-8 ({line})") from None
 
 
 def _split_files(folder: Path, task: str, split: str) -> list[Path]:
+    if own := get(task).own:
+        return [own[split]]
     here = folder / "glue" / task
     return sorted([*here.glob(f"{split}.parquet"), *here.glob(f"{split}-*.parquet")])
 
@@ -112,6 +172,8 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         if value:
             raise UserError(f"{where}: row {value[0]}: {column} = {value[1]!r}; it must be text")
     label = table["label"]
+    if task.own and label.isin(task.labels).all():  # by name
+        label = label.map(task.labels.index)
     if not (types.is_integer_dtype(label) or types.is_float_dtype(label)):
         raise UserError(f"{where}: label is {label.dtype}; it must be a number")
     low, high = (0, len(task.labels) - 1) if task.labels else (0, 5)
@@ -160,6 +222,8 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
     Other columns may be of any type; they are read where one of the texts is missing.
     """
+    if path.suffix == ".csv":
+        return _read_csv(path)
     with corpus.reading(path):
         table = pq.read_table(path)
         wanted = [*columns, "label", "idx"]
@@ -187,7 +251,7 @@ def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
                 f"{folder}/glue/{name}/{split}-*.parquet: columns {', '.join(table)} in one file, "
                 f"{', '.join(tables[0])} in another; they must be the same"
             )
-    where = f"{folder}/glue/{name}/{split}.parquet"
+    where = str(paths[0]) if get(name).own else f"{folder}/glue/{name}/{split}.parquet"
     return check(pd.concat(tables, ignore_index=True), get(name), where)
 
 
@@ -198,7 +262,8 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
     holds rows by split, ``reduced`` (splits that have not GLUE's row count) and ``complete`` (the
     source claims to be GLUE and no split is reduced).
     """
-    task, source = get(name), parameters.source
+    task = get(name)
+    source = "folder" if task.own else parameters.source
     limits = _limits(parameters, task)
     wanted: dict[str, Any] = {"source": source, "task": name, "limits": limits}
     seed = parameters.world_seed
@@ -243,11 +308,11 @@ def _limits(parameters: config.Data, task: Task) -> dict[str, int]:
 def _read(parameters: config.Data, name: str, split: str, wanted: dict[str, Any]) -> pd.DataFrame:
     """A checked split of the source; empty for MNLI's mismatched one where a folder lacks it."""
     task, limit, where = get(name), wanted["limits"][split], f"{name}/{split}"
-    if parameters.source == "embedded":
+    if wanted["source"] == "embedded":
         words, seed = parameters.world_words, parameters.world_seed
         rows = synthetic.rows(name, split, limit, words, seed)
         return check(pd.DataFrame(rows, columns=[*task.columns, "label"]), task, where)
-    if parameters.source == "folder":
+    if wanted["source"] == "folder":
         folder = files.resolve(parameters.data)
         table = read_folder(folder, name, split)
         if table is None:

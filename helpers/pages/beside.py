@@ -11,7 +11,7 @@ import pandas as pd
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.base.text import quantity
-from helpers.data import metrics
+from helpers.data import glue, metrics
 from helpers.leaderboard import submission
 from helpers.pages import tables
 from helpers.pages import view as page_view
@@ -31,6 +31,12 @@ def open_run(run: Path, tasks: list[str]) -> View:
     return page_view.open_run(run, models, tasks)
 
 
+def groups(tasks: list[str]) -> list[list[str]]:
+    """Tasks of GLUE, then those of your own, which have a table of theirs."""
+    own = [task for task in tasks if glue.get(task).own]
+    return [group for group in ([task for task in tasks if task not in own], own) if group]
+
+
 def table(run: View, first: str = "") -> pd.DataFrame:
     """Medians over seeds: the run's encoders, `first` on top, its floors, then the kept run's.
 
@@ -41,7 +47,8 @@ def table(run: View, first: str = "") -> pd.DataFrame:
     order = sorted(run.models, key=lambda model: model != first)
     rows = [_row(run, run, model) for model in [*order, *run.rows[len(run.models) :]]]
     if kept := _kept():
-        rows += [_row(run, kept, model) for model in kept.models if len(kept.of(model))]
+        tested = [model for model in kept.models if kept.of(model)["task"].isin(run.present).any()]
+        rows += [_row(run, kept, model) for model in tested]
     return pd.DataFrame(rows).set_index("Model")
 
 

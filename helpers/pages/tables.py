@@ -340,7 +340,7 @@ def rows(view: View) -> pd.DataFrame:
             found.append((name, NONE, NONE, math.nan, mark))
         for split in _unique(split for splits in mine["rows"] for split in splits):
             counts = " / ".join(f"{n:,}" for n in _unique(r.get(split, 0) for r in mine["rows"]))
-            official = glue.TASKS[task].official_rows
+            official = glue.get(task).official_rows
             reduced = any(split in splits for splits in mine["reduced"])
             mark = "reduced" if reduced else "complete" if mine["complete"].all() else "as in GLUE"
             own = official.get(split, official.get(f"{split}_matched"))

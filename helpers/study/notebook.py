@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -231,7 +232,8 @@ def _parts(parameters: config.Strict) -> list[str]:
     if not isinstance(parameters, config.Training):
         return []
     tasks = getattr(parameters, "tasks", [])
-    return [parameters.model, *(tasks if len(tasks) == 1 else [])]
+    name = re.sub(r"[^\w.@+-]+", "--", parameters.model).strip("-")  # it may be a folder
+    return [name, *(tasks if len(tasks) == 1 else [])]
 
 
 def main() -> int:

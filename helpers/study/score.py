@@ -60,8 +60,9 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
         source = files.root() / "notebooks" / f"{STAGE}.ipynb"
         if status := notebook.run(source, out, values):
             return status
-    floor.run(config.Data(**profile.stage(config.Data)))
-    show(profile.folder, manifest["model"], tasks)
+    floor.run(config.Data(**profile.stage(config.Data)), tasks)
+    for group in beside.groups(tasks):
+        show(profile.folder, manifest["model"], group)
     print(f"open {os.path.relpath(out)}")
     return 0
 

@@ -117,7 +117,8 @@ def train(
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
     """Opens a saved tokenizer with AutoTokenizer, offline."""
-    if not (folder / "tokenizer.json").exists():
+    # A tokenizer in Python, which an encoder from elsewhere may have, has no such file.
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise UserError(f"{folder}: holds no tokenizer.json; run notebooks/02_tokenizer.ipynb")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -1,11 +1,9 @@
 """Speed and losses, side by side: this project against transformers used the ordinary way.
 
-`make bench` calls it. It writes to the folder --out:
-bench.json    each work timed theirs, ours, theirs, ours..., each side in a process of its own;
-              machines are noisy, so the ratio is taken pair by pair, and its median is what counts
-profile.json  where the time of one pre-training step goes, by operation
-curves.json   losses of both sides from the same weights on the same segments in the same order;
-              each draws its own masks and dropout, so seeds give the noise
+`make bench` calls it. It writes to the folder --out: bench.json, each work timed theirs, ours,
+theirs, ours..., each side in a process of its own, with the median of the ratios pair by pair;
+profile.json, where the time of one pre-training step goes; curves.json, losses of both sides from
+the same weights on the same segments, each with its own masks, so that seeds give the noise.
 """
 
 import argparse
@@ -183,15 +181,9 @@ def our_step(place: Place, name: str, dtype: str = "bfloat16") -> Timed:
     return timed(lambda: step(rows.batch(0), RATE), place.device)
 
 
-def plain(place: Place) -> None:
-    """What a user of transformers sets."""
-    torch.set_num_threads(place.threads)
-    loop.quiet()
-
-
 def plain_step(place: Place, name: str, dtype: str = "bfloat16") -> Timed:
     """Steps of a plain loop over stock classes."""
-    plain(place)
+    torch.set_num_threads(place.threads)
     step = stock_loop(place, build(place, name, stock=True, half=dtype == "bfloat16"), dtype)
     tokens = torch.from_numpy(place.rows[: place.batch].astype(np.int64))
     return timed(lambda: step(tokens, RATE), place.device)
@@ -289,7 +281,7 @@ def our_epoch(place: Place, parameters: config.Finetune, name: str, encoder: Pat
 
 def trainer_epoch(place: Place, parameters: config.Finetune, name: str, encoder: Path) -> Timed:
     """An epoch of transformers' Trainer, padded; timed by its own clock, without its set-up."""
-    plain(place)
+    torch.set_num_threads(place.threads)
     task, tok = glue.get(name), place.tok
     table = glue.load(place.profile.folder, name, "train")
     texts = [table[column].tolist() for column in task.columns]

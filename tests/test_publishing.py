@@ -271,7 +271,7 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
         (profile.folder / name).unlink()
     assert publish.site("") == 0
     pages = tmp_path / "runs" / "site" / "book" / "html"
-    for name in ("book/index", "book/measured", "book/records", "notebooks/04_finetune"):
+    for name in ("book/index", "book/results", "notebooks/04_finetune"):
         page = BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article
         note = " ".join(page.select_one(".admonition.note").get_text().split())
         assert "not rerun for this page Run small, finished on 2026-11-25 on " in note, name

@@ -289,7 +289,7 @@ def test_a_report_shows_what_is_finished_and_names_the_rest(run):
     pages = (ROOT / last.removeprefix("open ")).parent
     text = {
         name: BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article.get_text()
-        for name in ("book/measured", "notebooks/03_pretrain", "notebooks/04_finetune")
+        for name in ("book/results", "notebooks/03_pretrain", "notebooks/04_finetune")
     }
     for name, page in text.items():
         assert "This run is not finished" in page, name

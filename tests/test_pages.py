@@ -11,8 +11,8 @@ import yaml
 from bs4 import BeautifulSoup
 from makers import PUBLISHED, ROOT, TASKS, make_run, run_page
 from scipy import stats
-from sklearn.metrics import f1_score, matthews_corrcoef
-from transformers import BertConfig, BertModel
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import BertConfig, BertModel, DebertaModel
 
 from helpers.base import files
 from helpers.data import glue
@@ -52,15 +52,33 @@ def test_an_example_hides_and_replaces_what_it_says():
 # --- attention
 
 
-def test_positions_of_a_run_and_of_fresh_weights(small_run):
+def test_equal_words_differ_by_their_places_alone():
     names = run_page("disentangled").names
     i, j = np.indices((8, 8))
     assert np.array_equal(names["index"], np.clip(i - j + 3, 0, 5))
-    assert set(names["scores"]["model"]) == {""}
-    mean = names["terms"]["p2c"].mean(1)[1]  # of the second head
-    wanted = [mean[a, b] for a in range(len(mean)) for b in range(len(mean)) if a - b == 5]
-    line = names["scores"].set_index(["term", "head", "distance"])["score"]
-    assert line["p2c", 1, 5] == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-4)
+    table = names["table"]
+    for word in ("the", "dog"):
+        one, other = table[table.index == word].to_dict("records")
+        assert one["Content"] == pytest.approx(other["Content"])
+        assert abs(one["c2p"] - other["c2p"]) > 0.1
+        assert abs(one["p2c"] - other["p2c"]) > 0.05
+    assert table["Away"].tolist() == [6, 5, 4, 3, 2, 1, 0]
+    # The weights are those of transformers' own layer.
+    weights = DebertaModel(names["config"]).eval()
+    weights.config._attn_implementation = "eager"
+    weights.load_state_dict(names["layer"].state_dict())
+    with torch.no_grad():
+        found = weights(names["tokens"], output_attentions=True).attentions[0]
+    mine = found[0, names["head"], names["query"]].numpy()
+    assert 100 * mine == pytest.approx(table["Weight, %"].to_numpy(), abs=0.01)
+
+
+def test_a_trained_layer_is_read_as_the_page_says(small_run, capsys):
+    text = (ROOT / "book" / "disentangled.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "runs/tiny" in b)
+    exec(compile(block.replace("runs/tiny", str(small_run.folder)), "page", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "[" in line] == [str(d) for d in range(-5, 6)]
 
 
 # --- data
@@ -198,24 +216,24 @@ def test_losses_of_both_sides_differ_as_the_page_says(cost):
 # --- scores
 
 
-def test_one_answer_for_every_row_and_the_metrics_that_count(tmp_path):
-    make_run(tmp_path / "records", models=["bert", "scratch"], seeds=(0, 1))
-    asked = {"models": ["bert", "scratch"], "tasks": TASKS}
-    files.write_json(tmp_path / "run.json", {"parameters": asked})
-    names = run_page("glue", tmp_path).names
-    found = names["constant"]
-    for task in TASKS:
-        kind = glue.TASKS[task]
-        truth = glue.load(tmp_path, task, kind.validation)["label"]
-        shown = found.loc[kind.name]
-        if not kind.labels:
-            assert shown["Score × 100"] == 0
-            continue
-        same = np.full(len(truth), truth.mode()[0])
-        wanted = matthews_corrcoef(truth, same) if task == "cola" else (truth == same).mean()
-        assert shown["Score × 100"] == pytest.approx(100 * wanted)
-        if task in ("mrpc", "qqp"):
-            assert shown["F1 × 100"] == pytest.approx(100 * f1_score(truth, same))
+def test_one_answer_for_every_row_and_the_metrics_that_count():
+    names = run_page("glue").names
+    example = names["example"]
+    truth = names["labels"]
+    for model, answers in names["answers"].items():
+        wanted = [accuracy_score, f1_score, matthews_corrcoef]
+        assert example.loc[model].tolist() == pytest.approx(
+            [100 * f(truth, answers) for f in wanted]
+        )
+    found = names["constant"].rename(lambda name: name.removesuffix(" †"))
+    assert list(found.index) == [task.name for task in glue.TASKS.values()]
+    for name in TASKS:
+        score, f1 = found.loc[glue.TASKS[name].name]
+        if name in ("cola", "stsb"):
+            assert score == 0
+        if name in ("mrpc", "qqp"):  # of the class that is always answered, or of the other one
+            share = score / 100
+            assert f1 in (0, pytest.approx(100 * 2 * share / (1 + share)))
     as_glue = names["as_glue"]
     assert as_glue({"accuracy": 0.8, "f1": 0.9}, 80.0) == pytest.approx(85)
     assert as_glue({"spearman": 0.7, "pearson": 0.6}, 70.0) == pytest.approx(65)
@@ -251,12 +269,3 @@ def test_what_a_page_tells_to_run_runs(block, capsys):
     exec(compile(block, "page", "exec"), {})
     if "print" in block:
         assert capsys.readouterr().out
-
-
-def test_terms_that_pages_link_are_in_the_glossary():
-    text = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
-    terms = re.findall(r"^(\w[^\n]*)\n  \S", text, re.MULTILINE)
-    assert terms == sorted(terms, key=str.lower)
-    for path in PAGES:
-        used = re.findall(r"\{term\}`([^`<]+)`", path.read_text(encoding="utf-8"))
-        assert set(used) <= set(terms), path.name

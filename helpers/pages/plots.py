@@ -305,40 +305,25 @@ def _log(axis: Axes, below: str) -> None:
 
 
 @_style()
-def attention(index: np.ndarray, scores: pd.DataFrame) -> Figure:
-    """Where disentangled attention reads its positions, and what a trained layer does with them.
+def attention(index: np.ndarray) -> Figure:
+    """Where disentangled attention reads its positions.
 
-    Above: `index`, int64 [L, L], the row of the table that each pair of tokens reads
-    (`disentangled.shift` of `relative_rows`), and the scores by relative position with the part of
-    each row that the shift reads outlined. Below: `scores` (columns model, empty for fresh weights,
-    term, head, distance, score), a line per head and term, fresh weights dashed.
+    `index`, int64 [L, L], is the row of the table that each pair of tokens reads
+    (`disentangled.shift` of `relative_rows`); beside it are the scores by relative position, with
+    the part of each row that the shift reads outlined.
     """
     length = len(index)
     table = np.concatenate([index[-1], index[0, 1:], index[0, -1:]])  # distance L - 1 first
-    figure, axes = _axes(WIDTH, 6.6, rows=2, columns=2)
-    _cells(axes[0, 0], index)
-    axes[0, 0].set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
-    _cells(axes[0, 1], np.tile(table, (length, 1)))
+    figure, axes = _axes(WIDTH, 3.4, columns=2)
+    left, right = axes[0]
+    _cells(left, index)
+    left.set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
+    _cells(right, np.tile(table, (length, 1)))
     for row in range(length):
         corner = (length - 1 - row - 0.5, row - 0.5)
         outline = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2, "clip_on": False}
-        axes[0, 1].add_patch(Rectangle(corner, length, 1, **outline))
-    axes[0, 1].set(title="scores by row, and what the shift reads", ylabel="query i")
-    axes[0, 1].set_xlabel("column; numbers: row of the table")
-    colours = _palette(sorted(set(scores["head"])))
-    titles = {"c2p": "content to position", "p2c": "position to content"}
-    for axis, (term, title) in zip(axes[1], titles.items(), strict=True):
-        for (model, head), line in scores[scores["term"] == term].groupby(["model", "head"]):
-            look = {"color": colours[head], "linewidth": 1.6} if model else {}
-            fresh = {"color": "0.4", "linewidth": 0.8, "linestyle": "--"}
-            named = "as initialised" if head == 0 else None
-            label = f"{model}, head {head}" if model else named
-            axis.plot(line["distance"], line["score"], label=label, **(look or fresh))
-        axis.set(title=title, xlabel="distance i − j, tokens", ylabel="added to the score")
-    axes[1, 1].sharey(axes[1, 0])
-    axes[1, 1].autoscale(axis="y")
-    handles, texts = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=3, frameon=False)
+        right.add_patch(Rectangle(corner, length, 1, **outline))
+    right.set(title="scores by row, and what is read", xlabel="column", ylabel="query i")
     return figure
 
 

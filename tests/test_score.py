@@ -21,7 +21,7 @@ from helpers.data import glue, tokenizer
 from helpers.leaderboard import submission
 from helpers.model import registry
 from helpers.pages import beside
-from helpers.study import cli
+from helpers.study import cli, prepare
 from helpers.train import batches, finetune, floor, foreign, records, tuning
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -203,13 +203,19 @@ def test_names_of_nothing(model, says):
         foreign.resolve(model)
 
 
-def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_path):
+def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_path, capsys):
     folder.parent.rename(tmp_path / "models")
     monkeypatch.setattr(registry, "root", lambda: tmp_path)
     with pytest.raises(UserError, match=r"models/mine holds weights, model\.safetensors: it is"):
         registry.get("mine")
+    parameters = config.Pretrain(**config.load_profile("tiny").stage(config.Pretrain, model="mine"))
+    with pytest.raises(
+        UserError, match="is scored, small-bench score models/mine, not pre-trained"
+    ):
+        prepare.prepare(parameters)
     (tmp_path / "models" / "mine" / "model.safetensors").unlink()
-    assert registry.get("mine").model_type == "bert"
+    prepare.prepare(parameters.model_copy(update={"profile": "none"}))
+    assert "models/mine/config.json: a bert without weights" in capsys.readouterr().out
 
 
 # --- scored

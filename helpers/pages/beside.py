@@ -26,6 +26,7 @@ def open_run(run: Path, tasks: list[str]) -> View:
     """The records of every encoder that a run has scored on one of these tasks."""
     cells = [cell for cell in records_of.vouched(run) if cell.name in tasks]
     models = sorted({cell.parent.name for cell in cells} - set(records_of.FLOORS))
+    tasks = [task for task in tasks if any(cell.name == task for cell in cells)]
     if not models:
         raise UserError(f"{run}: no encoder has been scored there; small-bench score does")
     return page_view.open_run(run, models, tasks)

@@ -597,7 +597,7 @@ def full_after(size):
         ("tokenizer", 8000, ["tokenizer"], "tokenizer/wordpiece"),
         ("tokenizer", 30_000, ["tokenizer"], "tokenizer/wordpiece/tokens.bin"),
         ("pre-training", 4000, ["models/bert"], "models/bert/checkpoint-.*"),
-        ("fine-tuning", 1000, ["records/scratch"], r"cola/seed-0\.parquet"),
+        ("fine-tuning", 500, ["records/scratch"], r"cola/seed-0\.parquet"),
         ("tokenised splits", 1000, ["encoded"], r"encoded/.*\.safetensors"),
     ],
 )

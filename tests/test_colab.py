@@ -332,6 +332,6 @@ def test_each_notebook_alone_in_an_empty_folder(colab, tmp_path):
     done = colab.open("05_analysis", tmp_path / "04_finetune")
     assert done.returncode == 0, done.stderr[-2000:]
     run = tmp_path / "04_finetune" / "runs" / "tiny"
-    assert (run / "tables" / "cost.md").exists()
+    assert (run / "tables" / "summary.txt").exists()
     record = files.read_json(run / "records" / "scratch" / "cola" / "seed-0.json")
     assert record["code"] == {"commit": colab.commit, "clean": True}

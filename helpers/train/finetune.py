@@ -424,8 +424,8 @@ def _finetune(
     checkpoints = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     where = f"finetune/{parameters.model}/{name}"
     checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)
-    files.remove_manifest(cell.folder)
     model, dtype, spent = _fit(cell, seed, tok, splits["train"], bar, checkpoints, spec)
+    files.remove_manifest(cell.folder)  # what it vouches for stays until then
     others = [split for split in splits if split != "train"]
     predictions = {split: predict(model, splits[split], tok, dtype) for split in others}
     path = cell.folder / f"seed-{seed}.json"

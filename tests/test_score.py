@@ -5,6 +5,7 @@ import re
 import shutil
 
 import every_type
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -201,6 +202,25 @@ def test_more_than_the_memory_of_this_machine_is_refused(folder, tmp_path, monke
 def test_names_of_nothing(model, says):
     with pytest.raises(UserError, match=says):
         foreign.resolve(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("GatedRepoError", "is gated: accept its conditions .* log in"),
+        ("RevisionNotFoundError", "has no revision 'v9' on the Hub"),
+        ("RepositoryNotFoundError", "is not on the Hub, or is private"),
+        ("HfHubHTTPError", "cannot be had from the Hub .*; give a folder"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, says):
+    def refuse(*_, **__):
+        cls = getattr(huggingface_hub.errors, kind)
+        raise cls.__new__(cls)  # as the client raises it, without an answer of a server
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=f"^model = 'some/encoder': {says}"):
+        foreign.resolve("some/encoder@v9")
 
 
 def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_path, capsys):

@@ -166,5 +166,6 @@ def finetuning(profile: config.Profile, name: str, task: str) -> Finetuning:
         rows *= 2
     epochs = profile.finetune_epochs_small if kind.small else profile.finetune_epochs
     count = epochs * rows * length * len(profile.seeds)
-    own = registry.encoder(outline(name, profile).model).config
+    spec, size = registry.get(name), registry.get_size(profile.size)
+    own = registry.build_config(spec, size, 9, profile.max_length)
     return Finetuning(steps, count, count * token_flops(own, length, 1 / length))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -78,10 +79,18 @@ def _code(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def _import(source: str) -> None:
-    """Makes the imports of a cell."""
-    with contextlib.suppress(Exception):  # what is wrong with it is told where the page runs
-        found = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
-        exec(compile(ast.Module(found, []), "imports", "exec"), {})
+    """Makes the imports of a cell; what is wrong with it is told where the page runs."""
+    with contextlib.suppress(SyntaxError):
+        for node in ast.parse(source).body:
+            names = [alias.name for alias in getattr(node, "names", [])]
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]  # modules of it, or its own
+                names.append(str(node.module))
+            elif not isinstance(node, ast.Import):
+                continue
+            for name in names:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
 
 
 def _run(path: Path, turn: Semaphore, seconds: int) -> None:

@@ -142,7 +142,7 @@ class TestPages:
 
     def test_the_first_page_answers_on_one_screen(self, page):
         page.goto("/book/index.html")
-        for what in ("What was claimed", "What this run measured", "not GLUE", "make serve"):
+        for what in ("The claim", "What it does not", "not of GLUE"):
             box = page.locator(".landing").get_by_text(what).first.bounding_box()
             assert box["y"] + box["height"] <= DESKTOP["height"], what
         image = page.locator(".landing img").bounding_box()
@@ -221,7 +221,7 @@ class TestPages:
     def test_the_citation_is_copied(self, page, address):
         page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
         page.goto("/book/references.html")
-        button = page.locator("#how-to-cite button.copybtn")
+        button = page.locator("#the-paper button.copybtn")
         button.focus()
         page.keyboard.press("Enter")
         page.wait_for_function("navigator.clipboard.readText().then((t) => t.includes('@misc'))")

@@ -273,7 +273,7 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
     pages = tmp_path / "runs" / "site" / "book" / "html"
     for name in ("book/index", "book/results", "notebooks/04_finetune"):
         page = BeautifulSoup((pages / f"{name}.html").read_text(), "html.parser").article
-        note = " ".join(page.select_one(".admonition.note").get_text().split())
-        assert "not rerun for this page Run small, finished on 2026-11-25 on " in note, name
+        note = " ".join(page.select_one(".provenance").get_text().split())
+        assert note.startswith("Measured in run small, finished on 2026-11-25, and not rerun"), name
     for kind in ("json", "parquet"):
         assert (pages / "records" / "roberta" / "cola" / f"seed-0.{kind}").exists()

@@ -47,16 +47,18 @@ def test_every_file_has_the_fields_of_the_kept_one(measured):
         assert found.keys() == kept.keys()
         for rows in ("rows", "runs"):
             if rows in kept:
-                assert {frozenset(row) for row in found[rows]} == {frozenset(kept[rows][0])}
+                assert all(row.keys() <= kept[rows][0].keys() for row in found[rows])
 
 
 @pytest.mark.slow
 def test_every_comparison_is_made(measured):
     said, rows = measured[0], measured[1]["bench"]["rows"]
-    kept = files.read_json(ROOT / "results" / "bench.json")["rows"]
-    names, wanted = (
-        [re.sub(r"\(.*\)", "", row["work"]) + row["reference"] for row in r] for r in (rows, kept)
-    )
+    names = [re.sub(r" \(.*\)", "", row["work"]) for row in rows]
+    wanted = []
+    for model in bench.MODELS:
+        steps = [f"pre-train {model}, tiny, {dtype}" for dtype in ("float32", "bfloat16")]
+        wanted += [*steps, f"{model}, tiny, bfloat16"]
+    wanted += ["fine-tune CoLA", "fine-tune SST-2", "fine-tune RTE", "tokenise and pack, in memory"]
     assert names == wanted
     for row in rows:
         assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])

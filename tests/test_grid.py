@@ -46,7 +46,7 @@ def test_a_notebook_alone_from_a_file_of_parameters(tmp_path):
     assert (tmp_path / "tiny" / "data" / "glue" / "rte" / "manifest.json").exists()
     shown = json.dumps(nbformat.read(out, as_version=4))
     assert "image/png" in shown
-    assert "also in train" in shown
+    assert "dev rows in train" in shown
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ class Training(Stage):
     max_length: int = Field(ge=16, le=512, description="tokens per row, specials included")
     clip: float = Field(gt=0, description="largest gradient norm")
     bias_correction: Literal["source", "always"] = Field(
-        description="Adam's: as the model's source, or in all models"
+        description="Adam's: source (the model's) or always"
     )
     checkpoint_steps: Count = Field(description="steps between checkpoints")
     checkpoint_minutes: float = Field(ge=0, description="minutes between them; 0: steps alone")

@@ -208,7 +208,7 @@ def score(
     cores: Cores = CORES,
     profile: Annotated[str, Option(help="Name in profiles/, or a file: the recipe.")] = "score",
 ) -> int:
-    """Fine-tune and score an encoder from elsewhere, beside the study's models."""
+    """Score an encoder from elsewhere, by fine-tuning."""
     from helpers.study import score
 
     changes = {"data": data, "tasks": tasks, "seeds": seeds, "precision": precision}

@@ -149,9 +149,7 @@ class Pretrain(Training):
     pretrain_steps: Count = Field(description="optimiser steps")
     pretrain_batch_size: Count = Field(description="rows per step")
     pretrain_learning_rate: Rate = Field(description="peak of the schedule")
-    rtd_learning_rate: ZeroOrRate = Field(
-        description="peak for replaced-token detection; 0: the same"
-    )
+    rtd_learning_rate: ZeroOrRate = Field(description="peak for replaced tokens; 0: the same")
     pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
@@ -192,7 +190,7 @@ class Finetune(Training):
     finetune_dropout: Fraction = Field(description="dropout, hidden, attention and head")
     finetune_swap_pairs: bool = Field(description="double MRPC and STS-B by swapped pairs")
     protocol: Literal["fixed", "tuned"] = Field(
-        description="fixed: these values; tuned: rate and epochs chosen on held-out train rows"
+        description="tuned: rate and epochs chosen on train rows"
     )
 
 

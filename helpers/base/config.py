@@ -154,7 +154,7 @@ class Pretrain(Training):
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
     pretrain_tokens_per_pass: Whole = Field(
-        description="tokens in one forward pass at most; 0: no limit"
+        description="tokens of a forward pass; 0: no limit"
     )
     torch_compile: Compile = Field(description="mode of torch.compile")
 

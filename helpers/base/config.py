@@ -153,9 +153,7 @@ class Pretrain(Training):
     pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
-    pretrain_tokens_per_pass: Whole = Field(
-        description="tokens of a forward pass; 0: no limit"
-    )
+    pretrain_tokens_per_pass: Whole = Field(description="tokens of a forward pass; 0: no limit")
     torch_compile: Compile = Field(description="mode of torch.compile")
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 The same few examples every time; HYPOTHESIS_PROFILE=thorough tries many more, at random.
 """
 
-import itertools
 import json
 import math
 import os
@@ -280,16 +279,6 @@ def test_scores_of_a_regression_are_scipys(pairs):
     ranks = [stats.rankdata(values) for values in (predicted, true)]
     assert score == pytest.approx(100 * np.corrcoef(*ranks)[0, 1])
     assert found["pearson"] == pytest.approx(stats.pearsonr(predicted, true).statistic)
-
-
-@given(SCORES)
-def test_expected_best_is_the_mean_over_subsets_and_grows(values):
-    found = [statistics.expected_best(values, n) for n in range(1, len(values) + 1)]
-    for n, value in enumerate(found, start=1):
-        subsets = [max(chosen) for chosen in itertools.combinations(values, n)]
-        assert value == pytest.approx(sum(subsets) / len(subsets), abs=1e-9)
-    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(found))
-    assert found[-1] == max(values)
 
 
 @given(SCORES, st.randoms(use_true_random=False))

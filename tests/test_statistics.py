@@ -122,15 +122,6 @@ def test_holms_correction_rejects_as_the_stepwise_procedure():
         assert max(found) <= 1
 
 
-def test_expected_best_is_unbiased():
-    # Of two standard normal values the larger is 1 / sqrt(pi) on average.
-    draws = np.random.default_rng(0).normal(size=(20_000, 4))
-    found = [statistics.expected_best(row, 2) for row in draws]
-    assert np.mean(found) == pytest.approx(1 / math.sqrt(math.pi), abs=0.01)
-    with pytest.raises(ValueError, match="n = 5: must be between 1 and the number of runs, 4"):
-        statistics.expected_best(draws[0], 5)
-
-
 def made(task, examples, share, seeds, rng):
     """Labels, and predictions that are right in a share of the examples."""
     if task == "stsb":

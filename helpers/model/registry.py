@@ -123,9 +123,8 @@ REGISTRY: dict[str, Spec] = {
 
 @dataclass(frozen=True)
 class Change:
-    """One thing of a model's pre-training made otherwise: new fields of its spec and recipe."""
+    """One thing of a model's pre-training made otherwise: new fields of its recipe and spec."""
 
-    what: str  # for a reader
     recipe: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
     only: tuple[str, str] = ("", "")  # a field of the model and what it must be
@@ -133,19 +132,14 @@ class Change:
 
 _GENERATOR = ("objective", "rtd")
 CHANGES: dict[str, Change] = {
-    "no-dropout": Change("no dropout in pre-training", {"dropout": 0.0}),
-    "large-batch": Change("batch × 4, peak rate × 2", {"batch": 4, "rate": 2.0}),
-    "high-rate": Change("peak rate × 4", {"rate": 4.0}),
-    "constant-rate": Change("no decay of the rate after warm-up", {"end_rate": 1.0}),
-    "quarter-generator": Change(
-        "generator a quarter as wide", spec={"generator_fraction": 0.25}, only=_GENERATOR
-    ),
-    "tied-softmax": Change(
-        "generator's softmax tied to the embeddings", spec={"tie_softmax": True}, only=_GENERATOR
-    ),
+    "no-dropout": Change({"dropout": 0.0}),
+    "large-batch": Change({"batch": 4, "rate": 2.0}),
+    "high-rate": Change({"rate": 4.0}),
+    "constant-rate": Change({"end_rate": 1.0}),
+    "quarter-generator": Change(spec={"generator_fraction": 0.25}, only=_GENERATOR),
+    "tied-softmax": Change(spec={"tie_softmax": True}, only=_GENERATOR),
     # transformers has a pre-LN encoder of RoBERTa alone.
     "pre-ln": Change(
-        "layer norm before each block, not after",
         spec={
             "architecture": "transformers",
             "model_type": "roberta-prelayernorm",

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import multiprocessing
 import re
 import shutil
 import sys
 import time
-import warnings
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
-    status = _sphinx(source, pages, cache, every, {view.VARIABLE: str(run.resolve())})
+    # A process of its own: sphinx-external-toc looks at every object alive, and dies of some.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        values = {view.VARIABLE: str(run.resolve())}
+        status = process.submit(_sphinx, source, pages, cache, every, values).result()
     if status == 0:
         # Records and predictions stand beside the pages that link to them.
         kept = sorted((run / "records").glob("*/*/seed-*"))
@@ -196,8 +200,6 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool, run: dict[str, 
     config["extensions"] = [name for name in config["extensions"] if name not in UNUSED]
     config.pop("comments_config", None)
     config["nb_execution_cache_path"] = str(cache / "cells")
-    # sphinx-external-toc looks at every object alive, torch's deprecated ones among them.
-    warnings.simplefilter("ignore", FutureWarning)
     with patch_docutils(str(source)), docutils_namespace():
         folders = (source, None, pages, cache / "doctrees")
         strict = {"warning": sys.stderr, "warningiserror": True, "keep_going": True}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,6 @@ def task_name(published: dict[str, Any], task: str) -> str:
 def model_name(published: dict[str, Any], model: str) -> str:
     """The model's name as it is published; its registry name where it was not."""
     return published["table1"]["models"].get(model, {}).get("name", model)
-
-
-def some_but_not_all(tasks: Sequence[str], published: dict[str, Any]) -> bool:
-    """Whether the complete tasks are some but not all of the published ones."""
-    return 0 < len(tasks) < len(published["tasks"])
 
 
 def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> Html:

@@ -64,22 +64,6 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(ordered[k - 1]), float(ordered[-k]), float(covered[k - 1])
 
 
-def expected_best(values: Sequence[float], n: int) -> float:
-    """Expected best of `n` runs, from at least that many.
-
-    The mean of the largest over all subsets of `n` values, without replacement: unbiased, where
-    the estimator with replacement (Dodge et al. 2019, "Show Your Work") is not.
-
-    Source: Tang et al. 2020, "Showing Your Work Doesn't Always Work", arXiv 2004.13705.
-    """
-    count = len(values)
-    if not 1 <= n <= count:
-        raise ValueError(f"n = {n}: must be between 1 and the number of runs, {count}")
-    subsets = math.comb(count, n)
-    ordered = sorted(values)
-    return sum(value * math.comb(place, n - 1) / subsets for place, value in enumerate(ordered))
-
-
 class Reach(NamedTuple):
     """Where a printed percentage lies among those that counts can give."""
 

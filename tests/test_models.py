@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from makers import ROOT
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -17,6 +18,7 @@ from transformers import (
     RoFormerConfig,
 )
 
+from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import disentangled, registry
@@ -247,6 +249,22 @@ def test_checkpoints_open_with_plain_transformers(small_run, name):
     assert torch.isfinite(hidden).all()
     classifier = AutoModelForSequenceClassification.from_pretrained(folder / "encoder")
     assert len(tok) == classifier.config.vocab_size
+    # A text of any length is cut to what the model has positions for.
+    batch = tok("one more word " * 400, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape[1] == (62 if name == "roberta" else 64)
+    model(**batch)
+
+
+def test_checkpoints_hold_nothing_that_transformers_4_reads_otherwise(small_run):
+    """Tried by hand with 4.57: it has no class TokenizersBackend, and one bias where 5 has two."""
+    for path in small_run.folder.glob("models/*/*/tokenizer_config.json"):
+        assert files.read_json(path)["tokenizer_class"] == "PreTrainedTokenizerFast"
+    weights = load_file(
+        small_run.folder / "models" / "electra-deberta" / "generator" / "model.safetensors"
+    )
+    bias, other = (weights[f"cls.predictions.{name}bias"] for name in ("", "decoder."))
+    assert torch.equal(bias, other)
+    assert bias.any()
 
 
 def missing(folder, auto):

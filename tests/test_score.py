@@ -38,6 +38,7 @@ def folder(small_run, tmp_path):
     place = tmp_path / "encoders" / "mine"
     about = transformers.BertConfig(vocab_size=len(tok), **shape)
     transformers.BertForSequenceClassification(about).save_pretrained(place)
+    tok.model_max_length = 512  # as its own would say
     tok.save_pretrained(place)
     return place
 

@@ -38,6 +38,19 @@ def test_wordpiece_is_uncased_and_keeps_its_specials_apart(wordpiece):
     assert wordpiece.decode(wordpiece("dogs bark")["input_ids"]) == "[CLS] dogs bark [SEP]"
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_mask_stands_for_a_word_as_in_training(kind, tmp_path):
+    words = "the cats purr loudly"
+    made = tokenizer.train(kind, 400, lambda: [words] * 20)
+    tokenizer.save(made, tmp_path, 32)
+    for tok in (made, tokenizer.load(tmp_path)):
+        ids = tok(words)["input_ids"]
+        assert len(ids) == 6  # a token a word
+        for place, word in enumerate(words.split(), start=1):
+            masked = [*ids[:place], tok.mask_token_id, *ids[place + 1 :]]
+            assert tok(words.replace(word, tok.mask_token))["input_ids"] == masked
+
+
 class Cut(Exception):
     """Stands for a kill."""
 

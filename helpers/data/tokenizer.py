@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -29,6 +37,7 @@ LONG_RUN = re.compile(rf"(\w{{{LONGEST}}})\w+|([^\w\s]{{{LONGEST}}})[^\w\s]+")
 DTYPES = ("uint16", "uint32")  # of the packed corpus, the second for large vocabularies
 HELD_OUT_ROWS = 2048  # at most
 COUNTED_ROWS = 100_000  # of the corpus, for the frequencies of tokens and of pairs
+OPENED = {"backend", "is_local", "local_files_only"}  # of the process that saves a tokenizer
 PACKING = "packing.json"  # how far a packing that is under way has come
 
 
@@ -71,7 +80,9 @@ def _train_bpe(vocabulary: int, read: Callable[[str], Iterable[str]]) -> Tokeniz
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = {"special_tokens": BPE_SPECIALS, "initial_alphabet": alphabet}
+    # A word is learnt with the space before it; a mask that stands for one takes that space too.
+    mask = AddedToken(BPE_SPECIALS[-1], lstrip=True, special=True)
+    special = {"special_tokens": [*BPE_SPECIALS[:-1], mask], "initial_alphabet": alphabet}
     trainer = BpeTrainer(**TRAINER, **special, vocab_size=vocabulary)
     tok.train_from_iterator(read("words"), trainer)
     return tok
@@ -125,6 +136,21 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # tokenizers raises Exception itself
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be opened as a tokenizer ({line})") from None
+
+
+def save(tok: PreTrainedTokenizerBase, folder: Path, length: int | None) -> None:
+    """Writes a tokenizer that transformers 4 and 5 open; it cuts texts to `length` tokens, if any.
+
+    transformers 5 notes a class that 4 does not know, and how it had the tokenizer opened.
+    """
+    if length:
+        tok.model_max_length = min(length, tok.model_max_length)
+    tok.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    values = files.read_json(path) | {"model_input_names": tok.model_input_names}
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    files.write_json(path, {name: values[name] for name in values.keys() - OPENED})
 
 
 @contextmanager
@@ -255,7 +281,7 @@ def _trained(
     kind, size, count = wanted["kind"], wanted["vocabulary"], -(-documents // step)
     tok = train(kind, size, lambda: islice(corpus.read(source), 0, None, step), count)
     with files.building(folder) as empty, saving():
-        tok.save_pretrained(empty)
+        save(tok, empty, wanted["length"])
     state["trained"] = name
     files.write_json(folder / PACKING, state)
     return tok

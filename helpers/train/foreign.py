@@ -155,7 +155,9 @@ def bring(run: Path, model: str) -> dict[str, Any]:
     with files.lock(folder):
         files.remove_manifest(folder)
         with files.building(folder / "encoder") as empty, tokenizer.saving():
-            _save(base, fresh, tok, empty)
+            weights = {name: w for name, w in base.state_dict().items() if name not in fresh}
+            base.save_pretrained(empty, state_dict=weights)
+            tokenizer.save(tok, empty, heads.positions(base))
         model = heads.open_encoder(folder / "encoder", glue.get("cola"), 0.0).train()
         with _one_line(source, "it cannot be trained on a short row"):
             model(**tok("a bird", return_tensors="pt")).logits.sum().backward()
@@ -293,12 +295,3 @@ def _probe(source: Source, base: nn.Module, tok: Tokenizer, length: int) -> None
         raise source.refused("no token of it sees another; has it a kernel for this machine?")
     if torch.equal(before[:, :place], after[:, :place]):
         raise source.refused("reads from the left to the right only; encoders are scored")
-
-
-def _save(base: nn.Module, fresh: list[str], tok: Tokenizer, folder: Path) -> None:
-    """Writes weights without the `fresh` ones, configuration and tokenizer."""
-    known = {name: value for name, value in base.state_dict().items() if name not in fresh}
-    base.save_pretrained(folder, state_dict=known)
-    tok.save_pretrained(folder)
-    place = folder / "tokenizer_config.json"
-    files.write_json(place, files.read_json(place) | {"model_input_names": tok.model_input_names})

@@ -23,7 +23,7 @@ from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import disentangled, registry
-from helpers.train import checkpoint, graphs, loop, objectives, provenance
+from helpers.train import checkpoint, graphs, heads, loop, objectives, provenance
 from helpers.train.batches import Rows
 from helpers.train.held_out import HeldOut, bits_per_byte
 
@@ -366,11 +366,14 @@ def _save(task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list
     models = {"encoder": task.model.deberta if is_deberta else task.model}
     if isinstance(task, objectives.ReplacedTokenDetection):
         models["generator"] = task.generator
+        if is_deberta:  # transformers 5 reads the decoder's own bias, 4 the other
+            head = task.generator.cls.predictions
+            head.bias.data.copy_(head.decoder.bias)
     for name, model in models.items():
         with files.building(folder / name) as empty, tokenizer.saving():
             model.save_pretrained(empty)
-            tok.save_pretrained(empty)
+            tokenizer.save(tok, empty, heads.positions(model))
     table = pd.DataFrame(log) if log else pd.DataFrame(columns=["step", "tokens", "rate", "loss"])
-    files.write_text(folder / "log.csv", table.to_csv(index=False, lineterminator="\r\n"))
+    files.write_text(folder / "log.csv", table.to_csv(index=False, lineterminator="\n"))
     paths = [path for name in models for path in sorted((folder / name).iterdir())]
     return ["log.csv", *(str(path.relative_to(folder)) for path in paths)]

@@ -18,10 +18,10 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.data import glue, tokenizer
+from helpers.data import glue, metrics, tokenizer
 from helpers.leaderboard import submission
 from helpers.model import registry
-from helpers.pages import beside
+from helpers.pages import beside, view
 from helpers.study import cli, prepare
 from helpers.train import batches, finetune, floor, foreign, records, tuning
 
@@ -326,6 +326,19 @@ def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(
     assert finetune.finished(fixed) is None  # another protocol is another score
 
 
+def test_a_trial_that_diverges_counts_and_is_not_chosen(folder, small_run, tmp_path, monkeypatch):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "data").symlink_to(small_run.folder / "data")
+    name = foreign.bring(tmp_path / "small", str(folder))["model"]
+    values = small_run.stage(config.Finetune, model=name, tasks=["cola"], seeds=[0])
+    monkeypatch.setattr(tuning, "RATES", (1e-3, 1e30))
+    monkeypatch.setattr(tuning, "EPOCHS", (3,))
+    found = finetune.run(config.Finetune(**values | {"runs": str(tmp_path), "protocol": "tuned"}))
+    assert [trial["note"] for trial in found[0]["trials"]][1] == metrics.CONSTANT
+    assert found[0]["trials"][1]["score"] == 0
+    assert found[0]["parameters"]["finetune_learning_rate"] == 1e-3
+
+
 def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkeypatch):
     found = records.read_all(small_run.folder, ["roberta"], ["cola"])[0]
     (tmp_path / "few" / "data").mkdir(parents=True)
@@ -386,13 +399,15 @@ def own_task(tmp_path, monkeypatch):
 
 
 def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
-    values = SMALL | {"runs": str(tmp_path / "runs"), "profile": "few", "tasks": ["three"]}
+    both = ["rte", "three"]
+    values = SMALL | {"runs": str(tmp_path / "runs"), "profile": "few", "tasks": both}
     profile = config.load_profile("tiny", **values, seeds=[0])
     data = config.Data(**profile.stage(config.Data))
     assert glue.available("embedded", "", ["rte", "three"]) == ["rte", "three"]
+    assert glue.run(data, "rte")["rows"]["train"] == SMALL["train_rows"]
     assert glue.run(data, "three")["rows"] == {"train": 40, "validation": 12}
     name = foreign.bring(profile.folder, str(folder))["model"]
-    (record,) = finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name)))
+    _, record = finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name)))
     floor.run(data, ["three"])
     answers = pd.read_parquet(records.folder(profile.folder, name, "three") / "seed-0.parquet")
     names = pd.read_csv(own_task / "dev.csv")["label"].map(list(glue.get("three").labels).index)
@@ -402,6 +417,11 @@ def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
     frame = beside.table(beside.open_run(profile.folder, ["three"]), name)
     assert frame["three"].iloc[0] == pytest.approx(record["score"])
     assert len(frame) == 3  # with the floors; nothing of the kept run
+    # In a run of both it has a table of its own, and no part in the mean of GLUE's.
+    run = view.open_run(profile.folder, [name], both)
+    (own,) = view.own_tasks(run)
+    assert (run.tasks, own.tasks) == (("rte",), ("three",))
+    assert {"three"} == set(own.records["task"])
 
 
 @pytest.mark.parametrize(

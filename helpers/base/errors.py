@@ -24,6 +24,10 @@ class UserError(ValueError):
         return [f"error: {self}"]
 
 
+class Diverged(UserError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class Preempted(UserError):
     """A run that was told to end, and saved what it had; scripts exit with status 75."""
 

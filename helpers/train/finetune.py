@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from helpers.base import config, files, progress, seeding
-from helpers.base.errors import UserError
+from helpers.base.errors import Diverged, UserError
 from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.model.flops import token_flops
@@ -378,10 +378,14 @@ def _tuned(cell: _Cell, tok: PreTrainedTokenizerBase) -> _Cell:
                 chosen = tuning.chosen(rate, epochs)
                 tried = replace(cell, parameters=parameters.model_copy(update=chosen))
                 spec = files.digest([trials.spec, rate, epochs])
-                model, dtype, _ = _fit(tried, tuning.SEED, tok, data, bar, where, spec)
-                trials.add(
-                    cell.name, rate, epochs, rows, held_out, predict(model, held_out, tok, dtype)
-                )
+                try:
+                    model, dtype, _ = _fit(tried, tuning.SEED, tok, data, bar, where, spec)
+                    found = predict(model, held_out, tok, dtype)
+                except Diverged as error:  # counts, as a model that says the same of every row
+                    bar.write(f"{error}; the trial counts as a constant prediction")
+                    found = np.zeros_like(held_out.labels)
+                trials.add(cell.name, rate, epochs, rows, held_out, found)
+                bar.skip(per_epoch * sum(trial["epochs"] for trial in trials.found) - bar.n)
                 checkpoint.clear(where)
         bar.close()
     best = parameters.model_copy(update=tuning.best(trials.found))

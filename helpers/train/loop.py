@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 
 from helpers.base import config, progress
-from helpers.base.errors import Preempted, UserError
+from helpers.base.errors import Diverged, Preempted, UserError
 from helpers.model import registry
 from helpers.train import checkpoint, provenance
 
@@ -223,9 +223,9 @@ class Upkeep:
             self.diverged(f"the loss is not finite at step {step}")
 
     def diverged(self, what: str) -> None:
-        """Raises the UserError of a run that diverges."""
+        """Raises the error of a run that diverges."""
         there = f"; {checkpoint.last(self.folder, self.state['spec'])}" if self.folder else ""
-        raise UserError(
+        raise Diverged(
             f"{self.rate}: {self.run} diverges, {what}; lower the rate or lengthen the warm-up "
             f"(training then begins anew){there}"
         )

@@ -745,6 +745,14 @@ def test_the_runner_refuses_in_one_line(tmp_path, notebook, parameters, says):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"cells": [], "nbformat": 9}'])
+def test_a_damaged_notebook_is_one_line(tmp_path, text):
+    path, out = tmp_path / "06_audit.ipynb", tmp_path / "out.ipynb"
+    path.write_text(text)
+    one_line(command("-m", "helpers.study.notebook", path, out, "{}"), f"{path}: ")
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_a_bad_file_goes_through_a_notebook_as_one_line(tmp_path):
     folder = make_folder(tmp_path / "real", ["cola"])

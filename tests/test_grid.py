@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -31,6 +32,24 @@ def test_papermill_prints_every_parameter_with_its_comment(stage):
     for name, field in fields.items():
         assert found[name]["help"] == field.description
         assert found[name]["inferred_type_name"] in ("str", "int", "float", "bool", "list")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [{"name": "mine", "display_name": "", "language": "R"}, None])
+def test_this_python_runs_a_notebook_whatever_was_saved_and_however_long_tmpdir(tmp_path, kernel):
+    found = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import sys; sys.executable")],
+        metadata={"kernelspec": kernel} if kernel else {},
+    )
+    place, out = tmp_path / "06_audit.ipynb", tmp_path / "out.ipynb"
+    nbformat.write(found, place)
+    long = tmp_path / f"job_{1:0100}"
+    long.mkdir()
+    options = {"env": os.environ | {"TMPDIR": str(long)}}
+    done = command("-m", "helpers.study.notebook", place, out, "{}", **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (cell,) = (cell for cell in nbformat.read(out, as_version=4).cells if cell.outputs)
+    assert cell.outputs[0].data["text/plain"] == repr(sys.executable)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from helpers.base import config, files, progress
@@ -29,6 +31,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
+LONGEST_PATH = 103  # bytes of a socket's path, the least of the systems' limits
 
 
 def executed(run: Path, stage: str, *parts: str) -> Path:
@@ -97,23 +100,24 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
     SIGTERM is passed on to the kernel, where a training loop saves its state and ends; then
     :class:`Preempted` is raised. A cell that fails is named with its error.
     """
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
     _check(notebook, parameters)
     kernels: list[AsyncKernelManager] = []
     with _sigterm_to(kernels, out) as asked:
         try:
             with files.lock(out.parent, beside(out, "lock").name):
                 _papermill(notebook, out, parameters, kernels)
-        except (PapermillExecutionError, RuntimeError) as error:
-            # Of a kernel that did not come up, the notebook says nothing.
-            ran = isinstance(error, PapermillExecutionError | DeadKernelError)
-            why = failure(out) if ran else " ".join(str(error).split())
-            line = f"{out}: {why or type(error).__name__}"
-            raise (Preempted if asked else UserError)(line) from None
+        except UserError:
+            raise
         except OSError as error:  # papermill writes before it begins
-            raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
+            what = "read" if error.filename == str(notebook) else "write"
+            raise UserError(
+                f"{error.filename or out}: cannot {what}: {error.strerror or error}"
+            ) from None
+        except Exception as error:  # of papermill, nbclient, nbformat, jupyter_client, ZMQ
+            line = f"{out}: {failure(out)}"
+            if not failure(out):  # the notebook cannot be read, or its kernel does not start
+                line = f"{notebook}: {type(error).__name__}: {' '.join(str(error).split())}"
+            raise (Preempted if asked else UserError)(line) from None
 
 
 @contextlib.contextmanager
@@ -147,13 +151,15 @@ def _papermill(
     told.unlink(missing_ok=True)  # of a run that was killed
     os.environ.update(ENVIRONMENT | {progress.FILE: str(told)})
     # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
-    sockets = tempfile.mkdtemp(prefix="kernel-")
+    sockets = _socket_folder()
     try:
         papermill.execute_notebook(
             str(notebook),
             str(part),
             parameters=parameters,
             cwd=str(files.root()),
+            kernel_name="python3",  # whatever a front end has saved
+            language="python",
             progress_bar=False,
             stdout_file=_Labelled(out.stem),
             kernel_manager_class=_kernel_manager(sockets, kernels),
@@ -169,14 +175,33 @@ def _papermill(
         told.unlink(missing_ok=True)
 
 
+def _socket_folder() -> str:
+    """A new temporary folder, in one whose path leaves room for the names of sockets."""
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        room = LONGEST_PATH - len("/kernel-12345678/kernel-ipc-5")
+        if len(os.fsencode(place)) <= room and os.access(place, os.W_OK):
+            return tempfile.mkdtemp(prefix="kernel-", dir=place)
+    raise UserError(
+        f"TMPDIR = {tempfile.gettempdir()!r}: longer than {room} bytes, which a kernel's sockets "
+        "do not fit in; give a shorter one"
+    )
+
+
 def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
-    """A class of kernel managers with their sockets in `folder`; each that is made joins `made`."""
+    """A class of managers of this Python's own kernel; each that is made joins `made`.
+
+    Sockets are in `folder`. What kernels are installed under which name does not matter.
+    """
 
     class SocketKernelManager(AsyncKernelManager):
         def __init__(self, **options: object) -> None:
             options |= {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
             super().__init__(**options)
             made.append(self)
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
 
     return SocketKernelManager
 

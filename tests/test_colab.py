@@ -14,11 +14,11 @@ import nbformat
 import pytest
 import torch
 import yaml
-from makers import ROOT, SMALL, stop_training
+from makers import ROOT, SMALL, command, stop_training
 
 from helpers.base import config, files
 from helpers.base.errors import Preempted, UserError
-from helpers.study import prepare
+from helpers.study import cli, prepare
 from helpers.train import finetune, loop, pretrain
 
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
@@ -73,6 +73,28 @@ def test_in_a_checkout_the_cell_does_nothing(installs, monkeypatch):
     config.read(config.Data, names | profile)
 
 
+@pytest.mark.parametrize("place", [".", "notebooks", "runs/tiny/notebooks"])
+def test_in_a_checkout_its_own_code_runs(tmp_path, place):
+    """As after `cp -r` of another, which the environment was made for."""
+    (tmp_path / "helpers" / "base").mkdir(parents=True)
+    (tmp_path / "helpers" / "__init__.py").touch()
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    code = f"{SETUP}\nimport helpers\nprint(helpers.__file__)"
+    paths = {"cwd": tmp_path / place, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = command("-c", code, **paths)
+    assert done.stdout.strip() == str(tmp_path / "helpers" / "__init__.py"), done.stderr
+
+
+def test_the_files_of_a_checkout_and_the_code_of_another_are_not_mixed(tmp_path, monkeypatch):
+    (tmp_path / "helpers" / "base").mkdir(parents=True)
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=f"{tmp_path}: is a checkout, but the code is that of {ROOT}"
+    ):
+        cli.command_line(["plan"])
+
+
 def test_in_an_empty_folder_it_installs_beside_the_torch_that_is_there(
     installs, monkeypatch, tmp_path
 ):
@@ -85,9 +107,9 @@ def test_in_an_empty_folder_it_installs_beside_the_torch_that_is_there(
     exec(SETUP, {})
     kept = [f"{name}=={version(name)}" for name in THERE]
     sources = [f"git+{ADDRESS}@{BOOK['branch']}", "elsewhere"]
-    for command, source in zip(installs, sources, strict=True):
-        assert command[:4] == [sys.executable, "-m", "pip", "install"]
-        assert command[-4:] == [*kept, source]
+    for line, source in zip(installs, sources, strict=True):
+        assert line[:4] == [sys.executable, "-m", "pip", "install"]
+        assert line[-4:] == [*kept, source]
     config.read(config.Data, names | config.load_profile("tiny").stage(config.Data))
 
 

@@ -273,6 +273,12 @@ def main() -> None:
 
 def command_line(arguments: list[str] | None = None) -> int | None:
     """Runs a command line; gives its exit status. A wrong option is a `UserError` too."""
+    root, own = files.root().resolve(), Path(__file__).resolve().parents[2]
+    if root != own and (root / "helpers" / "base").is_dir():  # as after `cp -r`
+        raise UserError(
+            f"{root}: is a checkout, but the code is that of {own}; run python -m "
+            "helpers.study.cli there"
+        )
     try:
         return app(arguments, prog_name="small-bench", standalone_mode=False)
     except typer.TyperException as error:

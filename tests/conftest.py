@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+import huggingface_hub.constants
 import kills
-from makers import LONGER, ROOT, make_inputs, run_grid, small_profile, write_study
+from makers import LONGER, ROOT, Hub, make_inputs, run_grid, small_profile, write_study
 
 from helpers.base import config
 from helpers.train import finetune, pretrain
@@ -42,6 +43,20 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The Hub, played by a server here, and an empty cache; its client does not wait."""
+    played, constants = Hub(), huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", played.address)
+    address = f"{played.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    yield played
+    played.server.shutdown()
 
 
 @pytest.fixture(scope="session")

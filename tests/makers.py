@@ -1,12 +1,15 @@
 """What the tests share: small profiles, runs of made-up records, entries, tables read back."""
 
 import ast
+import hashlib
 import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
@@ -165,6 +168,112 @@ def make_folder(root, tasks=("cola", "rte", "stsb"), rows=20):
 def data_stage(runs, data, **changes):
     values = {"documents": 0, "train_rows": 0, "dev_rows": 0, "data": str(data)} | changes
     return config.Data(**small_profile(runs, **values).stage(config.Data))
+
+
+class Hub:
+    """A server with the Hub's paths and headers: data sets and models by commit.
+
+    What `answer` returns of a request, status and headers, goes before; a file named in `breaks`
+    ends after so many bytes, and `asked` tells what was asked and how many bytes were sent.
+    """
+
+    def __init__(self):
+        self.repositories, self.main, self.breaks, self.asked = {}, {}, {}, []
+        self.answer = lambda path: None
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                hub.serve(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def add(self, name, commit, contents):
+        """Files, name to bytes, of a repository, ``datasets/…`` or not, which main is then at."""
+        self.repositories[name, commit] = contents
+        self.main[name] = commit
+
+    def add_folder(self, name, commit, folder):
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        self.add(name, commit, {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths})
+
+    def downloads(self):
+        """Bytes sent of each file."""
+        sent = {}
+        for path, count in self.asked:
+            if found := re.search("/cdn/[^/]+/(.+)", path):
+                sent[found[1]] = sent.get(found[1], 0) + count
+        return sent
+
+    def serve(self, request):
+        path, body, headers = unquote(request.path.partition("?")[0]), b"", {}
+        if told := self.answer(path):
+            status, headers = told
+        elif found := re.fullmatch(r"/(.+)/(resolve|cdn)/([^/]+)/(.+)", path):
+            name, kind, commit, file = found.groups()
+            commit = self.main.get(name) if commit == "main" else commit
+            status, headers, body = self.file(name, commit, file, kind == "resolve", request)
+        else:
+            found = re.fullmatch(r"/api/(datasets/|models/)([^/]+/[^/]+)(.*)", path)
+            status, headers, body = self.about(found)
+        headers = {"Content-Length": str(len(body))} | headers
+        body = b"" if request.command == "HEAD" else body
+        whole = len(body)
+        if "/cdn/" in path and (at := self.breaks.get(file)) is not None:
+            body = body[: max(at - self.offset(request), 0)]
+        self.asked.append((path, len(body)))
+        request.send_response(status)
+        for header in headers.items():
+            request.send_header(*header)
+        request.end_headers()
+        request.wfile.write(body)
+        request.close_connection = len(body) < whole
+
+    def offset(self, request):
+        return int(re.search(r"\d+", request.headers.get("Range", "bytes=0-"))[0])
+
+    def file(self, name, commit, file, resolve, request):
+        content = self.repositories.get((name, commit), {}).get(file)
+        if content is None:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        tag = f'"{hashlib.sha256(content).hexdigest()}"'
+        if resolve:  # a large file lies elsewhere
+            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": tag, "ETag": tag}
+            elsewhere = self.address.replace("127.0.0.1", "localhost")
+            linked |= {
+                "X-Repo-Commit": commit,
+                "Location": f"{elsewhere}/{name}/cdn/{commit}/{file}",
+            }
+            return 302, linked, b""
+        start = self.offset(request)
+        part = (
+            {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        )
+        return 206 if start else 200, {"ETag": tag, **part}, content[start:]
+
+    def about(self, found):
+        name = found and found[1].replace("models/", "") + found[2]
+        if name not in self.main:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        rest = re.fullmatch(r"(?:/(?:revision|tree)/(.+))?", found[3])
+        commit = self.main[name] if rest[1] in (None, "main") else rest[1]
+        if (name, commit) not in self.repositories:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        there = self.repositories[name, commit]
+        told = {"id": found[2], "sha": commit, "siblings": [{"rfilename": n} for n in there]}
+        if found[3].startswith("/tree"):
+            told = [
+                {"type": "file", "path": n, "size": len(content), "oid": "0" * 40}
+                for n, content in there.items()
+            ]
+        return 200, {"Content-Type": "application/json"}, json.dumps(told).encode()
 
 
 HARDWARE = {"device": "cpu", "name": "AMD EPYC 7R13", "threads": 1, "repeatable": True}

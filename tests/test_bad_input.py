@@ -135,6 +135,7 @@ def not_utf8(*values):
 LATIN, SURROGATE = "café".encode("latin-1"), "\ud800".encode("utf-8", "surrogatepass")
 COLA = {"sentence": ["a", "b", "c"], "label": [0, 1, 0]}
 CORPUS, TRAIN = "corpus/a.parquet", "glue/cola/train.parquet"
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n".encode()
 
 SOURCES = {
     "a corpus cut short": (CORPUS, lambda whole: whole[:-9], "a.parquet: not readable as Parquet"),
@@ -184,11 +185,18 @@ SOURCES = {
         {"sentence": pa.array([], pa.string()), "label": pa.array([], pa.int64())},
         r"validation\.parquet: has no rows",
     ),
-    "shards that do not fit": (
-        "glue/cola/train-2.parquet",
-        {"text": ["a"], "label": [0]},
-        r"train-\*\.parquet: columns sentence, label, idx in one file, text, label in another",
+    "a Git LFS pointer for a corpus": (CORPUS, lambda _: POINTER, r"a\.parquet: is a Git LFS poi"),
+    "one for a split": (
+        TRAIN,
+        lambda _: POINTER,
+        r"train\.parquet: is a Git LFS pointer; `git lfs",
     ),
+    "one for a description": (
+        "source.yaml",
+        lambda _: POINTER,
+        r"source\.yaml: is a Git LFS point",
+    ),
+    "a split of one label": (TRAIN, COLA | {"label": [1, 1, 1]}, "label = 1 in all of its 3 rows"),
 }
 
 
@@ -537,6 +545,15 @@ def test_a_fine_tuning_that_diverges_names_task_seed_and_step(run, monkeypatch):
     assert tree(run.folder / "records") == before
 
 
+def test_a_task_that_fails_leaves_the_others_theirs(run, monkeypatch):
+    factors = iter([float("nan")])
+    break_at(monkeypatch, finetune, "loss", 1, lambda loss: loss * next(factors, 1.0))
+    with pytest.raises(UserError, match="scratch on cola, seed 8 diverges"):
+        finetune.run(tuning(run, tasks=["cola", "rte"], seeds=[8]))
+    assert (run.folder / "records" / "scratch" / "rte" / "seed-8.json").exists()
+    assert not (run.folder / "records" / "scratch" / "cola" / "seed-8.json").exists()
+
+
 # --- places that cannot be written -------------------------------------------------------------
 
 
@@ -697,7 +714,7 @@ def test_a_hub_that_answers_garbage(tmp_path, monkeypatch, status, text):
     parameters = config.Data(**small_profile(tmp_path).stage(config.Data, source="hub"))
     with answering(status, text) as address:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        with refused(r"source = 'hub': cannot reach .*embedded.*folder", tmp_path):
+        with refused(r"source = 'hub': \S+ .*embedded.*folder", tmp_path):
             corpus.run(parameters)
 
 
@@ -721,7 +738,7 @@ def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
     with answering(200, b"<html>") as address:
         proxies = {"HTTPS_PROXY": address, "https_proxy": address, "HF_HUB_OFFLINE": "0"}
         done = command("-c", code, json.dumps(values), env=os.environ | proxies)
-    one_line(done, "error: source = 'hub': cannot reach the Hugging Face Hub")
+    one_line(done, "error: source = 'hub': Skylion007/openwebtext cannot be fetched")
     assert not (tmp_path / "small").exists() or not tree(tmp_path / "small")
 
 

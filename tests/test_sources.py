@@ -2,11 +2,13 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from makers import data_stage, make_folder, small_profile
 
-from helpers.base import config, files
+from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import corpus, glue
 from helpers.score import costs
@@ -45,6 +47,7 @@ def test_work_is_counted_from_the_folders_own_rows(tmp_path, folder):
     assert costs.finetuning(profile, "bert", "cola").steps == 5
     piece = folder / "glue" / "cola" / "train.parquet"
     pd.read_parquet(piece).to_parquet(folder / "glue" / "cola" / "train-2.parquet")
+    piece = piece.rename(piece.with_name("train-1.parquet"))
     assert costs.finetuning(profile, "bert", "cola").steps == 10
     assert glue.train_rows("hub", "", "cola") == 8551
     assert glue.train_rows("folder", str(folder), "sst2") == 67349  # the folder lacks it
@@ -181,10 +184,139 @@ def test_a_broken_description_of_a_folder_is_one_clear_line(tmp_path, folder, ch
     assert "\n" not in str(error.value)
 
 
-def test_the_hub_without_a_network_names_the_other_sources(tmp_path):
-    values = small_profile(tmp_path).stage(config.Data) | {"source": "hub"}
-    with pytest.raises(UserError, match=r"cannot reach.*embedded.*folder"):
-        corpus.run(config.Data(**values))
+# --- what people's folders really hold
+
+
+def moved(*names):
+    """A change of a folder of one file, ``a.parquet``, that leaves it under these names."""
+
+    def change(folder):
+        whole = (folder / "a.parquet").read_bytes()
+        (folder / "a.parquet").unlink()
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(whole)
+
+    return change
+
+
+PARTS = "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"
+TWICE = {
+    "a file and its shards": (("train.parquet", *PARTS), "leave one set|leave the one"),
+    "shards of two sizes": (("train-00000-of-00001.parquet", *PARTS), "leave one set"),
+    "a shard that is missing": (PARTS[1:], "1 of 2 files are missing, the first train-00000-of-"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("place", ["corpus", "glue/cola", "tasks/three"])
+def test_rows_are_never_read_twice_nor_in_part(tmp_path, folder, monkeypatch, place, name):
+    names, says = TWICE[name]
+    parameters, read = data_stage(tmp_path, folder), lambda: glue.run(parameters, "cola")
+    source = folder / "glue" / "cola" / "train.parquet"
+    if place == "corpus":
+        source, read = folder / "corpus" / "a.parquet", lambda: corpus.run(parameters)
+    if place == "tasks/three":
+        make_task(folder, train=PARTS[1])
+        monkeypatch.setattr(files, "root", lambda: folder)
+        read = lambda: glue.run(parameters, "three")  # noqa: E731
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    source.rename(folder / place / "a.parquet")
+    moved(*names)(folder / place)
+    if place == "tasks/three" and "missing" not in name:
+        assert read()["rows"]["train"] == 40  # the task names its file
+        return
+    with pytest.raises(UserError, match=says) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+
+
+def make_task(folder, **changes):
+    """A task of one's own in the columns of CoLA, with its dev rows."""
+    place = folder / "tasks" / "three"
+    place.mkdir(parents=True)
+    about = {"title": "Three", "columns": ["sentence"], "labels": ["no", "yes"]}
+    about |= {"metric": "accuracy", "train": "dev.parquet", "validation": "dev.parquet"}
+    (place / "task.yaml").write_text(yaml.safe_dump(about | changes))
+    rows = pd.read_parquet(folder / "glue" / "cola" / "validation.parquet")
+    rows.to_parquet(place / "dev.parquet")
+    return place
+
+
+READ = {
+    "a set of shards": moved(*PARTS),
+    "the Hub's folder": moved(*(f"plain_text/{name}" for name in PARTS)),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_corpus_as_the_hub_lays_it_out(tmp_path, folder, name):
+    (folder / "corpus" / "._a.parquet").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (folder / "corpus" / ".cache").mkdir()
+    (folder / "corpus" / ".cache" / "b.parquet").write_bytes(b"")
+    READ[name](folder / "corpus")
+    made = corpus.run(data_stage(tmp_path, folder))
+    assert made["documents"] + made["held_out"]["documents"] == 60
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a.parquet", "b/a.parquet"], r"Parquet files in \./ and b/"),
+        (["b/a.parquet", "c/a.parquet"], "Parquet files in b/ and c/"),
+        (["partial-train/0000.parquet"], "the Hub converted a part of the data set"),
+    ],
+)
+def test_a_corpus_in_several_folders_or_in_part(tmp_path, folder, names, says):
+    moved(*names)(folder / "corpus")
+    with pytest.raises(UserError, match=says):
+        corpus.run(data_stage(tmp_path, folder))
+
+
+KINDS = {
+    "large": lambda texts: texts.cast(pa.large_string()),
+    "views, as polars writes": lambda texts: texts.cast(pa.string_view()),
+    "a pandas category": lambda texts: texts.dictionary_encode(),
+    "one category": lambda texts: pa.array(["the same"] * len(texts)).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_text_is_read_by_one_rule(tmp_path, folder, monkeypatch, name):
+    texts = pa.array([f"document {n} of the corpus" for n in range(20)])
+    column, labels = KINDS[name](texts), pa.array([0, 1] * 10)
+    pq.write_table(pa.table({"text": column}), folder / "corpus" / "a.parquet")
+    place = folder / "glue" / "cola" / "train.parquet"
+    table = {"sentence": column, "label": labels.dictionary_encode()}
+    pq.write_table(pa.table(table), place)
+    (place.parent / "._train-2.parquet").write_bytes(b"Mac OS X")
+    parameters = data_stage(tmp_path, folder)
+    made = corpus.run(parameters)
+    assert made["documents"] + made["held_out"]["documents"] == 20
+    glue.run(parameters, "cola")
+    read = glue.load(parameters.folder, "cola", "train")
+    assert read["sentence"].tolist() == column.to_pylist()
+    monkeypatch.setattr(files, "root", lambda: folder)
+    named = pa.array(["no", "yes"] * 10).dictionary_encode()
+    make_task(folder, train="train.parquet")
+    pq.write_table(
+        pa.table({"sentence": column, "label": named}), folder / "tasks/three/train.parquet"
+    )
+    glue.run(parameters, "three")
+    assert glue.load(parameters.folder, "three", "train")["label"].tolist() == [0, 1] * 10
+
+
+def test_a_table_of_text_says_its_row(tmp_path, folder, monkeypatch):
+    """A CSV file: digits are text where text is due, and a label that is none is named."""
+    parameters = data_stage(tmp_path, folder)
+    monkeypatch.setattr(files, "root", lambda: folder)
+    place = make_task(folder, train="train.csv") / "train.csv"
+    place.write_text("sentence,label\n1984,yes\n2001,no\n")
+    glue.run(parameters, "three")
+    assert glue.load(parameters.folder, "three", "train")["sentence"].tolist() == ["1984", "2001"]
+    place.write_text("sentence,label\n1984,yes\n2001,nay\n")
+    with pytest.raises(UserError, match="row 1: label = 'nay'; it must be one of no, yes"):
+        glue.run(parameters, "three")
 
 
 def test_the_embedded_world_goes_through_the_same_door(small_run):

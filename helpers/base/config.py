@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from helpers.base.errors import UserError, did_you_mean
-from helpers.base.files import find, resolve
+from helpers.base.files import find, refuse_pointer, resolve
 
 BASE = "profiles/tiny.yaml"
 YAML_LIMIT = 64 * 1024  # bytes; a profile takes 3,000, a submission with 100 seeds about 2,000
@@ -325,6 +325,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > YAML_LIMIT:
             raise UserError(f"{path}: size = {size} bytes: at most {YAML_LIMIT} are read")
+        refuse_pointer(path)
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
     except UserError:
         raise

@@ -17,6 +17,7 @@ from helpers.base.errors import UserError
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package: see setup.py
 MANIFEST = "manifest.json"  # its ``spec`` is the digest of all that the folder follows from
 KEPT = ".manifest.json"  # the same, for work that another attempt left as it was
+LFS = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 
 
 @contextmanager
@@ -137,12 +138,28 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:
+        if isinstance(error, ValueError):
+            refuse_pointer(path)
         raise UserError(f"{path}: damaged, delete it and run its stage again ({error})") from None
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The paths of a pattern, sorted, without hidden ones: systems and tools leave those behind."""
+    found = (path.relative_to(folder) for path in folder.glob(pattern))
+    return sorted(folder / path for path in found if not any(part[0] == "." for part in path.parts))
+
+
+def refuse_pointer(path: Path) -> None:
+    """A Git LFS pointer, which stands in the place of a file, is a :class:`UserError`."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UserError(f"{path}: is a Git LFS pointer; `git lfs pull` fetches the file itself")
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     try:
+        refuse_pointer(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

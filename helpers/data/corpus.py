@@ -14,11 +14,12 @@ from pydantic import BeforeValidator, Field
 
 from helpers.base import config, files, progress
 from helpers.base.errors import UserError, did_you_mean
-from helpers.data import synthetic
+from helpers.data import hub, synthetic
 
 HUB_NAME = "Skylion007/openwebtext"
 SHARD = (20_000, 64_000_000)  # documents and characters of a file, at most
 SCHEMA = pa.schema([("text", pa.string())])
+SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 SOURCE = "source.yaml"
 HELD_OUT = "held_out"  # folder beside the documents that are trained on
 HELD_OUT_BYTES = 4_000_000  # kept of them; what is above is neither kept nor trained on
@@ -49,7 +50,7 @@ def describe(folder: Path) -> dict[str, Any]:
     if not (path.exists() or path.is_symlink()):
         return {}
     found = config.validate(Description, config.read_yaml(path), str(path))
-    there = sorted(place.name for place in folder.glob("glue/*"))
+    there = [place.name for place in files.visible(folder, "glue/*")]
     for task in found.tasks:
         if task not in there:
             hint = did_you_mean(task, there)
@@ -63,17 +64,21 @@ def run(parameters: config.Data) -> dict[str, Any]:
     A hundredth of the documents, and of the first ones a fifth until that makes 200 kB, is held out
     in ``held_out/``: never trained on, chosen by a hash of the text, the same for every tokenizer.
     The manifest it returns holds source, name, documents, words, bytes (UTF-8), skipped (empty
-    documents), held_out and ``content``, the SHA-256 of all texts; for source ``folder`` also what
-    `describe` gives. That and the name are no part of the specification: where they alone have
-    changed, the manifest is brought up to date and nothing is made again.
+    documents), held_out and ``content``, the SHA-256 of all texts; for source ``hub`` also
+    ``shards``, the files read, and for source ``folder`` what `describe` gives. That and the name
+    are no part of the specification: where they alone have changed, the manifest is brought up to
+    date and nothing is made again. A corpus of the Hub stays at the commit it was read at, and one
+    that was cut off goes on from the files in the Hub's cache.
     """
-    wanted, name, texts = _origin(parameters)
+    wanted, name, texts, shards = _origin(parameters)
     about = {"name": name}
     if parameters.source == "folder":
         about["description"] = describe(files.resolve(parameters.data))
         about["name"] = about["description"].get("name", name)
     folder = parameters.folder / "data" / "corpus"
     if done := files.intact_manifest(folder, files.digest(wanted)):
+        if parameters.source == "hub":
+            hub.tell_newer(HUB_NAME, wanted["revision"], f"delete {folder}")
         if about.items() <= done.items():
             return done
         return files.write_manifest(folder, {**done, **about}, list(done["files"]))
@@ -84,6 +89,7 @@ def run(parameters: config.Data) -> dict[str, Any]:
             raise UserError(f"source = {parameters.source!r}: {name} has no document with text")
         manifest = {"spec": files.digest(wanted), "specification": wanted, **about}
         manifest |= counts | {"source": parameters.source}
+        manifest |= {"shards": shards} if shards else {}
         return files.write_manifest(empty, manifest, written)
 
 
@@ -182,6 +188,7 @@ def read(folder: Path) -> Iterator[str]:
 def reading(path: Path) -> Iterator[None]:
     """Turns pyarrow's errors in reading a Parquet file into a line that names it."""
     try:
+        files.refuse_pointer(path)
         yield
     except UserError:
         raise
@@ -197,7 +204,7 @@ def read_file(path: Path) -> Iterator[str]:
         if "text" not in schema.names:
             raise UserError(f"{path}: has no column text (it has {', '.join(schema.names)})")
         kind = schema.field("text").type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if not is_text(kind):
             raise UserError(f"{path}: column text is {kind}; it must be a string")
         for batch in file.iter_batches(1024, columns=["text"]):
             yield from (text or "" for text in decode(batch.column(0), path, "text", row))
@@ -222,67 +229,104 @@ def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | 
     raise AssertionError("a column that cannot be decoded has a text that cannot")
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column is text: a string type of any width, plain or as a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Refuses files that would give rows twice, or a part of them, as their names tell.
+
+    ``train-00002-of-00080.parquet``, as the Hub names them, is one of eighty. A UserError begins
+    with `where`, which the names are relative to.
+    """
+    counted: dict[str, dict[int, set[int]]] = {}
+    plain: list[str] = []
+    for name in names:
+        if part := SHARD_NAME.fullmatch(name):
+            stem, number, count = part[1], int(part[2]), int(part[3])
+            counted.setdefault(stem, {}).setdefault(count, set()).add(number)
+        else:
+            plain.append(name.removesuffix(".parquet"))
+        if re.search(r"(^|/)partial-", name):
+            raise UserError(
+                f"{where}: {name}: the Hub converted a part of the data set; to use it as it is, "
+                "rename its folder"
+            )
+    folders = sorted({name.rpartition("/")[0] for name in [*counted, *plain]})
+    if len(folders) > 1:
+        names = " and ".join(f"{folder or '.'}/" for folder in folders[:2])
+        raise UserError(f"{where}: Parquet files in {names}; leave those of one folder there")
+    for stem, counts in counted.items():
+        count, there = next(iter(counts.items()))
+        shard = f"{stem}-*-of-{count:05d}.parquet"
+        if others := [n for n in plain if n == stem or n.startswith(f"{stem}-")] or [
+            f"{stem}-*-of-{other:05d}" for other in counts if other != count
+        ]:
+            raise UserError(f"{where}: {others[0]}.parquet beside {shard}; leave one set there")
+        if missing := sorted(set(range(count)) - there):
+            raise UserError(
+                f"{where}: {shard}: {len(missing)} of {count} files are missing, the first "
+                f"{stem}-{missing[0]:05d}-of-{count:05d}.parquet; fetch them, or rename the rest"
+            )
+
+
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a source folder, sorted; at least one."""
-    paths = sorted(folder.glob("*.parquet"))
+    """The Parquet files of a corpus, in the folder or in one below it, sorted; at least one."""
+    paths = files.visible(folder, "**/*.parquet")
+    if (folder / files.MANIFEST).exists():  # of a run's own
+        paths = [path for path in paths if path.parent.name != HELD_OUT]
     if not paths:
         what = "holds no *.parquet" if folder.is_dir() else "no such folder"
         raise UserError(f"data: {folder}: {what}; source folder needs corpus/*.parquet")
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: is no file; source folder reads corpus/*.parquet")
+    check_names([path.relative_to(folder).as_posix() for path in paths], f"data: {folder}")
     return paths
 
 
-def _origin(parameters: config.Data) -> tuple[dict[str, Any], str, Iterator[str]]:
-    """What the corpus follows from, its name for a reader, and its texts, not yet read."""
+def _origin(
+    parameters: config.Data,
+) -> tuple[dict[str, Any], str, Iterator[str], list[str]]:
+    """What the corpus follows from, its name for a reader, its texts, not yet read.
+
+    Last a list of the Hub's files, which fills as they are read.
+    """
     wanted: dict[str, Any] = {"source": parameters.source, "documents": parameters.documents}
     if parameters.source == "embedded":
         words, seed = parameters.world_words, parameters.world_seed
         wanted |= {"world_words": words, "world_seed": seed}
         texts = synthetic.documents(parameters.documents, words, seed)
-        return wanted, f"embedded world, {words} words, seed {seed}", texts
+        return wanted, f"embedded world, {words} words, seed {seed}", texts, []
     if parameters.source == "folder":
         folder = files.resolve(parameters.data)
         paths = parquet_files(folder / "corpus")
-        wanted["files"] = {path.name: files.sha256(path) for path in paths}
-        return wanted, f"folder {folder.name}/corpus", read(folder / "corpus")
-    revision = hub_revision(HUB_NAME)
-    wanted |= {"name": HUB_NAME, "revision": revision}
-    return wanted, f"{HUB_NAME} at {revision[:7]}", _hub(revision)
+        names = [path.relative_to(folder / "corpus").as_posix() for path in paths]
+        wanted["files"] = {n: files.sha256(path) for n, path in zip(names, paths, strict=True)}
+        return wanted, f"folder {folder.name}/corpus", read(folder / "corpus"), []
+    commit, names = hub.pinned([parameters.folder / "data" / "corpus"]), []
+    if not commit:
+        commit, names = hub.listing(HUB_NAME)
+    wanted |= {"name": HUB_NAME, "revision": commit}
+    shards: list[str] = []
+    return wanted, f"{HUB_NAME} at {commit[:7]}", _hub(commit, names, shards), shards
 
 
-def hub_revision(name: str) -> str:
-    """The commit that a data set of the Hub stands at today."""
-    from huggingface_hub import HfApi
-
-    with reaching_hub(name):
-        commit = HfApi().dataset_info(name, timeout=10).sha
-        if not re.fullmatch("[0-9a-f]{40}", commit):
-            raise ValueError(f"{commit!r:.20} is no commit")
-        return commit
-
-
-@contextmanager
-def reaching_hub(name: str) -> Iterator[None]:
-    """Turns what goes wrong between here and the Hub into a line that names what else to use."""
-    try:
-        yield
-    except Exception as error:  # the clients raise many kinds: sockets, proxies, HTTP, JSON, Arrow
+def _hub(commit: str, names: list[str], shards: list[str]) -> Iterator[str]:
+    """The documents of the Hub's train split, file by file: each is whole before it is read."""
+    names = names or hub.listing(HUB_NAME, commit)[1]
+    names = sorted(n for n in names if re.fullmatch(r"(\w[^/]*/)*train[^/]*\.parquet", n))
+    where = f"source = 'hub': {HUB_NAME} at {commit[:7]}"
+    if not names:
         raise UserError(
-            f"source = 'hub': cannot reach the Hugging Face Hub for {name} "
-            f"({type(error).__name__}); use source = 'embedded', or source = 'folder' with data ="
-        ) from None
-
-
-def _hub(revision: str) -> Iterator[str]:
-    from datasets import load_dataset
-
-    options = {"split": "train", "streaming": True}
-    with reaching_hub(HUB_NAME):
-        try:
-            stream = load_dataset(HUB_NAME, **options, revision=revision)
-        except RuntimeError:  # the main branch holds a script; the Hub keeps a Parquet copy
-            stream = load_dataset(HUB_NAME, **options, revision="refs/convert/parquet")
-        for row in stream:
-            yield row["text"] or ""
+            f"{where}: holds no train*.parquet (a copy that the Hub converts may end after 5 GB); "
+            + hub.OTHERWISE
+        )
+    check_names(names, where)
+    for name in names:
+        path = hub.download(HUB_NAME, name, commit)
+        shards.append(name)
+        yield from read_file(path)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from helpers.base import config, files
 from helpers.base.errors import UserError, did_you_mean
 from helpers.base.seeding import numpy_generator
-from helpers.data import corpus, synthetic
+from helpers.data import corpus, hub, synthetic
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -32,7 +32,7 @@ class Task:
     official_rows: dict[str, int]  # of GLUE's own splits; scores are read on the second
     small: bool = False  # fine-tuned for more epochs (ELECTRA's recipe)
     swap: bool = False  # train pairs may be doubled by swapping the sentences
-    own: dict[str, Path] = field(default_factory=dict)  # files by split, of a task of your own
+    own: dict[str, list[Path]] = field(default_factory=dict)  # files by split, of one of your own
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -105,29 +105,35 @@ def get(name: str) -> Task:
             + did_you_mean(name, TASKS)
         )
     told = config.validate(OwnTask, config.read_yaml(path), str(path))
-    places = {"train": path.parent / told.train, "validation": path.parent / told.validation}
-    rows = {split: _count_rows(place, _time(place)) for split, place in places.items()}
+    places = {split: _own_files(path.parent / getattr(told, split)) for split in _rows(0, 0)}
+    rows = {s: sum(_count_rows(p, p.stat().st_mtime_ns) for p in places[s]) for s in places}
     shape = (told.title, tuple(told.columns), tuple(told.labels), told.metric, rows)
     return Task(*shape, small=told.small, own=places)
 
 
-def _time(path: Path) -> int:
+def _own_files(path: Path) -> list[Path]:
+    """The file that a task names, with the others where it is one of several by its name."""
     if path.suffix not in (".parquet", ".csv") or not path.is_file():
         raise UserError(f"{path}: no such file; a task's rows are a .parquet or a .csv file")
-    return path.stat().st_mtime_ns
+    if not (part := corpus.SHARD_NAME.fullmatch(path.name)):
+        return [path]
+    paths = files.visible(path.parent, f"{part[1]}-*-of-{part[3]}.parquet")
+    corpus.check_names([path.name for path in paths], str(path.parent))
+    return paths
 
 
 @lru_cache
 def _count_rows(path: Path, _: int) -> int:
     if path.suffix == ".csv":
-        return len(_read_csv(path))
+        return len(_read_csv(path, ()))
     with corpus.reading(path):
         return pq.read_metadata(path).num_rows
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, texts: Iterable[str]) -> pd.DataFrame:
+    files.refuse_pointer(path)
     try:
-        return pd.read_csv(path, keep_default_na=False)
+        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(texts, "str"))
     except (ValueError, OSError) as error:  # pandas' own are kinds of ValueError
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not readable as CSV in UTF-8 ({line})") from None
@@ -135,9 +141,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _split_files(folder: Path, task: str, split: str) -> list[Path]:
     if own := get(task).own:
-        return [own[split]]
+        return own[split]
     here = folder / "glue" / task
-    return sorted([*here.glob(f"{split}.parquet"), *here.glob(f"{split}-*.parquet")])
+    whole, shards = here / f"{split}.parquet", files.visible(here, f"{split}-*.parquet")
+    if whole.exists() and shards:
+        raise UserError(f"{whole}: {shards[0].name} is beside it; leave the one or the others")
+    corpus.check_names([path.name for path in shards], str(here))
+    return [whole] if whole.exists() else shards
 
 
 def available(source: str, data: str, tasks: list[str]) -> list[str]:
@@ -172,7 +182,11 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         if value:
             raise UserError(f"{where}: row {value[0]}: {column} = {value[1]!r}; it must be text")
     label = table["label"]
-    if task.own and label.isin(task.labels).all():  # by name
+    if task.own and task.labels and label.map(lambda value: isinstance(value, str)).any():
+        if value := _first(label, ~label.isin(task.labels)):
+            names = ", ".join(task.labels)
+            line = f"{where}: row {value[0]}: label = {value[1]!r}; it must be one of {names}"
+            raise UserError(line)
         label = label.map(task.labels.index)
     if not (types.is_integer_dtype(label) or types.is_float_dtype(label)):
         raise UserError(f"{where}: label is {label.dtype}; it must be a number")
@@ -223,7 +237,7 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     Other columns may be of any type; they are read where one of the texts is missing.
     """
     if path.suffix == ".csv":
-        return _read_csv(path)
+        return _read_csv(path, columns)
     with corpus.reading(path):
         table = pq.read_table(path)
         wanted = [*columns, "label", "idx"]
@@ -233,34 +247,40 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             table.validate(full=True)
         except pa.ArrowInvalid:
             for column in table.column_names:
-                if pa.types.is_string(table[column].type):
+                if corpus.is_text(table[column].type):
                     corpus.decode(table[column], path, column)
             raise
+        for number, field_ in enumerate(table.schema):
+            if pa.types.is_dictionary(field_.type):  # a pandas category
+                plain = table[field_.name].cast(field_.type.value_type)
+                table = table.set_column(number, field_.name, plain)
         return table.to_pandas(ignore_metadata=True)
 
 
 def read_folder(folder: Path, name: str, split: str) -> pd.DataFrame | None:
     """One split of a folder, as :func:`check` gives it; None where there is no such file."""
     paths = _split_files(folder, name, split)
-    if not paths:
-        return None
+    return _read_files(paths, name) if paths else None
+
+
+def _read_files(paths: list[Path], name: str) -> pd.DataFrame:
+    where = f"{paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
     tables = [read_parquet(path, get(name).columns) for path in paths]
     for table in tables[1:]:
         if sorted(table) != sorted(tables[0]):
             raise UserError(
-                f"{folder}/glue/{name}/{split}-*.parquet: columns {', '.join(table)} in one file, "
-                f"{', '.join(tables[0])} in another; they must be the same"
+                f"{where}: columns {', '.join(table)} in one file, {', '.join(tables[0])} in "
+                "another; they must be the same"
             )
-    where = str(paths[0]) if get(name).own else f"{folder}/glue/{name}/{split}.parquet"
     return check(pd.concat(tables, ignore_index=True), get(name), where)
 
 
-def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str, Any]:
+def run(parameters: config.Data, name: str) -> dict[str, Any]:
     """Brings one task into the run's folder, ``data/glue/<task>/``; does nothing twice.
 
-    `hub_revision` is the commit of ``nyu-mll/glue``, for source ``hub``. The manifest it returns
-    holds rows by split, ``reduced`` (splits that have not GLUE's row count) and ``complete`` (the
-    source claims to be GLUE and no split is reduced).
+    The tasks of a run are of one commit of ``nyu-mll/glue``, for source ``hub``: today's, when the
+    first is read. The manifest it returns holds rows by split, ``reduced`` (splits that have not
+    GLUE's row count) and ``complete`` (the source claims to be GLUE and no split is reduced).
     """
     task = get(name)
     source = "folder" if task.own else parameters.source
@@ -269,19 +289,26 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
     seed = parameters.world_seed
     embedded = {"world_words": parameters.world_words, "world_seed": seed}
     wanted |= embedded if source == "embedded" else {"seed": seed}
+    paths: dict[str, list[Path]] = {}
+    names: list[str] = []
     if source == "folder":
         folder = files.resolve(parameters.data)
-        paths = [path for split in limits for path in _split_files(folder, name, split)]
-        wanted |= {"files": {path.name: files.sha256(path) for path in paths}}
+        paths = {split: _split_files(folder, name, split) for split in limits}
+        every = [path for split in limits for path in paths[split]]
+        wanted |= {"files": {path.name: files.sha256(path) for path in every}}
     if source == "hub":
-        wanted |= {"revision": hub_revision}
+        if not (commit := commit_read(parameters.folder)):
+            commit, names = hub.listing(HUB_NAME)
+        wanted |= {"revision": commit}
     target = parameters.folder / "data" / "glue" / name
     if done := files.intact_manifest(target, files.digest(wanted)):
         return done
+    if source == "hub":
+        paths = _download(name, commit, names)
     with files.building(target) as empty:
         rows = {}
         for split in task.splits:
-            table = _read(parameters, name, split, wanted)
+            table = _read(parameters, name, split, source, paths.get(split, []))
             if len(table):
                 rows[split] = len(table)
                 with files.replacing(empty / f"{split}.parquet") as temporary:
@@ -300,33 +327,52 @@ def run(parameters: config.Data, name: str, hub_revision: str = "") -> dict[str,
         return files.write_manifest(empty, manifest, [f"{split}.parquet" for split in rows])
 
 
+def commit_read(run: Path) -> str:
+    """The commit of ``nyu-mll/glue`` that the tasks of a run are of; empty without any."""
+    return hub.pinned(files.visible(run / "data" / "glue", "*"))
+
+
+def _download(name: str, commit: str, names: list[str]) -> dict[str, list[Path]]:
+    """The files of a task of the Hub, by split; `names` are all that the commit has, if known."""
+    names, found = names or hub.listing(HUB_NAME, commit)[1], {}
+    where = f"source = 'hub': {HUB_NAME} at {commit[:7]}"
+    for split in get(name).splits:
+        mine = sorted(n for n in names if re.fullmatch(rf"{name}/{split}(-.*)?\.parquet", n))
+        corpus.check_names(mine, where)
+        if not mine:
+            raise UserError(f"{where}: holds no {name}/{split}*.parquet; {hub.OTHERWISE}")
+        found[split] = [hub.download(HUB_NAME, file, commit) for file in mine]
+    return found
+
+
 def _limits(parameters: config.Data, task: Task) -> dict[str, int]:
     train, dev = parameters.train_rows, parameters.dev_rows
     return {split: train if split == "train" else dev for split in task.splits}
 
 
-def _read(parameters: config.Data, name: str, split: str, wanted: dict[str, Any]) -> pd.DataFrame:
+def _read(
+    parameters: config.Data, name: str, split: str, source: str, paths: list[Path]
+) -> pd.DataFrame:
     """A checked split of the source; empty for MNLI's mismatched one where a folder lacks it."""
-    task, limit, where = get(name), wanted["limits"][split], f"{name}/{split}"
-    if wanted["source"] == "embedded":
-        words, seed = parameters.world_words, parameters.world_seed
-        rows = synthetic.rows(name, split, limit, words, seed)
-        return check(pd.DataFrame(rows, columns=[*task.columns, "label"]), task, where)
-    if wanted["source"] == "folder":
+    task, where = get(name), f"{name}/{split}"
+    limit, seed = _limits(parameters, task)[split], parameters.world_seed
+    if source == "embedded":
+        rows = synthetic.rows(name, split, limit, parameters.world_words, seed)
+        table = check(pd.DataFrame(rows, columns=[*task.columns, "label"]), task, where)
+    elif paths:
+        table, where = _read_files(paths, name), str(paths[0])
+    elif split in task.splits[:2]:
         folder = files.resolve(parameters.data)
-        table = read_folder(folder, name, split)
-        if table is None:
-            if split in task.splits[:2]:
-                raise UserError(f"data: {folder}/glue/{where}.parquet: no such file")
-            return pd.DataFrame()
+        raise UserError(f"data: {folder}/glue/{where}.parquet: no such file")
     else:
-        from datasets import load_dataset
-
-        with corpus.reaching_hub(HUB_NAME):
-            data = load_dataset(HUB_NAME, name, split=split, revision=wanted["revision"])
-            table = data.to_pandas()
-        table = check(table, task, where)
-    return cap(table, limit, parameters.world_seed, name, split)
+        return pd.DataFrame()
+    table = cap(table, limit, seed, name, split)
+    if table["label"].nunique() < 2:
+        raise UserError(
+            f"{where}: label = {table['label'][0]} in all of its {len(table)} rows; to train and "
+            "to score takes two values"
+        )
+    return table
 
 
 def load(folder: Path, name: str, split: str) -> pd.DataFrame:
@@ -358,11 +404,12 @@ def digest_dev(tables: dict[str, pd.DataFrame]) -> str:
     return files.digest(found)
 
 
-def prepare(parameters: config.Data) -> dict[str, dict[str, Any]]:
-    """Runs :func:`run` for every task the source has; task to manifest."""
-    revision = corpus.hub_revision(HUB_NAME) if parameters.source == "hub" else ""
-    names = available(parameters.source, parameters.data, list(TASKS))
-    return {name: run(parameters, name, revision) for name in names}
+def prepare(parameters: config.Data, tasks: Iterable[str] = TASKS) -> dict[str, dict[str, Any]]:
+    """Runs :func:`run` for every task that the source has; task to manifest."""
+    if parameters.source == "hub" and (commit := commit_read(parameters.folder)):
+        hub.tell_newer(HUB_NAME, commit, f"delete {parameters.folder / 'data' / 'glue'}")
+    names = available(parameters.source, parameters.data, list(tasks))
+    return {name: run(parameters, name) for name in names}
 
 
 def finished(parameters: config.Data) -> dict[str, dict[str, Any]] | None:

@@ -213,7 +213,7 @@ def _of_folder(name: str) -> Spec:
     path = root() / "models" / name / "config.json"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or not path.is_file():
         raise UserError(f"model = {name!r}: not in the registry; {did_you_mean(name, REGISTRY)}")
-    if weights := [one for kind in WEIGHTS for one in sorted(path.parent.glob(kind))]:
+    if weights := [one for kind in WEIGHTS for one in files.visible(path.parent, kind)]:
         raise UserError(
             f"model = {name!r}: models/{name} holds weights, {weights[0].name}: it is scored, "
             f"small-bench score models/{name}, not pre-trained; to pre-train its configuration, "

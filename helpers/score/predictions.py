@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from helpers.base import files
 from helpers.base.errors import UserError
-from helpers.data import glue
+from helpers.data import corpus, glue
 from helpers.train import records
 
 UNPACKED_LIMIT = 16 * 2**20
@@ -112,19 +112,13 @@ def read_splits(
 
 def _open(path: Path, task: glue.Task, own: bool) -> pa.Table:
     """A file's table, read only when its schema and sizes are those of predictions."""
-    try:
-        # As a dictionary, a long text that is repeated in every row takes its memory once.
-        with pq.ParquetFile(path, read_dictionary=["split"]) as file:
-            _check_schema(path, file.schema_arrow, task)
-            if not own:
-                _check_sizes(path, file.metadata, task)
-            table = file.read()
-            table.validate(full=True)
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable as Parquet ({line})") from None
+    # As a dictionary, a long text that is repeated in every row takes its memory once.
+    with corpus.reading(path), pq.ParquetFile(path, read_dictionary=["split"]) as file:
+        _check_schema(path, file.schema_arrow, task)
+        if not own:
+            _check_sizes(path, file.metadata, task)
+        table = file.read()
+        table.validate(full=True)
     for column in COLUMNS:
         if table[column].null_count:
             raise UserError(f"{path}: {column} = null: every row needs a value")

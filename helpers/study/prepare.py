@@ -93,8 +93,7 @@ def _corpus(study: config.Profile) -> None:
 def _tasks(study: config.Profile, tasks: list[str]) -> None:
     for name in tasks:
         if _lacks(study, "01_data", f"data/glue/{name}"):
-            revision = corpus.hub_revision(glue.HUB_NAME) if study.source == "hub" else ""
-            glue.run(config.Data(**study.stage(config.Data)), name, revision)
+            glue.run(config.Data(**study.stage(config.Data)), name)
 
 
 def _packed(study: config.Profile, kind: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from helpers.base import config, files
 from helpers.base.progress import duration
 from helpers.base.text import quantity
-from helpers.data import corpus, glue, tokenizer
+from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.pages import beside
 from helpers.study import notebook
@@ -49,7 +49,7 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
     tasks = glue.available(profile.source, profile.data, profile.tasks)
     loop.begin(profile.threads)
     manifest = foreign.bring(profile.folder, model)
-    _prepare(profile, tasks)
+    glue.prepare(config.Data(**profile.stage(config.Data)), tasks)
     values = profile.stage(config.Finetune, model=manifest["model"], tasks=tasks)
     parameters = config.validate(config.Finetune, values, "score")
     _say(manifest, parameters, plan(parameters))
@@ -65,14 +65,6 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
         show(profile.folder, manifest["model"], group)
     print(f"open {os.path.relpath(out)}")
     return 0
-
-
-def _prepare(profile: config.Profile, tasks: list[str]) -> None:
-    """Brings the tasks' data into the run."""
-    data = config.Data(**profile.stage(config.Data))
-    revision = corpus.hub_revision(glue.HUB_NAME) if data.source == "hub" else ""
-    for name in tasks:
-        glue.run(data, name, revision)
 
 
 def plan(parameters: config.Finetune) -> list[Plan]:

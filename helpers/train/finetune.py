@@ -256,7 +256,8 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
 
     Writes ``records/<model>/<task>/`` in the run's folder: ``seed-<n>.json`` and
     ``seed-<n>.parquet`` (predictions of the validation split) as each run ends, and, last,
-    ``manifest.json``. Gives the records, task by task, seed by seed.
+    ``manifest.json``. Gives the records, task by task, seed by seed. Where the model diverges on a
+    task, the others are done before that is raised.
     """
     cells, tok = _open(parameters)
     if parameters.protocol == "tuned":
@@ -264,23 +265,36 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     steps = [count_steps(c.parameters, c.name, c.data["rows"]["train"]) for c in cells]
     total = sum(steps) * len(parameters.seeds)
     bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
-    every = []
+    every, failed = [], []
     for cell, count in zip(cells, steps, strict=True):
-        splits: dict[str, Encoded] = {}
-        written, vouched = [], cell.vouched()
-        for seed in parameters.seeds:
-            bar.set_postfix_str(f"{cell.name}, seed {seed}", refresh=False)
-            record = cell.record(seed, vouched)
-            if record is not None:
-                bar.skip(count)
-            else:
-                splits = splits or _encode(cell, tok)
-                with files.lock(cell.folder):
-                    record = _finetune(cell, seed, tok, splits, bar)
-            written += [f"seed-{seed}.json", f"seed-{seed}.parquet"]
-            every.append(record)
-        files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, written)
+        try:
+            every += _run_cell(cell, tok, count, bar)
+        except Diverged as error:
+            failed.append(error)
     bar.close()
+    if failed:
+        raise Diverged("; ".join(map(str, failed)))
+    return every
+
+
+def _run_cell(
+    cell: _Cell, tok: PreTrainedTokenizerBase, steps: int, bar: progress.Progress
+) -> list[dict[str, Any]]:
+    """The records of a cell, seed by seed, each there or made in so many steps."""
+    every, splits = [], {}
+    written, vouched = [], cell.vouched()
+    for seed in cell.parameters.seeds:
+        bar.set_postfix_str(f"{cell.name}, seed {seed}", refresh=False)
+        record = cell.record(seed, vouched)
+        if record is not None:
+            bar.skip(steps)
+        else:
+            splits = splits or _encode(cell, tok)
+            with files.lock(cell.folder):
+                record = _finetune(cell, seed, tok, splits, bar)
+        written += [f"seed-{seed}.json", f"seed-{seed}.parquet"]
+        every.append(record)
+    files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, written)
     return every
 
 

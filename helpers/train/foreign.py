@@ -7,7 +7,7 @@ without any head, configuration, tokenizer, manifest. No code of the checkpoint'
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import files
 from helpers.base.errors import UserError, did_you_mean
-from helpers.data import glue, tokenizer
+from helpers.data import glue, hub, tokenizer
 from helpers.model import registry
 from helpers.train import checkpoint, heads, loop, records
 
@@ -58,8 +58,7 @@ def resolve(model: str) -> Source:
     """
     if not model:
         raise UserError("model = '': give an id of the Hub, owner/name[@revision], or a folder")
-    places = [Path(model).expanduser(), files.resolve(model), files.resolve("models") / model]
-    if folder := next((place for place in places if place.is_dir()), None):
+    if folder := _local(model):
         title = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
         found = Source(_transformer(folder), title or "checkpoint")
     elif named := HUB_ID.fullmatch(model):
@@ -72,14 +71,40 @@ def resolve(model: str) -> Source:
             f"model = {model!r}: neither a folder nor an id of the Hub, owner/name[@revision]; "
             + hint
         )
-    paths = [path for kind in WEIGHTS for path in sorted(found.folder.glob(kind))]
+    paths = [path for kind in WEIGHTS for path in files.visible(found.folder, kind)]
     if not (found.folder / "config.json").is_file():
         raise found.refused("has no config.json; a folder that save_pretrained wrote has one")
     if not paths:
         raise found.refused(f"holds no weights, neither {' nor '.join(WEIGHTS)}")
+    for index in files.visible(found.folder, f"*{paths[0].suffix}.index.json"):
+        with _one_line(found, f"its {index.name} cannot be read"):
+            shards = set(files.read_json(index)["weight_map"].values())
+        if missing := sorted(shards - {path.name for path in paths}):
+            raise found.refused(f"lacks {missing[0]}, which {index.name} names")
     hashes = {path.name: files.sha256(path) for path in paths if path.suffix == paths[0].suffix}
     weights = next(iter(hashes.values())) if len(hashes) == 1 else files.digest(hashes)
     return Source(found.folder, found.title, found.commit, weights)
+
+
+def _local(model: str) -> Path | None:
+    places = [Path(model).expanduser(), files.resolve(model), files.resolve("models") / model]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _brought(run: Path, model: str) -> dict[str, Any] | None:
+    """The manifest of an id of the Hub that a run has, whole, at any commit or the one given."""
+    if _local(model) or not (named := HUB_ID.fullmatch(model)):
+        return None
+    for path in files.visible(run / "models", f"*/{files.MANIFEST}"):
+        with suppress(UserError):  # another's, damaged
+            about = files.read_manifest(path)
+            told = about.get("checkpoint", {})
+            same = told.get("source") == named[1] and named[2] in (None, told["commit"])
+            if same and files.intact_manifest(path.parent, about["spec"]):
+                if not named[2]:
+                    hub.tell_newer(named[1], told["commit"], f"give {model}@main", "model")
+                return about
+    return None
 
 
 def _transformer(folder: Path) -> Path:
@@ -96,7 +121,7 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str, str]:
     from huggingface_hub import snapshot_download
 
     commit, place = revision, Path()
-    with _reaching_hub(repository, revision):
+    with hub.reaching(f"model = {repository!r}:", "or give a folder"):
         for kind in WEIGHTS:  # the second where there is none of the first
             wanted = {"allow_patterns": [*SMALL, kind], "ignore_patterns": ["*/*"]}
             place = Path(snapshot_download(repository, revision=commit, **wanted))
@@ -106,36 +131,18 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str, str]:
     return place, repository, place.name
 
 
-@contextmanager
-def _reaching_hub(repository: str, revision: str | None) -> Iterator[None]:
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        why = "is gated: accept its conditions on huggingface.co and log in with `hf auth login`"
-    except errors.RevisionNotFoundError:
-        why = f"has no revision {revision!r} on the Hub"
-    except errors.RepositoryNotFoundError:
-        why = "is not on the Hub, or is private: then log in with `hf auth login`"
-    except errors.LocalEntryNotFoundError:
-        why = "is not in the Hub's cache here and the Hub cannot be reached; give a folder"
-    except Exception as error:  # sockets, proxies, HTTP, a full disk
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        why = f"cannot be had from the Hub ({line}); give a folder"
-    else:
-        return
-    raise UserError(f"model = {repository!r}: {why}")
-
-
 def bring(run: Path, model: str) -> dict[str, Any]:
     """Brings a checkpoint into ``<run>/models/<name>/``; does nothing twice. Gives the manifest.
+
+    An id of the Hub without a revision is the commit that the run has, else today's.
 
     Its fields are those that pre-training leaves, with nothing known of the pre-training, and
     ``checkpoint`` (`records.Checkpoint`).
     """
+    if done := _brought(run, model):
+        return done
     source = resolve(model)
-    others = [path for pattern in SMALL for path in sorted(source.folder.glob(pattern))]
+    others = [path for pattern in SMALL for path in files.visible(source.folder, pattern)]
     wanted = {
         "stage": "checkpoint",
         "weights": source.weights,
@@ -219,7 +226,8 @@ def _one_line(source: Source, what: str) -> Iterator[None]:
 
 def _check_memory(source: Source, about: PretrainedConfig) -> None:
     """Weights, gradients and Adam's two moments, in float32, must fit."""
-    size = sum(path.stat().st_size for kind in WEIGHTS for path in source.folder.glob(kind))
+    paths = [path for kind in WEIGHTS for path in files.visible(source.folder, kind)]
+    size = sum(path.stat().st_size for path in paths)
     wanted = 4 * size * (2 if "16" in str(about.dtype) else 1)
     if registry.device().type == "cuda":
         there = torch.cuda.mem_get_info()[1]
@@ -242,7 +250,7 @@ def _open(source: Source) -> tuple[nn.Module, list[str]]:
             local_files_only=True,
             trust_remote_code=False,
             weights_only=True,
-            use_safetensors=any(source.folder.glob(WEIGHTS[0])),
+            use_safetensors=any(files.visible(source.folder, WEIGHTS[0])),
         )
     missing = sorted(found["missing_keys"])
     if lost := [name for name in missing if "pooler." not in name]:

@@ -259,7 +259,7 @@ def test_metrics_are_evaluate_metrics_that_need_no_network():
 
 
 @pytest.mark.parametrize("name", glue.TASKS)
-def test_a_constant_prediction_is_scored_with_a_note_and_never_nan(name):
+def test_a_constant_is_scored_with_a_note_and_never_nan(name):
     task = glue.get(name)
     _, truth = draw(task)
     score, found, note = metrics.score(name, np.zeros_like(truth), truth)
@@ -267,6 +267,9 @@ def test_a_constant_prediction_is_scored_with_a_note_and_never_nan(name):
     assert all(np.isfinite(value) for value in found.values())
     share = 100 * (truth == 0).mean()
     assert score == pytest.approx(share if task.metric == "accuracy" else 0.0)
+    score, found, note = metrics.score(name, truth, np.zeros_like(truth))  # labels all alike
+    assert np.isfinite([score, *found.values()]).all()
+    assert note == ""
 
 
 def test_predictions_that_are_not_finite_are_refused():

@@ -333,7 +333,9 @@ def test_a_name_or_title_belongs_to_one_entry(entry):
     write_statement(other, stated(entry) | {"name": "other"})
     big = shutil.copytree(entry, entry.with_name("MINE"))
     write_statement(big, stated(entry) | {"name": "MINE", "title": "Third"})
+    (entry.parent / ".DS_Store").write_bytes(b"macOS")
     found = {e.name: e.error for e in check.check(entry.parent, FIGURES, Labels())}
+    assert set(found) == {"MINE", "mine", "other"}
     assert found["MINE"] == ""
     assert found["mine"].endswith("name = 'mine': is MINE's; each entry has its own")
     assert "title = 'Model mine': is mine's" in found["other"]

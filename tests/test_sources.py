@@ -314,6 +314,8 @@ def test_a_table_of_text_says_its_row(tmp_path, folder, monkeypatch):
     place.write_text("sentence,label\n1984,yes\n2001,no\n")
     glue.run(parameters, "three")
     assert glue.load(parameters.folder, "three", "train")["sentence"].tolist() == ["1984", "2001"]
+    place.write_text("sentence,label\n1984,yes\n,no\n2001,no\n")
+    assert glue.run(parameters, "three")["rows"]["train"] == 3
     place.write_text("sentence,label\n1984,yes\n2001,nay\n")
     with pytest.raises(UserError, match="row 1: label = 'nay'; it must be one of no, yes"):
         glue.run(parameters, "three")

@@ -294,8 +294,8 @@ def run(parameters: config.Data, name: str) -> dict[str, Any]:
     if source == "folder":
         folder = files.resolve(parameters.data)
         paths = {split: _split_files(folder, name, split) for split in limits}
-        every = [path for split in limits for path in paths[split]]
-        wanted |= {"files": {path.name: files.sha256(path) for path in every}}
+        named = {f"{s}/{p.name}" if task.own else p.name: p for s in limits for p in paths[s]}
+        wanted |= {"files": {name: files.sha256(path) for name, path in named.items()}}
     if source == "hub":
         if not (commit := commit_read(parameters.folder)):
             commit, names = hub.listing(HUB_NAME)

@@ -59,17 +59,17 @@ def score(
 ) -> tuple[float, dict[str, float], str]:
     """The headline score x 100, metrics by name, and a note: empty, or ``CONSTANT``.
 
-    Predictions and references are int64 [n] classes, or float [n] for STS-B. A correlation with a
+    Predictions and references are int64 [n] classes, or float [n] for STS-B. A correlation of a
     constant has no value and is scored 0; an accuracy stays what it is, the share of that class,
     so that it compares with other people's. A prediction that is not finite is a ValueError.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if not np.isfinite(predictions).all():
         raise ValueError(f"{task}: a prediction is not finite")
-    constant = len(np.unique(predictions)) == 1
-    if constant and not glue.get(task).labels:
+    constant, alike = (len(np.unique(values)) == 1 for values in (predictions, references))
+    if (constant or alike) and not glue.get(task).labels:
         names = (glue.get(task).metric,) if glue.get(task).own else ("spearman", "pearson")
-        return 0.0, dict.fromkeys(names, 0.0), CONSTANT
+        return 0.0, dict.fromkeys(names, 0.0), CONSTANT * constant
     metric = GlueMetric(config_name=task, keep_in_memory=True)
     values = metric.compute(predictions=predictions, references=references)
     return 100 * values[glue.get(task).metric], values, CONSTANT if constant else ""

@@ -326,7 +326,7 @@ def check(folder: Path, figures: Mapping[str, Any], labels: Labels) -> list[Entr
         raise UserError(f"{folder}: no such folder")
     found: list[Entry] = []
     first: dict[tuple[str, str], str] = {}
-    for path in sorted(folder.iterdir()):
+    for path in files.visible(folder, "*"):
         entry = check_entry(path, figures, labels)
         for name in ("name", "title") if entry.stated else ():
             value = getattr(entry.stated, name)

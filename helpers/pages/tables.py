@@ -32,7 +32,7 @@ COMPARISONS = "comparisons.json"
 BELOW = " ▾"  # behind a score that is not above the bag of words
 BITS = "Held-out bits per byte"
 Labels = dict[str, dict[str, pd.DataFrame]]  # task to dev split to rows with idx and label
-WORDS = "text-align: left; white-space: normal"
+WORDS = "text-align: left; white-space: normal; min-width: 7rem"
 
 
 def show(
@@ -261,9 +261,6 @@ def headline(view: View) -> pd.DataFrame:
         if len(main) < len(view.present):
             every = view.over_seeds(model, view.present)
             row[mean_name(view, view.present)] = every.median
-        other, ran = _control(view, model)
-        gain = found[model].median - found[other].median if ran else math.nan
-        row["Above its control"] = math.nan if math.isnan(gain) else f"{gain:+.2f}"
         rows.append(row)
     return pd.DataFrame(rows).set_index("Model")
 
@@ -384,7 +381,7 @@ def facts(view: View) -> pd.DataFrame:
 def records(view: View) -> pd.DataFrame:
     """The records behind every cell; the first of each has the anchor that figures link to."""
     found, seen = [], set()
-    for model in view.models:
+    for model in view.rows:
         for task in view.tasks:
             for row in view.of(model, task).to_dict("records"):
                 names = [names for names in ((model,), (model, task)) if names not in seen]

@@ -67,7 +67,7 @@ def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) 
     number = list(published["sources"]).index(figure["source"]) + 1
     value = figure["value"]
     text = value if isinstance(value, str) else f"{value:.{decimals}f}"
-    mark = link(number, f"../book/references.html#source-{number}")
+    mark = link(f"[{number}]", f"../book/references.html#source-{number}")
     return html('{}<sup title="{}">{}</sup>', text, published["statuses"][figure["status"]], mark)
 
 

@@ -22,6 +22,7 @@ from helpers.train import batches, finetune, floor, foreign, heads, loop
 STEPS = 3  # of training that are timed
 FORWARD = 3  # a step takes about as long as so many forward passes
 STAGE = "04_finetune"
+REDUCED = "† fewer or other rows than GLUE's own"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
 
     task: str
     rows: dict[str, int]
+    whole: bool  # they are GLUE's own
     seeds: list[int]
     seconds: float  # at most, by a step that was timed
 
@@ -71,11 +73,12 @@ def plan(parameters: config.Finetune) -> list[Plan]:
     """What is left, task by task, with the time that it will take."""
     found = []
     for name, (seeds, steps) in finetune.left(parameters).items():
-        rows = files.find_manifest(parameters.folder / "data" / "glue" / name)["rows"]
+        data = files.find_manifest(parameters.folder / "data" / "glue" / name)
+        rows, whole = data["rows"], data["complete"] or bool(glue.get(name).own)
         others = sum(count for split, count in rows.items() if split != "train")
         passes = len(seeds) * others / parameters.finetune_batch_size / FORWARD
         seconds = (steps + passes) * time_step(parameters, name) if seeds else 0.0
-        found.append(Plan(name, rows, seeds, seconds))
+        found.append(Plan(name, rows, whole, seeds, seconds))
     return found
 
 
@@ -115,8 +118,10 @@ def _say(manifest: dict[str, Any], parameters: config.Finetune, plans: list[Plan
     print(f"{'task':<8}{'train rows':>12}{'dev rows':>10}{'seeds left':>12}{'time':>14}")
     for one in plans:
         train, dev = one.rows["train"], one.rows[glue.get(one.task).validation]
-        took = duration(one.seconds)
-        print(f"{one.task:<8}{train:>12,}{dev:>10,}{len(one.seeds):>12}{took:>14}")
+        took, name = duration(one.seconds), one.task + " †" * (not one.whole)
+        print(f"{name:<8}{train:>12,}{dev:>10,}{len(one.seeds):>12}{took:>14}")
+    if not all(one.whole for one in plans):
+        print(REDUCED)
     cores = f"{parameters.threads} CPU thread{'s' * (parameters.threads > 1)}"
     most = "at most " if parameters.protocol == "tuned" else ""
     machine = "the GPU" if registry.device().type == "cuda" else cores
@@ -129,7 +134,7 @@ def show(run: Path, model: str, tasks: list[str]) -> None:
     table = beside.table(view, model)
     print(f"\n{table.rename_axis(None).to_string(float_format='%.2f', na_rep='–')}\n")
     if any("†" in str(column) for column in table.columns):
-        print("† fewer rows than GLUE's own")
+        print(REDUCED)
     if changed := beside.differences(view):
         said = ", ".join(f"{name} {value}" for name, value in changed.items())
         print(f"the kept run's models were fine-tuned otherwise: {said}")

@@ -200,8 +200,6 @@ def test_speeds_are_those_of_the_file_in_one_number_format(cost):
         found = [row for row in rows[line["Work"]] if row["ratio"] == line["Ratio"]]
         assert len(found) == 1
         assert "float32" not in found[0]["work"] + found[0]["reference"].replace("bfloat16", "")
-    aimed = [row for row in cost.names["bench"]["rows"] if row["goal"]]
-    assert cost.numbers["met"] == sum(row["ratio"] >= row["goal"] for row in aimed)
 
 
 def test_losses_of_both_sides_differ_as_the_page_says(cost):

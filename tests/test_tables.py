@@ -56,7 +56,7 @@ def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
     number = list(published["sources"]).index(figure["source"]) + 1
     text = str(paper.cited(figure, published))
     assert text.startswith(f'{figure["value"]:.2f}<sup title="read at the source">')
-    assert f'href="../book/references.html#source-{number}">{number}</a>' in text
+    assert f'href="../book/references.html#source-{number}">[{number}]</a>' in text
     assert f'id="source-{number}"' in str(paper.sources(published).loc[number, "Source"])
     nasty = paper.cited(figure | {"value": "<b>"}, published)
     assert str(nasty).startswith("&lt;b&gt;")
@@ -226,11 +226,6 @@ def test_what_pretraining_is_worth_is_the_difference_to_the_same_architecture(tm
     assert absent["Control"] == "scratch-deberta, not run"
     assert absent[["Difference", "Error", "95 % to"]].isna().all()
     assert pd.isna(found.loc["scratch", "Control"])
-    gains = {row["Model"]: row["Above its control"] for row in shown(tables.headline(run))}
-    assert gains == {
-        **{"BERT": "+5.00", "RoBERTa": "+5.00", "ELECTRA-DeBERTa": "–"},
-        **{"scratch": "–", "scratch-roberta": "–"},
-    }
 
 
 def test_run_shows_budget_hardware_and_versions(embedded):

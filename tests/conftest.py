@@ -57,6 +57,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     yield played
     played.server.shutdown()
+    played.server.server_close()
 
 
 @pytest.fixture(scope="session")

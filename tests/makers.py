@@ -173,8 +173,8 @@ def data_stage(runs, data, **changes):
 class Hub:
     """A server with the Hub's paths and headers: data sets and models by commit.
 
-    What `answer` returns of a request, status and headers, goes before; a file named in `breaks`
-    ends after so many bytes, and `asked` tells what was asked and how many bytes were sent.
+    What `answer` returns of a path, status, headers and perhaps a body, goes before; a file named
+    in `breaks` ends after so many bytes; `asked` tells what was asked and how many bytes were sent.
     """
 
     def __init__(self):
@@ -186,7 +186,7 @@ class Hub:
             def do_GET(self):
                 hub.serve(self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_CONNECT = do_GET
 
             def log_message(self, *_):
                 pass
@@ -215,7 +215,8 @@ class Hub:
     def serve(self, request):
         path, body, headers = unquote(request.path.partition("?")[0]), b"", {}
         if told := self.answer(path):
-            status, headers = told
+            status, headers, *text = told
+            body = b"".join(text)
         elif found := re.fullmatch(r"/(.+)/(resolve|cdn)/([^/]+)/(.+)", path):
             name, kind, commit, file = found.groups()
             commit = self.main.get(name) if commit == "main" else commit

@@ -10,7 +10,6 @@ statements, predictions and records of the leaderboard (test_leaderboard); table
 """
 
 import contextlib
-import http.server
 import json
 import os
 import random
@@ -18,9 +17,7 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -669,32 +666,6 @@ def test_a_disk_that_is_full_keeps_the_checkpoint_before(run, tmp_path):
 
 # --- the Hub -----------------------------------------------------------------------------------
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@contextlib.contextmanager
-def answering(status, text):
-    """The address of a server that gives the same answer to everything."""
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_HEAD = do_POST = do_CONNECT = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-
 
 @pytest.mark.parametrize(
     ("status", "text"),
@@ -709,13 +680,11 @@ def answering(status, text):
         (500, b""),
     ],
 )
-def test_a_hub_that_answers_garbage(tmp_path, monkeypatch, status, text):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def test_a_hub_that_answers_garbage(hub, tmp_path, status, text):
     parameters = config.Data(**small_profile(tmp_path).stage(config.Data, source="hub"))
-    with answering(status, text) as address:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        with refused(r"source = 'hub': \S+ .*embedded.*folder", tmp_path):
-            corpus.run(parameters)
+    hub.answer = lambda _: (status, {}, text)
+    with refused(r"source = 'hub': \S+ .*embedded.*folder", tmp_path):
+        corpus.run(parameters)
 
 
 # --- through the front doors -------------------------------------------------------------------
@@ -728,16 +697,16 @@ def one_line(done, says, lines=1):
     assert len(done.stderr.strip().splitlines()) == lines, done.stderr
 
 
-def test_a_proxy_that_answers_garbage_is_one_line(tmp_path):
+def test_a_proxy_that_answers_garbage_is_one_line(hub, tmp_path):
     values = small_profile(tmp_path).stage(config.Data, source="hub")
     code = (
         "import json, sys; from helpers.base import config; from helpers.data import corpus\n"
         "from helpers.base.errors import run_main\n"
         "run_main(lambda: corpus.run(config.Data(**json.loads(sys.argv[1]))))"
     )
-    with answering(200, b"<html>") as address:
-        proxies = {"HTTPS_PROXY": address, "https_proxy": address, "HF_HUB_OFFLINE": "0"}
-        done = command("-c", code, json.dumps(values), env=os.environ | proxies)
+    hub.answer = lambda _: (200, {}, b"<html>")
+    proxies = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), hub.address) | {"HF_HUB_OFFLINE": "0"}
+    done = command("-c", code, json.dumps(values), env=os.environ | proxies)
     one_line(done, "error: source = 'hub': Skylion007/openwebtext cannot be fetched")
     assert not (tmp_path / "small").exists() or not tree(tmp_path / "small")
 

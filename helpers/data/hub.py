@@ -77,7 +77,9 @@ def listing(name: str, commit: str | None = None) -> tuple[str, list[str]]:
         except Exception as error:
             if not (there := _cached(name, commit)):
                 raise
-            print(f"{name} {_cause(error)}; used from its cache here: commit {there[0]}")
+            offline = type(error).__name__ == "OfflineModeIsEnabled"
+            why = "HF_HUB_OFFLINE is set" if offline else f"{name} {_cause(error)}"
+            print(f"{why}; what the Hub's cache here has of it is used, commit {there[0]}")
             return there
 
 

@@ -103,6 +103,7 @@ def _result(task: str, found: statistics.Summary, embedded: bool) -> EvalResult:
 
 
 def _facts(model: str, manifest: dict[str, Any]) -> dict[str, str]:
+    code = manifest["code"]
     spent, parameters = manifest["pretrain"], manifest["specification"]["parameters"]
     return {
         "Objective": OBJECTIVES[registry.get(model).objective],
@@ -112,6 +113,6 @@ def _facts(model: str, manifest: dict[str, Any]) -> dict[str, str]:
         "FLOPs": quantity(spent["flops"]),
         "Time": f"{spent['seconds'] / 3600:.2f} h on {escape(manifest['hardware']['name'])}",
         "Number format": escape(manifest["precision"]),
-        "Code": f"`{manifest['code']['commit'] or 'not from a git checkout'}`",
+        "Code": f"`{code['commit']}`" if code["commit"] else escape(code.get("why", "no commit")),
         **{escape(name): escape(parameters[name]) for name in sorted(parameters)},
     }

@@ -1,6 +1,7 @@
 """Where a number came from: code, versions, hardware, energy."""
 
 import json
+import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -33,34 +34,46 @@ def _cpu_name() -> str:
 
 @cache
 def code() -> dict[str, str | bool | None]:
-    """The git commit this process runs from, and whether the tree is clean; else both None.
+    """The git commit this process runs from, and whether the tree is clean; else both None and why.
 
     A copy that pip installed from git has the commit in its metadata (PEP 610).
     """
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        commit = _installed_commit(root)
-        return {"commit": commit, "clean": None if commit is None else True}
-    commit, status = (_git(root, *words) for words in (("rev-parse", "HEAD"), ("status", "-s")))
-    return {"commit": commit or None, "clean": None if commit is None else status == ""}
+    try:
+        if not (root / ".git").exists():
+            return {"commit": _installed_commit(root), "clean": True}
+        commit, status = (
+            _git(root, *words) for words in (("rev-parse", "--verify", "HEAD"), ("status", "-s"))
+        )
+    except LookupError as error:
+        return {"commit": None, "clean": None, "why": error.args[0]}
+    return {"commit": commit, "clean": status == ""}
 
 
-def _installed_commit(root: Path) -> str | None:
+def _installed_commit(root: Path) -> str:
     try:
         package = distribution("small-bench-nlp")
     except PackageNotFoundError:
-        return None
+        raise LookupError("not from a git checkout") from None
     origin = json.loads(package.read_text("direct_url.json") or "{}")
-    here = Path(package.locate_file("")).resolve() == root
-    return origin.get("vcs_info", {}).get("commit_id") if here else None
+    commit = origin.get("vcs_info", {}).get("commit_id")
+    if Path(package.locate_file("")).resolve() != root or not commit:
+        raise LookupError("not from a git checkout")
+    return commit
 
 
-def _git(root: Path, *words: str) -> str | None:
+def _git(root: Path, *words: str) -> str:
+    # A checkout of another user, as in a container, is trusted: its code runs here already. What a
+    # hook of git tells its commands is of another repository.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    call = ["git", "-c", "safe.directory=*", "-C", str(root), *words]
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None  # no git on this machine
-    return done.stdout.strip() if done.returncode == 0 else None
+        done = subprocess.run(call, capture_output=True, text=True, env=own)
+    except OSError:
+        raise LookupError("git cannot be run") from None
+    if done.returncode:
+        raise LookupError(" ".join(done.stderr.split())[:200])
+    return done.stdout.strip()
 
 
 def joules(device: torch.device) -> float | None:

@@ -55,6 +55,7 @@ class Code(Strict):
 
     commit: str | None = Field(pattern="^[0-9a-f]{40}$")
     clean: bool | None = Field(description="no tracked file was changed, none untracked")
+    why: str = Field("", description="why there is no commit")
 
 
 class Hashes(Strict):

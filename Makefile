@@ -11,7 +11,7 @@ MODEL    :=
 PROTOCOL := fixed
 ROWS     := 0
 GPU_JOBS := 1
-CORES    := $(shell getconf _NPROCESSORS_ONLN)
+CORES    :=
 PORT     := 8000
 PYTHON   := python3
 
@@ -22,7 +22,7 @@ $(foreach name,$(OPTIONS),$(eval override $(name) := $$(value $(name))))
 export $(OPTIONS)
 
 BIN    := .venv/bin
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$$CORES" --dist loadgroup --no-loadscope-reorder
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n "$${CORES:-auto}" --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help book score test test-long bench serve clean
@@ -41,11 +41,11 @@ help: ## list the targets
 book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
 	@$(BIN)/python -m helpers.study.cli run --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" \
 	    --tasks="$$TASKS" --seeds="$$SEEDS" $${STEPS:+"--steps=$$STEPS"} \
-	    --cores="$$CORES" --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
+	    $${CORES:+"--cores=$$CORES"} --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
 
 score: .venv/ready ## fine-tune and score MODEL, an encoder on the Hub or in a folder
 	@$(BIN)/python -m helpers.study.cli score --data="$$DATA" --tasks="$$TASKS" --seeds="$$SEEDS" \
-	    --protocol="$$PROTOCOL" --rows="$$ROWS" --cores="$$CORES" -- "$$MODEL"
+	    --protocol="$$PROTOCOL" --rows="$$ROWS" $${CORES:+"--cores=$$CORES"} -- "$$MODEL"
 
 serve: .venv/ready ## serve the built book of PROFILE on localhost
 	@echo "http://localhost:$$PORT/"

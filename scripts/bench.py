@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 
-from helpers.base import config, files, seeding
+from helpers.base import config, files, machine, seeding
 from helpers.base.errors import UserError, run_main
 from helpers.data import corpus, glue, packing, tokenizer
 from helpers.model import disentangled, registry
@@ -484,7 +484,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    each = {"steps": 1, "threads": os.cpu_count()}
+    each = {"steps": 1, "threads": machine.cores()}
     shapes = [{"size": size} | each | shape for size, shape in SHAPES.items()]
     if {"pretrain", "finetune", "pack"} & set(options.parts):
         measure(options, speeds, "bench.json", *(shapes[:1] if options.size else shapes))

@@ -12,13 +12,17 @@ import huggingface_hub.constants
 import kills
 from makers import LONGER, ROOT, Hub, make_inputs, run_grid, small_profile, write_study
 
-from helpers.base import config
+from helpers.base import config, machine
 from helpers.train import finetune, pretrain
 
 # `make test` hands its own variables on; a make that a test starts is to have its defaults.
 OPTIONS = re.search("^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 for name in [*OPTIONS[1].split(), "MAKEFLAGS", "MAKELEVEL"]:
     os.environ.pop(name, None)
+
+
+def pytest_xdist_auto_num_workers():
+    return machine.cores()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -87,7 +91,9 @@ def grid(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("grid")
     path = write_study(folder, "grid")
-    return path, yaml.safe_load(path.read_text()), run_grid(path)
+    # A profile of other workflows on the machine is not read.
+    environment = os.environ | {"SNAKEMAKE_PROFILE": str(folder / "not-there")}
+    return path, yaml.safe_load(path.read_text()), run_grid(path, env=environment)
 
 
 @pytest.fixture(scope="session")

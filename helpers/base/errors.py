@@ -43,6 +43,8 @@ def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs a script's main function; a :class:`UserError` becomes one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # where the locale's encoding lacks a character
+        stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except UserError as error:

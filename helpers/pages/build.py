@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import multiprocessing
 import re
@@ -144,7 +145,10 @@ def clean(path: Path, note: str = "") -> bytes:
         cell = {"cell_type": "markdown", "id": "about-this-run", "metadata": {}, "source": note}
         cells.insert(1, cell)
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-    for folder, name in ((f"{ROOT}/", ""), (str(ROOT), "."), (str(Path.home()), "~")):
+    folders = {f"{ROOT}/": "", str(ROOT): "."}
+    with contextlib.suppress(RuntimeError):  # in a container a user may have no home
+        folders[str(Path.home())] = "~"
+    for folder, name in folders.items():
         if len(folder) > 1:
             text = text.replace(folder, name)
     return text.encode()

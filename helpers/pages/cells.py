@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 
+from helpers.base import machine
+
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Semaphore
 
@@ -64,7 +66,7 @@ def execute(values: dict[str, str], app: Any, env: Any, docnames: list[str]) -> 
         command = [sys.executable, "-m", __name__, str(settings.execution_timeout)]
         command += map(str, paths.values())
         environment = os.environ | ENVIRONMENT | values
-        subprocess.run(command, cwd=app.srcdir, env=environment, check=True)
+        subprocess.run(command, cwd=app.srcdir, env=environment)
         for place, path in paths.items():
             notebook = nbformat.read(path, as_version=4)
             died = f"ended early, or took more than {settings.execution_timeout} s"
@@ -132,7 +134,7 @@ def main() -> None:
         for cell in _code(nbformat.read(path, as_version=4)):
             _import(cell.source)
     context = multiprocessing.get_context("fork")
-    turn = context.Semaphore(os.cpu_count() or 1)
+    turn = context.Semaphore(machine.cores())
     running = [context.Process(target=_run, args=(path, turn, seconds)) for path in paths]
     for process in running:
         process.start()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from helpers.base import config, files
+from helpers.base import config, files, machine
 from helpers.base.errors import UserError, run_main
 
 app = typer.Typer(
@@ -59,14 +59,15 @@ def _command(function: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 Study = dict[str, Any]
-Cores = Annotated[int, Option(min=1, help="CPU cores to use.")]
+Cores = Annotated[
+    int, Option(min=1, default_factory=machine.cores, show_default="all", help="CPU cores to use.")
+]
 GpuJobs = Annotated[int, Option(min=1, help="Jobs that share the GPU.")]
 Cluster = Annotated[str, Option(help="Folder of a cluster's settings: profiles/slurm.")]
-CORES = os.cpu_count() or 1
 
 
 @_command
-def run(study: Study, cores: Cores = CORES, gpu_jobs: GpuJobs = 1, cluster: Cluster = "") -> int:
+def run(study: Study, cores: Cores, gpu_jobs: GpuJobs = 1, cluster: Cluster = "") -> int:
     """Run a study's open jobs, build its book, print the scores."""
     from helpers.study import grid, jobs
 
@@ -74,12 +75,15 @@ def run(study: Study, cores: Cores = CORES, gpu_jobs: GpuJobs = 1, cluster: Clus
 
 
 @_command
-def status(study: Study, cores: Cores = CORES, gpu_jobs: GpuJobs = 1) -> None:
+def status(study: Study, cores: Cores, gpu_jobs: GpuJobs = 1) -> None:
     """Print what is done, running or failed, and the time left."""
-    from helpers.study import grid, jobs
+    from helpers.model import registry
+    from helpers.study import jobs
 
     profile = jobs.load(**study)
-    beside = gpu_jobs if grid.GPU.exists() else max(1, cores // profile.threads)
+    beside = max(1, cores // profile.threads)
+    if registry.device().type == "cuda":
+        beside = gpu_jobs
     print(jobs.status(profile, beside))
 
 
@@ -137,9 +141,7 @@ def site(
 
 
 @_command
-def recipes(
-    study: Study, cores: Cores = CORES, gpu_jobs: GpuJobs = 1, cluster: Cluster = ""
-) -> int:
+def recipes(study: Study, cores: Cores, gpu_jobs: GpuJobs = 1, cluster: Cluster = "") -> int:
     """Run a recipe study and write results/beyond.json."""
     from helpers.study import grid, jobs, publish
 
@@ -194,6 +196,7 @@ def export(
 @_command
 def score(
     model: Annotated[str, Argument(help="owner/name[@revision] on the Hub, or a folder.")],
+    cores: Cores,
     data: Annotated[str, Option(help="Folder with glue/; else GLUE from the Hub.")] = "",
     tasks: Annotated[str, Option(help='Tasks: "rte mrpc"; else all there are.')] = "",
     seeds: Annotated[str, Option(help='Fine-tuning seeds: "0 1 2".')] = "",
@@ -205,7 +208,6 @@ def score(
     precision: Annotated[
         Literal["", "auto", "float32", "bfloat16", "float16"], Option(help="Else the profile's.")
     ] = "",
-    cores: Cores = CORES,
     profile: Annotated[str, Option(help="Name in profiles/, or a file: the recipe.")] = "score",
 ) -> int:
     """Score an encoder from elsewhere, by fine-tuning."""

@@ -7,16 +7,17 @@ import sys
 import textwrap
 from pathlib import Path
 
-from helpers.base import config, files
+from helpers.base import config, files, machine
 from helpers.base.config import Profile
 from helpers.base.errors import Preempted, UserError
 from helpers.data import glue
 from helpers.model import registry
 
 ROOT = Path(__file__).resolve().parents[2]
-GPU = Path("/dev/nvidia0")
 # A dry run, for what it says when it fails: `--quiet all` leaves out errors too.
 NAMES_ERRORS = ["--dry-run", "--quiet", "host", "progress", "rules", "reason"]
+# Where jobs read how many cores a study may use: our own code, and the library tokenizers.
+LIMITS = (machine.CORES, "RAYON_NUM_THREADS")
 RUN_FILE = "run.json"  # what a run was asked for; Snakemake's jobs and the book's pages read it
 
 
@@ -28,10 +29,12 @@ def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
         write_run(folder, profile)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
             # Snakemake keeps a cache in the home; a run keeps everything in its own folder.
             "XDG_CACHE_HOME": str(folder / ".cache"),
+            **({} if cluster else dict.fromkeys(LIMITS, str(cores))),
         }
+        environment.pop("SNAKEMAKE_PROFILE", None)  # of other workflows on this machine
         command = [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
             *("--directory", str(folder), "--keep-going"),
@@ -70,7 +73,7 @@ def print_result(folder: Path) -> None:
 def place(cores: int, gpu_jobs: int, cluster: str) -> list[str]:
     """Snakemake's options: within the cores and the GPU of this machine, or on a cluster."""
     if not cluster:
-        gpu = ["--resources", f"gpu={gpu_jobs}"] if GPU.exists() else []
+        gpu = ["--resources", f"gpu={gpu_jobs}"] if registry.device().type == "cuda" else []
         return ["--cores", str(cores), "--quiet", "all", *gpu]
     folder = files.resolve(cluster)
     if not (folder / "config.yaml").is_file():

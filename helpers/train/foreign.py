@@ -4,7 +4,6 @@ What a run gets of it is its encoder, in the form that pre-training leaves: weig
 without any head, configuration, tokenizer, manifest. No code of the checkpoint's own is run.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from helpers.base import files
+from helpers.base import files, machine
 from helpers.base.errors import UserError, did_you_mean
 from helpers.data import glue, hub, tokenizer
 from helpers.model import registry
@@ -87,7 +86,7 @@ def resolve(model: str) -> Source:
 
 
 def _local(model: str) -> Path | None:
-    places = [Path(model).expanduser(), files.resolve(model), files.resolve("models") / model]
+    places = [Path(model), files.resolve(model), files.resolve("models") / model]
     return next((place for place in places if place.is_dir()), None)
 
 
@@ -229,14 +228,12 @@ def _check_memory(source: Source, about: PretrainedConfig) -> None:
     paths = [path for kind in WEIGHTS for path in files.visible(source.folder, kind)]
     size = sum(path.stat().st_size for path in paths)
     wanted = 4 * size * (2 if "16" in str(about.dtype) else 1)
-    if registry.device().type == "cuda":
-        there = torch.cuda.mem_get_info()[1]
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    on_gpu = registry.device().type == "cuda"
+    there = torch.cuda.mem_get_info()[1] if on_gpu else machine.memory()
     if wanted > there:
         raise source.refused(
-            f"needs {wanted / 1e9:.1f} GB for weights, gradients and Adam's moments, this machine "
-            f"has {there / 1e9:.1f}"
+            f"needs {wanted / 1e9:.1f} GB for weights, gradients and Adam's moments, this process "
+            f"may use {there / 1e9:.1f}"
         )
 
 

@@ -21,6 +21,15 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+CLIPPED = """() => {
+  const scrolls = (e) => e && e.tagName !== "BODY" && (e.scrollWidth > e.clientWidth
+    && ["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  const wide = (e) => e.getBoundingClientRect().right > innerWidth
+    || e.scrollWidth > e.clientWidth + 1;
+  return [...document.querySelectorAll("article :is(pre, table, img, math)")]
+    .filter((e) => e.checkVisibility() && wide(e) && !scrolls(e))
+    .map((e) => e.outerHTML.slice(0, 200));
+}"""
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 slow = [
     pytest.mark.slow,
@@ -105,6 +114,7 @@ class TestEveryPage:
                 page.wait_for_url("**/book/index.html")
             assert page.locator("html").get_attribute("data-theme") == scheme
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], place
+            assert page.evaluate(CLIPPED) == [], place
             alts = page.locator("img").evaluate_all("all => all.map(i => i.getAttribute('alt'))")
             assert all(alt and " " in alt for alt in alts), (place, alts)
             assert not wrong, (place, wrong)

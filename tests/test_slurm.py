@@ -7,7 +7,7 @@ import cluster
 import kills
 import pytest
 import yaml
-from makers import LONGER, ROOT, STUDY, dry_run, write_study
+from makers import LONGER, ROOT, STUDY, dry_run, run_grid, write_study
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
@@ -62,6 +62,15 @@ def test_the_front_door_hands_the_profile_to_snakemake():
 def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cluster '.*': no file config\.yaml"):
         grid.place(1, 1, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_workflow_profile_that_snakemake_refuses_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("executor: nobody")
+    done = run_grid(write_study(tmp_path), "--cluster", tmp_path)
+    assert done.returncode != 0
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: Snakemake: argument --executor/-e: invalid choice: 'nobody'")
 
 
 def test_a_dry_run_groups_the_fine_tunings_of_a_model(tmp_path):

@@ -114,7 +114,9 @@ def _no_graph(command: list[str], environment: dict[str, str]) -> str:
     """Why Snakemake cannot tell which jobs there are; empty where it can: then a job has failed."""
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, env=environment, cwd=ROOT, **pipe)
-    said = done.stdout.rpartition("Building DAG of jobs...")[2]
+    said = done.stdout.rpartition("Building DAG of jobs...")[2].rpartition("__main__.py: error: ")[
+        2
+    ]
     return f"Snakemake: {' '.join(said.split())}" if done.returncode else ""
 
 

@@ -1,6 +1,7 @@
 """Runs the jobs of a study through Snakemake, here or on a cluster, and prints its plan."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,9 +115,7 @@ def _no_graph(command: list[str], environment: dict[str, str]) -> str:
     """Why Snakemake cannot tell which jobs there are; empty where it can: then a job has failed."""
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, env=environment, cwd=ROOT, **pipe)
-    said = done.stdout.rpartition("Building DAG of jobs...")[2].rpartition("__main__.py: error: ")[
-        2
-    ]
+    said = re.split(r"Building DAG of jobs\.\.\.|__main__\.py: error:", done.stdout)[-1]
     return f"Snakemake: {' '.join(said.split())}" if done.returncode else ""
 
 

@@ -58,7 +58,9 @@ def resolve(model: str) -> Source:
     if not model:
         raise UserError("model = '': give an id of the Hub, owner/name[@revision], or a folder")
     if folder := _local(model):
-        title = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
+        place = folder.resolve()
+        place = place.parent if place.name == "encoder" else place  # of a model of a run
+        title = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name).strip("-._")
         found = Source(_transformer(folder), title or "checkpoint")
     elif named := HUB_ID.fullmatch(model):
         found = Source(*_download(*named.groups()))

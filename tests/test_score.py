@@ -97,13 +97,11 @@ def test_sentence_transformers_name_their_encoders_folder(folder, tmp_path):
     assert foreign.bring(tmp_path, str(tmp_path / "whole"))["checkpoint"]["source"] == "whole"
 
 
-def test_the_hubs_cache_is_read_without_a_network(folder, tmp_path, monkeypatch):
+def test_the_hubs_cache_is_read_without_a_network(folder, hub, monkeypatch):
     """The real client, offline: what a download has left is found by its commit."""
-    place = tmp_path / "hub" / "models--some--encoder"
-    shutil.copytree(folder, place / "snapshots" / COMMIT)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(COMMIT)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub.add_folder("some/encoder", COMMIT, folder)
+    foreign.resolve("some/encoder@main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("some/encoder", "some/encoder@main", f"some/encoder@{COMMIT}"):
         found = foreign.resolve(name)
         assert (found.title, found.commit) == ("some/encoder", COMMIT)

@@ -84,6 +84,9 @@ class _Line(Progress):
             self.disable = True
             self.display()
 
+    def __del__(self) -> None:
+        self.disable = True  # of a run that was cut: it has nothing to say when it is thrown away
+
 
 def line(state: dict[str, Any]) -> str:
     """A state in words: ``25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, loss 3.000``."""

@@ -192,6 +192,7 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool, run: dict[str, 
 
     `run` is what cells of pages find in the environment.
     """
+    sys.dont_write_bytecode = True  # of the extensions, which lie in the source
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
     from sphinx.errors import SphinxError

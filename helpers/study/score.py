@@ -115,11 +115,11 @@ def _say(manifest: dict[str, Any], parameters: config.Finetune, plans: list[Plan
     if not (total := sum(one.seconds for one in plans)):
         print("every fine-tuning is done")
         return
-    print(f"{'task':<8}{'train rows':>12}{'dev rows':>10}{'seeds left':>12}{'time':>14}")
+    print(f"{'task':<8}{'time':>12}{'seeds left':>12}{'train rows':>12}{'dev rows':>10}")
     for one in plans:
         train, dev = one.rows["train"], one.rows[glue.get(one.task).validation]
         took, name = duration(one.seconds), one.task + " †" * (not one.whole)
-        print(f"{name:<8}{train:>12,}{dev:>10,}{len(one.seeds):>12}{took:>14}")
+        print(f"{name:<8}{took:>12}{len(one.seeds):>12}{train:>12,}{dev:>10,}")
     if not all(one.whole for one in plans):
         print(REDUCED)
     cores = f"{parameters.threads} CPU thread{'s' * (parameters.threads > 1)}"

@@ -261,7 +261,7 @@ def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, 
     assert cli.command_line([*command, "--check"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"mine \(a folder\): bert, [\d.]+ k parameters", said)
-    assert re.search(r"rte † +40 +32 +1 +\d+ s", said)
+    assert re.search(r"rte † +\d+ s +1 +40 +32\n", said)
     assert cli.command_line(command) == 0
     run = tmp_path / "runs" / "few-40"
     (cell,) = run.glob("records/mine@*/rte")

@@ -96,15 +96,12 @@ def line(state: dict[str, Any]) -> str:
     return ", ".join(filter(None, [share, amount, state["speed"], left, state["note"]]))
 
 
-def bar(total: int, what: str, unit: str, done: int = 0, scale: bool = False) -> Progress:
-    """A bar of `total` units (0: not known), `done` of them by an earlier run.
-
-    `scale` prints thousands and millions of units as k and M, in a terminal.
-    """
+def bar(total: int, what: str, unit: str, done: int = 0) -> Progress:
+    """A bar of `total` units (0: not known), `done` of them by an earlier run."""
     options = {"total": total, "desc": what, "unit": f" {unit}", "initial": done, "smoothing": 0}
     if sys.stderr.isatty():
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{speed}, {remaining} left{postfix}]"
-        return Progress(**options, ncols=96, unit_scale=scale, bar_format=form)
+        return Progress(**options, ncols=96, unit_scale=unit == "B", bar_format=form)
     return _Line(**options, mininterval=SHORTEST_SECONDS, maxinterval=1e9, miniters=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,13 +27,6 @@ def quantity(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value:.2e}"
     return f"{value:g}"
-
-
-def signed(value: float, error: float) -> str:
-    """A difference and its standard error; a dash, or no error, where there is none."""
-    if math.isnan(value):
-        return NONE
-    return f"{value:+.2f}" if math.isnan(error) else f"{value:+.2f} ± {error:.2f}"
 
 
 def span(values: Iterable[float]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,10 +65,9 @@ def run(parameters: config.Data) -> dict[str, Any]:
     in ``held_out/``: never trained on, chosen by a hash of the text, the same for every tokenizer.
     The manifest it returns holds source, name, documents, words, bytes (UTF-8), skipped (empty
     documents), held_out and ``content``, the SHA-256 of all texts; for source ``hub`` also
-    ``shards``, the files read, and for source ``folder`` what `describe` gives. That and the name
-    are no part of the specification: where they alone have changed, the manifest is brought up to
-    date and nothing is made again. A corpus of the Hub stays at the commit it was read at, and one
-    that was cut off goes on from the files in the Hub's cache.
+    ``shards``, the files read, and for source ``folder`` what `describe` gives. Where that or the
+    name alone has changed, the manifest is brought up to date and nothing is made again. A corpus
+    of the Hub stays at its commit, and one that was cut off goes on from the Hub's cache.
     """
     wanted, name, texts, shards = _origin(parameters)
     about = {"name": name}
@@ -116,11 +115,10 @@ def _write(texts: Iterable[str], total: int, folder: Path) -> tuple[dict[str, An
         for text in texts:
             data = text.encode("utf-8", "replace")
             content.update(len(data).to_bytes(8, "big") + data)
-            if held_out.takes(text, data):
-                continue
-            documents.append(text)
-            counts["bytes"] += len(data)
-            counts["words"] += len(text.split())
+            if not held_out.takes(text, data):
+                documents.append(text)
+                counts["bytes"] += len(data)
+                counts["words"] += len(text.split())
         counts["documents"] += len(documents)
         counts["skipped"] += len(shard) - len(texts)
         written.append(f"part-{len(written):05d}.parquet")
@@ -216,17 +214,15 @@ def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | 
 
     A :class:`UserError` names the first row that is not UTF-8: another encoding, a lone surrogate.
     """
-    with suppress(UnicodeDecodeError):
-        return column.to_pylist()
-    for number, value in enumerate(column, row):
-        try:
-            value.as_py()
-        except UnicodeDecodeError as error:
-            byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            raise UserError(
-                f"{path}: row {number}: {name} is not UTF-8 ({byte}); convert the texts to UTF-8"
-            ) from None
-    raise AssertionError("a column that cannot be decoded has a text that cannot")
+    texts = []
+    try:
+        for value in column:
+            texts.append(value.as_py())
+    except UnicodeDecodeError as error:
+        where = f"{path}: row {row + len(texts)}: {name}"
+        byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise UserError(f"{where} is not UTF-8 ({byte}); convert the texts to UTF-8") from None
+    return texts
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -236,40 +232,37 @@ def is_text(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def check_names(names: Iterable[str], where: str) -> None:
+def check_names(names: list[str], where: str) -> None:
     """Refuses files that would give rows twice, or a part of them, as their names tell.
 
     ``train-00002-of-00080.parquet``, as the Hub names them, is one of eighty. A UserError begins
     with `where`, which the names are relative to.
     """
-    counted: dict[str, dict[int, set[int]]] = {}
-    plain: list[str] = []
+    sets: dict[tuple[str, str], set[str]] = {}  # the shards there, by stem and count
+    stems: dict[str, str] = {}
     for name in names:
         if part := SHARD_NAME.fullmatch(name):
-            stem, number, count = part[1], int(part[2]), int(part[3])
-            counted.setdefault(stem, {}).setdefault(count, set()).add(number)
-        else:
-            plain.append(name.removesuffix(".parquet"))
+            stems[name] = part[1]
+            sets.setdefault((part[1], part[3]), set()).add(name)
         if re.search(r"(^|/)partial-", name):
             raise UserError(
                 f"{where}: {name}: the Hub converted a part of the data set; to use it as it is, "
                 "rename its folder"
             )
-    folders = sorted({name.rpartition("/")[0] for name in [*counted, *plain]})
+    folders = sorted({name.rpartition("/")[0] for name in names})
     if len(folders) > 1:
-        names = " and ".join(f"{folder or '.'}/" for folder in folders[:2])
-        raise UserError(f"{where}: Parquet files in {names}; leave those of one folder there")
-    for stem, counts in counted.items():
-        count, there = next(iter(counts.items()))
-        shard = f"{stem}-*-of-{count:05d}.parquet"
-        if others := [n for n in plain if n == stem or n.startswith(f"{stem}-")] or [
-            f"{stem}-*-of-{other:05d}" for other in counts if other != count
-        ]:
-            raise UserError(f"{where}: {others[0]}.parquet beside {shard}; leave one set there")
-        if missing := sorted(set(range(count)) - there):
+        two = " and ".join(f"{folder or '.'}/" for folder in folders[:2])
+        raise UserError(f"{where}: Parquet files in {two}; leave those of one folder there")
+    for (stem, count), there in sets.items():
+        shard = f"{stem}-*-of-{count}.parquet"
+        beside = [n for n in names if n == f"{stem}.parquet" or n.startswith(f"{stem}-")]
+        if others := [n for n in beside if n not in there and stems.get(n, stem) == stem]:
+            raise UserError(f"{where}: {others[0]} beside {shard}; leave one set there")
+        wanted = [f"{stem}-{number:05d}-of-{count}.parquet" for number in range(int(count))]
+        if missing := [name for name in wanted if name not in there]:
             raise UserError(
-                f"{where}: {shard}: {len(missing)} of {count} files are missing, the first "
-                f"{stem}-{missing[0]:05d}-of-{count:05d}.parquet; fetch them, or rename the rest"
+                f"{where}: {shard}: {len(missing)} of {len(wanted)} files are missing, the first "
+                f"{missing[0]}; fetch them, or rename the rest"
             )
 
 
@@ -281,16 +274,11 @@ def parquet_files(folder: Path) -> list[Path]:
     if not paths:
         what = "holds no *.parquet" if folder.is_dir() else "no such folder"
         raise UserError(f"data: {folder}: {what}; source folder needs corpus/*.parquet")
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: is no file; source folder reads corpus/*.parquet")
     check_names([path.relative_to(folder).as_posix() for path in paths], f"data: {folder}")
     return paths
 
 
-def _origin(
-    parameters: config.Data,
-) -> tuple[dict[str, Any], str, Iterator[str], list[str]]:
+def _origin(parameters: config.Data) -> tuple[dict[str, Any], str, Iterator[str], list[str]]:
     """What the corpus follows from, its name for a reader, its texts, not yet read.
 
     Last a list of the Hub's files, which fills as they are read.
@@ -302,22 +290,19 @@ def _origin(
         texts = synthetic.documents(parameters.documents, words, seed)
         return wanted, f"embedded world, {words} words, seed {seed}", texts, []
     if parameters.source == "folder":
-        folder = files.resolve(parameters.data)
-        paths = parquet_files(folder / "corpus")
-        names = [path.relative_to(folder / "corpus").as_posix() for path in paths]
-        wanted["files"] = {n: files.sha256(path) for n, path in zip(names, paths, strict=True)}
-        return wanted, f"folder {folder.name}/corpus", read(folder / "corpus"), []
-    commit, names = hub.pinned([parameters.folder / "data" / "corpus"]), []
-    if not commit:
-        commit, names = hub.listing(HUB_NAME)
+        folder = files.resolve(parameters.data) / "corpus"
+        found = {path: path.relative_to(folder).as_posix() for path in parquet_files(folder)}
+        wanted["files"] = {name: files.sha256(path) for path, name in found.items()}
+        return wanted, f"folder {folder.parent.name}/corpus", read(folder), []
+    commit = hub.pinned([parameters.folder / "data" / "corpus"]) or hub.listing(HUB_NAME)[0]
     wanted |= {"name": HUB_NAME, "revision": commit}
     shards: list[str] = []
-    return wanted, f"{HUB_NAME} at {commit[:7]}", _hub(commit, names, shards), shards
+    return wanted, f"{HUB_NAME} at {commit[:7]}", _hub(commit, shards), shards
 
 
-def _hub(commit: str, names: list[str], shards: list[str]) -> Iterator[str]:
+def _hub(commit: str, shards: list[str]) -> Iterator[str]:
     """The documents of the Hub's train split, file by file: each is whole before it is read."""
-    names = names or hub.listing(HUB_NAME, commit)[1]
+    names = hub.listing(HUB_NAME, commit)[1]
     names = sorted(n for n in names if re.fullmatch(r"(\w[^/]*/)*train[^/]*\.parquet", n))
     where = f"source = 'hub': {HUB_NAME} at {commit[:7]}"
     if not names:

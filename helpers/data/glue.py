@@ -286,25 +286,23 @@ def run(parameters: config.Data, name: str) -> dict[str, Any]:
     source = "folder" if task.own else parameters.source
     limits = _limits(parameters, task)
     wanted: dict[str, Any] = {"source": source, "task": name, "limits": limits}
-    seed = parameters.world_seed
-    embedded = {"world_words": parameters.world_words, "world_seed": seed}
-    wanted |= embedded if source == "embedded" else {"seed": seed}
     paths: dict[str, list[Path]] = {}
-    names: list[str] = []
+    if source == "embedded":
+        wanted |= {"world_words": parameters.world_words, "world_seed": parameters.world_seed}
+    else:
+        wanted["seed"] = parameters.world_seed
     if source == "folder":
         folder = files.resolve(parameters.data)
         paths = {split: _split_files(folder, name, split) for split in limits}
         named = {f"{s}/{p.name}" if task.own else p.name: p for s in limits for p in paths[s]}
-        wanted |= {"files": {name: files.sha256(path) for name, path in named.items()}}
+        wanted["files"] = {name: files.sha256(path) for name, path in named.items()}
     if source == "hub":
-        if not (commit := commit_read(parameters.folder)):
-            commit, names = hub.listing(HUB_NAME)
-        wanted |= {"revision": commit}
+        wanted["revision"] = commit_read(parameters.folder) or hub.listing(HUB_NAME)[0]
     target = parameters.folder / "data" / "glue" / name
     if done := files.intact_manifest(target, files.digest(wanted)):
         return done
     if source == "hub":
-        paths = _download(name, commit, names)
+        paths = _download(name, wanted["revision"])
     with files.building(target) as empty:
         rows = {}
         for split in task.splits:
@@ -332,9 +330,9 @@ def commit_read(run: Path) -> str:
     return hub.pinned(files.visible(run / "data" / "glue", "*"))
 
 
-def _download(name: str, commit: str, names: list[str]) -> dict[str, list[Path]]:
-    """The files of a task of the Hub, by split; `names` are all that the commit has, if known."""
-    names, found = names or hub.listing(HUB_NAME, commit)[1], {}
+def _download(name: str, commit: str) -> dict[str, list[Path]]:
+    """The files of a task of the Hub, by split."""
+    names, found = hub.listing(HUB_NAME, commit)[1], {}
     where = f"source = 'hub': {HUB_NAME} at {commit[:7]}"
     for split in get(name).splits:
         mine = sorted(n for n in names if re.fullmatch(rf"{name}/{split}(-.*)?\.parquet", n))

@@ -17,13 +17,12 @@ from helpers.data import glue
 
 CONSTANT = "constant prediction"
 
-
-METRICS = {  # of a task of your own, by what its file calls them
+METRICS = {  # by what the file of a task of your own calls them
     "accuracy": accuracy_score,
     "f1": partial(f1_score, zero_division=0),
     "macro_f1": partial(f1_score, average="macro", zero_division=0),
     "matthews_correlation": matthews_corrcoef,
-    "spearman": lambda truth, found: stats.spearmanr(truth, found).statistic,
+    "spearman": lambda truth, found: stats.spearmanr(found, truth).statistic,
     "pearson": lambda truth, found: stats.pearsonr(truth, found).statistic,
 }
 
@@ -38,20 +37,14 @@ class GlueMetric(evaluate.Metric):
         return evaluate.MetricInfo(description=about, citation="", features=features)
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        name, task = self.config_name, glue.get(self.config_name)
-        if task.own:
-            return {task.metric: float(METRICS[task.metric](references, predictions))}
-        if name == "stsb":
-            return {
-                "spearman": float(stats.spearmanr(predictions, references).statistic),
-                "pearson": float(stats.pearsonr(predictions, references).statistic),
-            }
-        if name == "cola":
-            return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
-        out = {"accuracy": float(accuracy_score(references, predictions))}
-        if name in ("mrpc", "qqp"):
-            out["f1"] = float(f1_score(references, predictions, zero_division=0))
-        return out
+        names = names_of(self.config_name)
+        return {name: float(METRICS[name](references, predictions)) for name in names}
+
+
+def names_of(task: str) -> list[str]:
+    """The metrics of a task, the headline's first."""
+    beside = {"stsb": ["pearson"], "mrpc": ["f1"], "qqp": ["f1"]}
+    return [glue.get(task).metric, *beside.get(task, [])]
 
 
 def score(
@@ -68,8 +61,7 @@ def score(
         raise ValueError(f"{task}: a prediction is not finite")
     constant, alike = (len(np.unique(values)) == 1 for values in (predictions, references))
     if (constant or alike) and not glue.get(task).labels:
-        names = (glue.get(task).metric,) if glue.get(task).own else ("spearman", "pearson")
-        return 0.0, dict.fromkeys(names, 0.0), CONSTANT * constant
+        return 0.0, dict.fromkeys(names_of(task), 0.0), CONSTANT * constant
     metric = GlueMetric(config_name=task, keep_in_memory=True)
     values = metric.compute(predictions=predictions, references=references)
     return 100 * values[glue.get(task).metric], values, CONSTANT if constant else ""

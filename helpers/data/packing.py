@@ -135,20 +135,13 @@ def _sentences(
 
 def _encode(texts: list[str], tok: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of documents, int64 [tokens], and where each ends, int64 [documents]."""
-    ids, last, encode = (
-        [np.empty(0, dtype=np.int64)],
-        [False],
-        tok.backend_tokenizer.encode_batch_fast,
-    )
-    for group in corpus.portions(chain.from_iterable(map(_pieces, texts)), *ENCODING):
-        for piece, encoding in zip(group, encode(group, add_special_tokens=False), strict=True):
-            ids.append(np.array(encoding.ids, dtype=np.int64))
-            last.append(isinstance(piece, _Last))
+    pieces = [list(_pieces(text)) for text in texts]
+    ids = [np.empty(0, dtype=np.int64)]
+    for group in corpus.portions(chain(*pieces), *ENCODING):
+        found = tok.backend_tokenizer.encode_batch_fast(group, add_special_tokens=False)
+        ids += [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+    last = np.cumsum([len(parts) for parts in pieces], dtype=np.int64)  # piece of each document
     return np.concatenate(ids), np.cumsum([len(piece) for piece in ids])[last]
-
-
-class _Last(str):
-    """The piece that ends a document."""
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -162,7 +155,7 @@ def _pieces(text: str) -> Iterator[str]:
         stop = space.start() if space else start + 2 * PIECE
         yield text[start:stop]
         start = stop
-    yield _Last(text[start:])
+    yield text[start:]
 
 
 def count_entropies(

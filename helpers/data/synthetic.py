@@ -24,9 +24,9 @@ NOISE = 0.06
 # Manners of being good, and as many of being bad: what a quality word keeps company with.
 SHADES = 3
 
-# By shade.
-LIKED, DISLIKED = ("liked", "loved", "praised"), ("disliked", "hated", "cursed")
-GLADLY, SADLY = ("gladly", "kindly", "proudly"), ("sadly", "angrily", "bitterly")
+# Of the good and of the bad, by shade.
+FELT = {True: ("liked", "loved", "praised"), False: ("disliked", "hated", "cursed")}
+HOW = {True: ("gladly", "kindly", "proudly"), False: ("sadly", "angrily", "bitterly")}
 ASKED = (("why", "for what reason"), ("when", "on which day"))
 ROLES = ("person", "deed", "thing", "quality")
 TRAIN_SIDE, DEV_SIDE = 0, 1
@@ -54,7 +54,7 @@ class World(NamedTuple):
     """All that there is.
 
     A group is a walk of life: `groups[i]` names its kind of things, `jobs[i]` its job; its people,
-    towns, deeds and things go together in the corpus.
+    towns, deeds and things go together in the corpus. `qualities[True]` are the good ones.
     """
 
     people: list[Person]
@@ -63,12 +63,7 @@ class World(NamedTuple):
     groups: list[str]
     things: list[Word]
     deeds: list[Word]
-    good: list[Word]
-    bad: list[Word]
-
-    def qualities(self, good: bool) -> list[Word]:
-        """Those of the good, or of the bad."""
-        return self.good if good else self.bad
+    qualities: dict[bool, list[Word]]
 
 
 class Topic(NamedTuple):
@@ -124,7 +119,7 @@ class Draw(Random):
         """Something that happens; without a side, to anybody."""
         world = self.world
         options = [(kind, topic.group) for kind in (world.people, world.deeds, world.things)]
-        options.append((world.qualities(topic.good), topic.shade))
+        options.append((world.qualities[topic.good], topic.shade))
         return Event(*(self.pick(*_among(kind, side, group)) for kind, group in options))
 
 
@@ -167,13 +162,13 @@ def _world(words: int, seed: int) -> World:
         ]
 
     things, deeds = concepts(0.40, len(groups)), concepts(0.14, len(groups))
-    good, bad = concepts(0.12, SHADES), concepts(0.12, SHADES)
+    qualities = {good: concepts(0.12, SHADES) for good in (True, False)}
     people = []
     for i in range(words - len(used)):
         turn, group = divmod(i, len(groups))
         town = towns[group + len(groups) * (turn // 2 % 2)]
         people.append(Person(new_word().capitalize(), town, group, turn % 2))
-    return World(people, towns, jobs, groups, things, deeds, good, bad)
+    return World(people, towns, jobs, groups, things, deeds, qualities)
 
 
 # --- the corpus ----------------------------------------------------------------------------------
@@ -191,7 +186,7 @@ def _event(draw: Draw, topic: Topic) -> str:
     deeds, qualities, things = (draw.both(w) for w in (event.deed, event.quality, event.thing))
     whos = (name, draw.pick(f"the {job}", f"the {job}", f"someone from {town}"))
     whats = (things[0], draw.pick(things[1], world.groups[topic.group]))
-    how = (GLADLY if topic.good else SADLY)[topic.shade]
+    how = HOW[topic.good][topic.shade]
     texts = []
     for i in draw.pick((0, 1), (1, 0)):
         who, deed, what = whos[i], deeds[i], f"the {qualities[i]} {whats[i]}"
@@ -223,11 +218,11 @@ def _jobs(draw: Draw, topic: Topic) -> str:
 def _opinion(draw: Draw, topic: Topic) -> str:
     event = draw.event(topic)
     name, (what, again) = event.person.name, draw.both(event.thing)
-    same = _among(draw.world.qualities(topic.good), None, topic.shade)
-    other = _among(draw.world.qualities(not topic.good), None, topic.shade)
+    same = _among(draw.world.qualities[topic.good], None, topic.shade)
+    other = _among(draw.world.qualities[not topic.good], None, topic.shade)
     one, two, three = (draw.form(draw.pick(*same)) for _ in range(3))
     opposite = draw.form(draw.pick(*other))
-    felt = (LIKED if topic.good else DISLIKED)[topic.shade]
+    felt = FELT[topic.good][topic.shade]
     opened = draw.pick(
         f"everybody {felt} the {one} {what}",
         f"the {what} was {one} and {two}",
@@ -312,7 +307,7 @@ def _alter(draw: Draw, event: Event, role: str, side: int, near: float = 0.2) ->
     """Changes one role of an event: to something of the same group with probability `near`."""
     world = draw.world
     if role == "quality":
-        opposite = world.qualities(event.quality not in world.good)
+        opposite = world.qualities[event.quality not in world.qualities[True]]
         return event._replace(quality=draw.pick(*_among(opposite, side)))
     was = getattr(event, role)
     options = {"person": world.people, "deed": world.deeds, "thing": world.things}[role]
@@ -366,10 +361,10 @@ def _sst2(draw: Draw, side: int) -> Row:
     what = draw.form(draw.pick(*_among(draw.world.things, side)))
     who = draw.pick(*_among(draw.world.people, side)).name
     shade = draw.below(SHADES)
-    same, opposite = (_among(draw.world.qualities(g), side, shade) for g in (good, not good))
+    same, opposite = (_among(draw.world.qualities[g], side, shade) for g in (good, not good))
     one, two = (draw.form(draw.pick(*same)) for _ in range(2))
     not_one = draw.form(draw.pick(*opposite))
-    felt = (LIKED if good else DISLIKED)[shade]
+    felt = FELT[good][shade]
     text = draw.pick(
         f"the {what} was {one} and {two}",
         f"the {one} {what} of {who}",

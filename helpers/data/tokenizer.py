@@ -158,8 +158,7 @@ def saving() -> Iterator[None]:
     """Around ``save_pretrained``: a full disk is an OSError, whatever safetensors raises for it."""
     try:
         yield
-    except Exception as error:
-        # tokenizers has no class of its own; ours and Python's say what they are
+    except Exception as error:  # tokenizers has no class of its own
         if type(error) not in (Exception, SafetensorError):
             raise
         raise OSError(" ".join(str(error).split())) from error
@@ -183,14 +182,9 @@ def _open(path: Path, dtype: str, count: int, length: int) -> np.ndarray:
     there = path.stat().st_size if path.exists() else 0
     if there != size:
         raise UserError(f"{path}: has {there} bytes, its manifest says {size}")
+    if not count:
+        return np.empty((0, length), dtype=dtype)  # which no memory map can be
     return np.memmap(path, dtype=dtype, mode="r", shape=(count, length))
-
-
-def whole_rows(folder: Path, count: int) -> np.ndarray:
-    """The first rows of the packed corpus without padding, int64 [at most `count`, length]."""
-    pad, packed = load(folder).pad_token_id, rows(folder)
-    found = (row for row in packed if row[-1] != pad)
-    return np.array(list(islice(found, count)), dtype=np.int64).reshape(-1, packed.shape[1])
 
 
 def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -226,8 +220,6 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     tok = _trained(wanted, source, folder, state, documents["documents"])
     _pack_shards(source, folder, tok, wanted, state, documents["bytes"])
     if not state["rows"]:
-        for leftover in (PACKING, "tokens.bin"):
-            (folder / leftover).unlink()
         raise UserError(
             f"max_length = {parameters.max_length}: the corpus fills no row of {wanted['length']} "
             "tokens"
@@ -253,8 +245,8 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     # What a model without context comes to on the held-out rows, of counts in the others.
     length, dtype = wanted["length"], manifest["dtype"]
     seen = _open(folder / "tokens.bin", dtype, state["rows"], length)[:COUNTED_ROWS]
-    if held_out["rows"]:
-        unseen = _open(folder / "held_out.bin", dtype, held_out["rows"], length)
+    unseen = _open(folder / "held_out.bin", dtype, held_out["rows"], length)
+    if len(unseen):
         held_out |= packing.count_entropies(seen, unseen, tok)
     manifest = files.write_manifest(folder, manifest, names)
     (folder / PACKING).unlink()
@@ -310,30 +302,25 @@ def _pack_shards(
     packed, dtype = folder / "tokens.bin", DTYPES[len(tok) > 2**16]
     length, segments = wanted["length"], wanted["segments"]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
-    bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"], scale=True)
-    try:
-        with packed.open("r+b" if state["shards"] else "wb") as file:
-            file.seek(file.truncate(state["size"]))
-            for path in corpus.parquet_files(source)[state["shards"] :]:
-                for texts in corpus.portions(corpus.read_file(path), *packing.ENCODING):
-                    block, state["rest"] = packing.pack_batch(
-                        texts, tok, length, state["rest"], segments, state["rows"]
-                    )
-                    file.write(block.astype(dtype).tobytes())
-                    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-                    state["rows"] += len(block)
-                    state["unknown"] += int((block == tok.unk_token_id).sum())
-                    state["padding"] += int((block == tok.pad_token_id).sum())
-                    state["bytes"] += size
-                    bar.update(size)
-                file.flush()
-                os.fsync(file.fileno())
-                state["shards"], state["size"] = state["shards"] + 1, file.tell()
-                files.write_json(folder / PACKING, state)
-    except OSError as error:
-        if not state["shards"]:  # else it goes on from the last whole shard
-            packed.unlink(missing_ok=True)
-        raise UserError(f"{packed}: cannot write: {error.strerror or error}") from error
+    bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"])
+    with files.writing(packed), packed.open("r+b" if state["shards"] else "wb") as file:
+        file.seek(file.truncate(state["size"]))
+        for path in corpus.parquet_files(source)[state["shards"] :]:
+            for texts in corpus.portions(corpus.read_file(path), *packing.ENCODING):
+                block, state["rest"] = packing.pack_batch(
+                    texts, tok, length, state["rest"], segments, state["rows"]
+                )
+                file.write(block.astype(dtype).tobytes())
+                size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+                state["rows"] += len(block)
+                state["unknown"] += int((block == tok.unk_token_id).sum())
+                state["padding"] += int((block == tok.pad_token_id).sum())
+                state["bytes"] += size
+                bar.update(size)
+            file.flush()
+            os.fsync(file.fileno())
+            state["shards"], state["size"] = state["shards"] + 1, file.tell()
+            files.write_json(folder / PACKING, state)
     bar.close()
 
 
@@ -352,15 +339,6 @@ def _pack_held_out(
     with files.replacing(folder / "held_out.bin") as temporary:
         temporary.write_bytes(packed.astype(DTYPES[len(tok) > 2**16]).tobytes())
     return found | {"rows": len(packed)}
-
-
-def frequencies(packed: np.ndarray, tok: PreTrainedTokenizerBase) -> np.ndarray:
-    """Occurrences of each token, int64 [n], largest first; special and absent ones left out."""
-    counts = np.zeros(len(tok), dtype=np.int64)
-    for start in range(0, len(packed), 65_536):
-        counts += np.bincount(packed[start : start + 65_536].ravel(), minlength=len(tok))
-    counts[list(tok.all_special_ids)] = 0
-    return np.sort(counts[counts > 0])[::-1]
 
 
 def usable_length(tokenizer: str, max_length: int) -> int:

@@ -47,59 +47,38 @@ def test_a_profile_of_ones_own_says_what_differs_and_its_name(tmp_path):
     mine = config.load_profile(str(path), seeds="5")
     assert (mine.profile, mine.clip, mine.seeds) == ("mine", 2.0, [5])
     assert mine.pretrain_steps == written("tiny")["pretrain_steps"]
-    places = config.layers(str(path), seeds="5", steps=None)
-    assert list(places) == ["tiny.yaml", "mine.yaml", "the command line"]
-    assert places["the command line"] == {"seeds": "5"}
     path.write_text("profile: mine\nbase: mini\nclip: 2.0\n")
-    places = config.layers(str(path))
-    assert list(places) == ["tiny.yaml", "cpu.yaml", "mini.yaml", "mine.yaml"]
+    places = config.layers(str(path), seeds="5", steps=None)
+    order = ["tiny.yaml", "cpu.yaml", "mini.yaml", "mine.yaml", "the command line"]
+    assert list(places) == order
+    assert places["the command line"] == {"seeds": "5"}
     assert config.load_profile(str(path)).finetune_epochs == written("mini")["finetune_epochs"]
-    for base, line in [
-        (path, r"mine\.yaml': goes round in a circle"),
-        ("min", r"base = 'min': no file min\.yaml; did you mean mini"),
+    for text, line in [
+        (f"profile: mine\nbase: {path}\n", r"mine\.yaml': goes round in a circle"),
+        ("profile: mine\nbase: min\n", r"base = 'min': no file min\.yaml; did you mean mini"),
+        ("clip: 2.0\n", "profile is missing"),
+        ("profile: mine\nclipp: 2.0\n", r"mine\.yaml: clipp is not .*: did you mean clip"),
     ]:
-        path.write_text(f"profile: mine\nbase: {base}\n")
+        path.write_text(text)
         with pytest.raises(UserError, match=line):
             config.load_profile(str(path))
-    path.write_text("clip: 2.0\n")
-    with pytest.raises(UserError, match="profile is missing"):
-        config.load_profile(str(path))
-    path.write_text("profile: mine\nclipp: 2.0\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: clipp is not a parameter: did you mean clip"):
-        config.load_profile(str(path))
 
 
-@pytest.mark.parametrize("stage", config.STAGES)
-def test_a_notebook_declares_its_stage_and_the_tiny_profile(stage):
+@pytest.mark.parametrize("stage", config.NOTEBOOKS)
+def test_a_notebook_declares_its_stage_and_the_tiny_profile_or_its_defaults(stage):
     notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(cells) == 1
-    declared: dict = {}
-    exec(cells[0].source, declared)
-    fields = config.STAGES[stage].model_fields
-    names = set(declared) - {"__builtins__", "__annotations__"}
-    assert names == set(fields)
-    tiny = config.load_profile("tiny")
-    for name in names - {"model", "tokenizer_kind"}:
-        assert declared[name] == getattr(tiny, name), name
-    for line in cells[0].source.replace("# fmt: off\n", "").splitlines()[1:]:
-        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # .+", line), line
-    config.read(config.STAGES[stage], declared)
-
-
-def test_the_audit_declares_its_own_defaults_and_passes_over_a_profile():
-    notebook = nbformat.read(ROOT / "notebooks" / "06_audit.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     declared: dict = {}
     exec(cell.source, declared)
-    values = {name: declared[name] for name in config.Audit.model_fields}
-    assert values == config.Audit().model_dump()
-    assert set(declared) == {*values, "__builtins__", "__annotations__"}
-    profile = config.load_profile("tiny").model_dump()
-    assert config.read(config.Audit, profile | values) == config.Audit()
-    for wrong, says in (({"resample": 5}, "did you mean resamples"), ({"resamples": 5}, "1000")):
-        with pytest.raises(UserError, match=says):
-            config.read(config.Audit, values | wrong)
+    cls = config.NOTEBOOKS[stage]
+    names = set(declared) - {"__builtins__", "__annotations__"}
+    assert names == set(cls.model_fields)
+    wanted = config.Audit() if cls is config.Audit else config.load_profile("tiny")
+    for name in names - {"model", "tokenizer_kind"}:
+        assert declared[name] == getattr(wanted, name), name
+    for line in cell.source.replace("# fmt: off\n", "").splitlines()[1:]:
+        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # .+", line), line
+    config.read(cls, config.load_profile("tiny").model_dump() | declared)
 
 
 def tiny(**changes):
@@ -114,31 +93,20 @@ def tiny(**changes):
         ({"pretrain_learning_rate": float("nan")}, "pretrain_learning_rate = nan"),
         ({"rtd_learning_rate": 1.0}, "rtd_learning_rate = 1.0: input should be less than 1"),
         ({"pretrain_batch_size": -1}, "pretrain_batch_size = -1.*greater than or equal to 1"),
-        ({"pretrain_steps": 2.5}, "pretrain_steps = 2.5"),
         ({"pretrain_steps": True}, "pretrain_steps = True"),
-        ({"pretrain_warmup": 5000.0}, "pretrain_warmup = 5000.0: input should be less"),
         ({"precision": "fp16"}, "precision = 'fp16'.*'float16'"),
-        ({"profile": "x; rm -rf"}, "profile = 'x; rm -rf'"),
         ({"profile": "../up"}, "profile = '../up'"),
-        ({"max_length": 4}, "max_length = 4"),
-        ({"generator_fraction": 2.0}, "generator_fraction = 2.0"),
         ({"pretrain_tokens_per_pass": 8}, "pretrain_tokens_per_pass = 8: 0 or at least"),
         (
             {"torch_compile": "reduce-overhead", "pretrain_tokens_per_pass": 64},
             "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate",
         ),
-        ({"torch_compile": "fast"}, "torch_compile = 'fast'"),
-        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes = -1.0"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_value(changes, says):
     with pytest.raises(UserError, match=says) as caught:
         config.read(config.Pretrain, tiny(**changes))
     assert "\n" not in str(caught.value)
-
-
-def test_parameters_of_other_stages_are_passed_over():
-    config.read(config.Pretrain, tiny(world_seed=3))
 
 
 def test_a_missing_parameter_is_named():
@@ -157,13 +125,6 @@ def test_an_unknown_profile(name, says):
         config.load_profile(name)
 
 
-def test_a_profile_that_is_not_yaml(tmp_path):
-    path = tmp_path / "bad.yaml"
-    path.write_text("a: [1")
-    with pytest.raises(UserError, match=r"bad\.yaml: not YAML"):
-        config.load_profile(str(path))
-
-
 def test_lists_from_a_command_line():
     profile = config.load_profile("tiny", models="bert, electra", seeds="0 3", tasks="rte")
     assert profile.models == ["bert", "electra"]
@@ -178,6 +139,14 @@ def test_data_makes_the_source_a_folder():
     assert (profile.source, profile.data) == ("folder", "somewhere")
     with pytest.raises(UserError, match="source folder needs"):
         config.validate(config.Data, profile.stage(config.Data, data=""), "parameter")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"), [({"resample": 5}, "did you mean resamples"), ({"resamples": 5}, "1000")]
+)
+def test_a_wrong_parameter_of_the_audit(wrong, says):
+    with pytest.raises(UserError, match=says):
+        config.read(config.Audit, config.Audit().model_dump() | wrong)
 
 
 def test_the_error_a_notebook_shows_is_one_line():

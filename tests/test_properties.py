@@ -7,27 +7,23 @@ import json
 import math
 import os
 import statistics as stdlib
-import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from makers import ROOT, make_record, paired_bootstrap, render
-from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from helpers.base import config
 from helpers.base.errors import LINE_LIMIT, UserError
 from helpers.base.text import escape
-from helpers.data import glue, metrics, packing, tokenizer
+from helpers.data import glue, packing, tokenizer
 from helpers.leaderboard import submission
-from helpers.score import predictions, statistics
-from helpers.train import batches, checkpoint, objectives, records
+from helpers.score import statistics
+from helpers.train import batches, objectives, records
 
 COMMON = {
     "deadline": None,
@@ -48,7 +44,7 @@ SCORES = st.lists(st.floats(-100, 100), min_size=1, max_size=7)
 
 
 def one_line(error):
-    line = str(error.value)
+    line = str(error)
     assert line.isprintable()
     assert 0 < len(line) <= LINE_LIMIT + 3
     return line
@@ -57,19 +53,15 @@ def one_line(error):
 # --- parameters ----------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5, unique=True), st.data())
-def test_a_list_on_a_command_line_is_the_list(seeds, data):
-    gaps = [data.draw(st.sampled_from([" ", ",", ", ", "  "])) for _ in seeds]
-    text = "".join(f"{seed}{gap}" for seed, gap in zip(seeds, gaps, strict=True))
-    assert config.load_profile("tiny", seeds=text).seeds == seeds
+SEEDS = st.lists(st.integers(0, 2**31 - 1).map(str) | st.sampled_from(" ,"), min_size=1)
 
 
-@given(st.sampled_from(["models", "tasks", "seeds"]), st.text(min_size=1))
+@given(st.sampled_from(["models", "tasks", "seeds"]), st.text(min_size=1) | SEEDS.map(" ".join))
 def test_any_text_for_a_list_is_a_list_or_one_line(name, text):
     try:
         found = getattr(config.load_profile("tiny", **{name: text}), name)
     except UserError as error:
-        assert one_line(SimpleNamespace(value=error)).startswith("tiny.yaml: ")
+        assert one_line(error).startswith("tiny.yaml: ")
     else:
         assert [str(item) for item in found] == [
             str(int(part)) if name == "seeds" else part for part in text.replace(",", " ").split()
@@ -85,7 +77,7 @@ def test_a_value_is_taken_as_it_stands_or_named_in_one_line(name, value):
     try:
         profile = config.validate(config.Profile, values, "file")
     except UserError as error:
-        assert name in one_line(SimpleNamespace(value=error))
+        assert name in one_line(error)
         return
     found = getattr(profile, name)
     if isinstance(found, list):  # the one liberty: a list may be one text
@@ -100,7 +92,7 @@ def test_any_file_is_a_profile_or_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError) as error:  # none of these holds every parameter
         config.load_profile(str(path))
-    assert one_line(error).startswith((f"{path}: ", "own.yaml: "))
+    assert one_line(error.value).startswith((f"{path}: ", "own.yaml: "))
 
 
 @given(st.text())
@@ -147,38 +139,19 @@ def test_packing_loses_nothing_but_the_tail(tok, documents, length, data):
     assert rest == stream[whole * (length - 2) :]
 
 
-def joined(tok, one, two):
-    first, last = [tok.cls_token_id], [tok.sep_token_id]
-    return first + one + last * (1 if tok.mask_token == "[MASK]" else 2) + two + last
-
-
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.integers(8, 40), st.booleans())
-def test_too_long_pairs_lose_tokens_from_the_longer_first(tok, pairs, length, swap):
+def test_pairs_are_cut_to_length_and_swapped_ones_follow(tok, pairs, length, swap):
     first, second = zip(*pairs, strict=True)
     table = pd.DataFrame({"sentence1": first, "sentence2": second})
     table["label"], table["idx"] = 0, range(len(table))
     found = batches.encode(table, glue.get("mrpc"), tok, length, swap)
-    both = [*pairs, *((b, a) for a, b in pairs)] if swap else pairs
-    assert len(found.lengths) == len(found.labels) == len(both)
-    special = tok.num_special_tokens_to_add(pair=True)
-    for start, size, pair in zip(found.starts, found.lengths, both, strict=True):
-        ids = [tok(text, add_special_tokens=False)["input_ids"] for text in pair]
-        kept = [len(part) for part in ids]
-        while sum(kept) > length - special:  # one token at a time, from the longer
-            kept[kept[1] >= kept[0]] -= 1
-        row = found.ids[start : start + size].tolist()
-        assert size == sum(kept) + special
-        assert (row[0], row[-1]) == (tok.cls_token_id, tok.sep_token_id)
-        # Which of two equally long ones is cut is not fixed.
-        for first_kept in (kept[0], kept[0] - 1, kept[0] + 1):
-            second_kept = sum(kept) - first_kept
-            if min(first_kept, second_kept) < 0:
-                continue
-            texts = (ids[0][:first_kept], ids[1][:second_kept])
-            if row == joined(tok, *texts):
-                break
-        else:
-            pytest.fail(f"{pair} cut to {row}")
+    ones, others = (first + second, second + first) if swap else (first, second)
+    cut = {"truncation": "longest_first", "max_length": length}
+    wanted = tok(list(ones), list(others), **cut)["input_ids"]
+    assert found.lengths.tolist() == [len(ids) for ids in wanted]
+    assert found.ids.tolist() == [token for ids in wanted for token in ids]
+    assert len(found.labels) == len(wanted)
+    assert found.lengths.max() <= length
 
 
 @given(
@@ -246,40 +219,6 @@ def test_labels_of_replaced_tokens_say_where_tokens_differ(seed, sharpness):
 
 # --- scores --------------------------------------------------------------------------------------
 
-CLASSES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
-
-
-@given(CLASSES)
-def test_scores_of_classes_are_scikit_learns(pairs):
-    predicted, true = np.array(pairs).T
-    score, found, note = metrics.score("mrpc", predicted, true)
-    assert score == pytest.approx(100 * accuracy_score(true, predicted))
-    assert found["f1"] == pytest.approx(f1_score(true, predicted, zero_division=0))
-    assert (note == metrics.CONSTANT) == (len(set(predicted)) == 1)
-    score, _, _ = metrics.score("cola", predicted, true)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert score == pytest.approx(100 * matthews_corrcoef(true, predicted))
-    if len(set(predicted)) == 1 or len(set(true)) == 1:
-        assert score == 0
-
-
-TIES = st.sampled_from([0.0, 0.5, 1.0, 2.5, 5.0])
-
-
-@given(st.lists(st.tuples(TIES, TIES), min_size=3, max_size=30))
-def test_scores_of_a_regression_are_scipys(pairs):
-    predicted, true = np.array(pairs).T
-    assume(len(set(true)) > 1)
-    score, found, note = metrics.score("stsb", predicted, true)
-    if len(set(predicted)) == 1:
-        assert (score, note) == (0.0, metrics.CONSTANT)
-        return
-    # Spearman by its definition: Pearson of the ranks, ties sharing their mean rank.
-    ranks = [stats.rankdata(values) for values in (predicted, true)]
-    assert score == pytest.approx(100 * np.corrcoef(*ranks)[0, 1])
-    assert found["pearson"] == pytest.approx(stats.pearsonr(predicted, true).statistic)
-
 
 @given(SCORES, st.randoms(use_true_random=False))
 def test_a_summary_does_not_see_the_order_and_its_interval_holds_the_median(values, chance):
@@ -302,10 +241,7 @@ def test_a_summary_does_not_see_the_order_and_its_interval_holds_the_median(valu
 @given(st.integers(0, 2**31), st.sampled_from(["cola", "rte", "stsb"]))
 def test_a_comparison_turned_round_changes_its_sign(seed, task):
     rng = np.random.default_rng(seed)
-    draw = (
-        (lambda *n: rng.uniform(0, 5, n)) if task == "stsb" else lambda *n: rng.integers(2, size=n)
-    )
-    truth, one, two = {task: draw(30)}, {task: draw(3, 30)}, {task: draw(3, 30)}
+    truth, one, two = ({task: rng.integers(2, size=n)} for n in (30, (3, 30), (3, 30)))
     there = paired_bootstrap(one, two, truth, resamples=20, seed=seed)
     back = paired_bootstrap(two, one, truth, resamples=20, seed=seed)
     assert back.difference == pytest.approx(-there.difference)
@@ -318,56 +254,6 @@ def test_a_comparison_turned_round_changes_its_sign(seed, task):
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
-def linear(seed):
-    torch.manual_seed(seed)
-    model = torch.nn.Linear(3, 2)
-    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-    model(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
-    return model, optimiser
-
-
-@given(st.data())
-def test_a_damaged_checkpoint_is_never_taken_for_whole(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("kept")
-    models = {step: linear(step) for step in (1, 2)}
-    for step, (model, optimiser) in models.items():
-        checkpoint.save(folder, model, optimiser, {"spec": "a" * 64, "step": step})
-    older, newest = sorted(folder.iterdir())
-    both = data.draw(st.booleans())
-    for path in [newest, older] if both else [newest]:
-        content = bytearray(path.read_bytes())
-        place = data.draw(st.integers(0, len(content) - 1))
-        if data.draw(st.booleans()):
-            content[place] ^= data.draw(st.integers(1, 255))
-        else:
-            del content[place:]
-        path.write_bytes(content)
-    model, optimiser = linear(3)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = checkpoint.load(folder, "a" * 64, model, optimiser)
-    except UserError as error:
-        one_line(SimpleNamespace(value=error))
-        assert both
-        return
-    saved, own = models[state["step"]]
-    for name, parameter in model.named_parameters():
-        there = dict(saved.named_parameters())[name]
-        assert torch.equal(parameter, there)
-        assert torch.equal(optimiser.state[parameter]["exp_avg"], own.state[there]["exp_avg"])
-
-
-@given(st.floats(-100, 100), st.text(max_size=20), st.dictionaries(TEXT, st.floats(-1, 1)))
-def test_a_record_comes_back_as_it_was_written(tmp_path, score, note, found):
-    record = make_record("bert", "cola", 0, score=score, note=note, metrics=found)
-    path = tmp_path / "seed-0.json"
-    assume(note.isascii() or not any("\ud800" <= c <= "\udfff" for c in note))
-    records.write(path, record)
-    assert records.read(path) == record
 
 
 @given(st.data())
@@ -383,7 +269,7 @@ def test_a_record_edited_by_hand_is_equal_or_refused(tmp_path, data):
     try:
         found = records.read(path)
     except UserError as error:
-        assert one_line(SimpleNamespace(value=error)).startswith(str(path))
+        assert one_line(error).startswith(str(path))
         return
     assert found == record
     assert name in make_record("bert", "cola", 0) or holder is not record
@@ -408,25 +294,9 @@ def test_a_statement_edited_by_hand_is_equal_or_refused(tmp_path, name, value):
     try:
         found = submission.read(folder)
     except UserError as error:
-        one_line(SimpleNamespace(value=error))
+        one_line(error)
         return
     assert getattr(found, name) == value or found.model_dump(exclude_unset=True)[name] == value
-
-
-@given(st.lists(st.tuples(st.integers(-2, 3), st.integers(-1, 45)), min_size=1, max_size=40))
-def test_predictions_are_read_as_written_or_refused(tmp_path, rows):
-    path = tmp_path / "seed-0.parquet"
-    values, idx = np.array(rows).T
-    pd.DataFrame({"split": "validation", "idx": idx, "prediction": values}).to_parquet(path)
-    good = set(values) <= {0, 1}
-    try:
-        found = predictions.read_splits(path, "cola")["validation"]
-    except UserError as error:
-        one_line(SimpleNamespace(value=error))
-        assert not good
-    else:
-        assert good
-        assert (found[0] == idx).all() and (found[1] == values).all()
 
 
 # --- text on a page ------------------------------------------------------------------------------

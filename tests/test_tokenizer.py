@@ -1,5 +1,7 @@
 """Tokenizers: the same texts give the same bytes, and packed rows never mix documents unmarked."""
 
+import shutil
+
 import numpy as np
 import pytest
 from makers import command, small_profile
@@ -9,7 +11,7 @@ from helpers.base import config, files
 from helpers.data import corpus, packing, tokenizer
 
 CODE = """
-import hashlib, sys
+import hashlib
 from helpers.data import synthetic, tokenizer
 for kind in ("wordpiece", "bpe"):
     tok = tokenizer.train(kind, 700, lambda: synthetic.documents(150, 300, 0))
@@ -17,10 +19,11 @@ for kind in ("wordpiece", "bpe"):
 """
 
 
-def test_another_process_trains_the_same_tokenizers():
-    one, other = (command("-c", CODE).stdout for _ in range(2))
-    assert one == other
-    assert len(one.split()) == 2
+def test_another_process_trains_the_same_tokenizers(capsys):
+    exec(CODE, {})
+    here = capsys.readouterr().out
+    assert len(here.split()) == 2
+    assert command("-c", CODE).stdout == here
 
 
 @pytest.fixture(scope="module")
@@ -55,61 +58,14 @@ class Cut(Exception):
     """Stands for a kill."""
 
 
-def test_packing_goes_on_from_the_last_whole_shard(tmp_path, monkeypatch):
+@pytest.fixture
+def packing_cut(tmp_path, monkeypatch):
+    """A corpus of shards of 50, in batches of 14: the run, its batches, and numbers to cut at."""
     monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
     monkeypatch.setattr(packing, "ENCODING", (14, 10**9))  # three batches a shard
-    whole, cut = (small_profile(tmp_path, profile=name) for name in ("whole", "cut"))
-    stages = {}
-    for profile in (whole, cut):
-        corpus.run(config.Data(**profile.stage(config.Data)))
-        stages[profile.profile] = config.Tokenizer(**profile.stage(config.Tokenizer))
-    real, calls, trained = packing.pack_batch, [], []
-    monkeypatch.setattr(packing, "pack_batch", lambda *a: calls.append(1) or real(*a))
-    tokenizer.run(stages["whole"])
-    everything = len(calls)
-    train = tokenizer.train
-    monkeypatch.setattr(tokenizer, "train", lambda *a: trained.append(1) or train(*a))
-    for after in (1, 5, 2):  # inside the first shard, inside the second, after a resumed one
-
-        def breaks(*arguments, after=after):
-            calls.append(1)
-            if len(calls) > after:
-                raise Cut
-            return real(*arguments)
-
-        calls.clear()
-        monkeypatch.setattr(packing, "pack_batch", breaks)
-        with pytest.raises(Cut):
-            tokenizer.run(stages["cut"])
-    folder = cut.folder / "tokenizer" / "wordpiece"
-    assert files.read_json(folder / tokenizer.PACKING)["shards"] == 1
-    assert not (folder / "manifest.json").exists()
-    calls.clear()
-    monkeypatch.setattr(packing, "pack_batch", lambda *a: calls.append(1) or real(*a))
-    made = tokenizer.run(stages["cut"])
-    assert len(calls) == everything - 3  # not the first shard
-    assert len(trained) == 1  # not again, though no shard was done at the first kill
-    assert made == files.read_json(whole.folder / "tokenizer" / "wordpiece" / "manifest.json")
-    assert not (folder / tokenizer.PACKING).exists()
-
-
-def forget(folder):
-    for path in folder.glob("*manifest.json"):  # and the copy that a failed attempt falls back on
-        path.unlink()
-
-
-def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
     profile = small_profile(tmp_path)
     corpus.run(config.Data(**profile.stage(config.Data)))
-    one, other = (
-        config.Tokenizer(**(profile.stage(config.Tokenizer) | {"max_length": length}))
-        for length in (64, 32)
-    )
-    tokenizer.run(one)
-    folder = profile.folder / "tokenizer" / "wordpiece"
-    whole = (folder / "tokens.bin").read_bytes()
-    real, calls = packing.pack_batch, []
+    real, calls, stops = packing.pack_batch, [], set()
 
     def breaks(*arguments):
         calls.append(1)
@@ -118,20 +74,56 @@ def test_what_is_left_of_another_packing_is_not_taken_up(tmp_path, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(packing, "pack_batch", breaks)
-    forget(folder)
-    stops = {2, 3}
-    for parameters in (one, other):  # one after its first shard, the other inside its first
+    stages = (config.Tokenizer(**profile.stage(config.Tokenizer, max_length=n)) for n in (64, 32))
+    return profile.folder / "tokenizer" / "wordpiece", *stages, calls, stops
+
+
+def cut(parameters, calls, stops, *numbers):
+    """Runs the stage once for each number, up to the batch of that number."""
+    for number in numbers:
+        calls.clear()
+        stops.clear()
+        stops.add(number)
         with pytest.raises(Cut):
             tokenizer.run(parameters)
+    calls.clear()
+    stops.clear()
+
+
+def forget(folder):
+    for path in folder.glob("*manifest.json"):  # and the copy that a failed attempt falls back on
+        path.unlink()
+
+
+def test_packing_goes_on_from_the_last_whole_shard(packing_cut, monkeypatch):
+    folder, parameters, _, calls, stops = packing_cut
+    whole, everything = tokenizer.run(parameters), len(calls)
+    shutil.rmtree(folder)
+    train, trained = tokenizer.train, []
+    monkeypatch.setattr(tokenizer, "train", lambda *a: trained.append(1) or train(*a))
+    # Inside the first shard, inside the second, after a resumed one.
+    cut(parameters, calls, stops, 2, 6, 3)
+    assert files.read_json(folder / tokenizer.PACKING)["shards"] == 1
+    assert not (folder / "manifest.json").exists()
+    assert tokenizer.run(parameters) == whole
+    assert len(calls) == everything - 3  # not the first shard
+    assert len(trained) == 1  # not again, though no shard was done at the first kill
+    assert not (folder / tokenizer.PACKING).exists()
+
+
+def test_what_is_left_of_another_packing_is_not_taken_up(packing_cut):
+    folder, one, other, calls, stops = packing_cut
+    tokenizer.run(one)
+    whole = (folder / "tokens.bin").read_bytes()
+    forget(folder)
+    cut(one, calls, stops, 5)  # after its first shard
+    cut(other, calls, stops, 2)  # inside its first
     tokenizer.run(one)
     assert (folder / "tokens.bin").read_bytes() == whole
 
     # A file shorter than was noted, as after a crash of the machine, is packed again.
     forget(folder)
-    calls.clear()
-    stops = {3}
-    with pytest.raises(Cut):
-        tokenizer.run(one)
+    cut(one, calls, stops, 6)
     (folder / "tokens.bin").write_bytes(whole[:100])
     tokenizer.run(one)
     assert (folder / "tokens.bin").read_bytes() == whole

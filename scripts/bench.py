@@ -47,7 +47,6 @@ SHAPES = {
 # Goals in bfloat16 on a CPU: ratios to a plain loop, and the part of a step that its products take.
 GOALS = {"bert": 2.5, "electra": 2.5, "deberta": 3.0, "electra-deberta": 3.0}
 PRODUCTS = 0.65
-MODELS = tuple(GOALS)
 SIDES = ("stock", "ours, float32", "ours, bfloat16")
 POINT, END = 10, 50  # steps averaged into one point of a curve, and into the final loss
 PEAK_RATE = 2e-3  # of the curves
@@ -419,7 +418,7 @@ def curves(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
     """curves.json: equal quality, the losses of this project's steps beside transformers'."""
     (place,) = places
     vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device, segments=1), []
-    for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
+    for name, side, seed in product(GOALS, SIDES, range(options.seeds)):
         rows = batches.Rows(place.rows, place.tok, place.batch, seed, place.device)
         seeded, found = place._replace(seed=seed), []
         task = build(seeded, name, stock=side == "stock")

@@ -352,10 +352,33 @@ def test_an_edited_manifest_is_named(run):
         (whole | {"files": 3}, "names no files"),
         (None, "names no files"),
         (without, "has no specification"),
+        (whole | {"specification": 3}, "its specification is no object"),
     ):
         (folder / "manifest.json").write_text(json.dumps(edited))
         with refused(rf"manifest\.json: {says}: damaged, delete", run.folder):
             finetune.run(tuning(run))
+
+
+def test_an_edited_manifest_of_packed_rows_is_named(run):
+    folder = run.folder / "tokenizer" / "wordpiece"
+    whole = files.read_json(folder / "manifest.json")
+    changes = [{"rows": 0}, {"rows": "9"}, {"length": None}, {"dtype": "int8"}]
+    for change in (*changes, {"held_out": []}, {"held_out": {"rows": -1}}):
+        (folder / "manifest.json").write_text(json.dumps(whole | change))
+        with refused(r"wordpiece/manifest\.json: rows = .*: damaged, delete it", run.folder):
+            tokenizer.rows(folder, held_out="held_out" in change)
+    source = run.folder / "data" / "corpus"
+    found = files.read_json(source / "manifest.json")
+    (source / "manifest.json").write_text(json.dumps(found | {"bytes": "many"}))
+    for stage in (tokenizer.run, tokenizer.finished):
+        with refused(r"corpus/manifest\.json: bytes = 'many': damaged, delete it", run.folder):
+            stage(config.Tokenizer(**run.stage(config.Tokenizer)))
+
+
+def test_a_lock_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()  # root may read every file
+    with refused(r"\.lock: cannot read: Is a directory", tmp_path):
+        files.lock_holder(tmp_path)
 
 
 READERS = {

@@ -215,6 +215,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest.path = path
     if not isinstance(manifest.get("files"), dict):
         raise manifest.damaged("names no files")
+    if not isinstance(manifest.get("specification", {}), dict):
+        raise manifest.damaged("its specification is no object")
     return manifest
 
 

@@ -167,14 +167,17 @@ def saving() -> Iterator[None]:
 def rows(folder: Path, held_out: bool = False) -> np.ndarray:
     """The packed corpus, or its held-out part, as a memory map, uint16 or uint32 [rows, length]."""
     manifest = files.require_manifest(folder, "02_tokenizer")
-    length, dtype = manifest.get("length"), manifest.get("dtype")
-    count = (manifest.get("held_out", {}) if held_out else manifest).get("rows")
-    if held_out and count == 0:
-        return np.empty((0, 1), dtype=DTYPES[0])
-    plain = all(type(n) is int and n > 0 for n in (count, length)) and dtype in DTYPES
-    if not plain:
-        raise UserError(f"{folder}/manifest.json: damaged, delete it and run its stage again")
+    part = manifest["held_out"] if held_out else manifest
+    count = part.get("rows") if isinstance(part, dict) else None
+    length, dtype, least = manifest["length"], manifest["dtype"], 0 if held_out else 1
+    numbers = type(count) is int and count >= least and type(length) is int and length > 0
+    if not numbers or dtype not in DTYPES:
+        raise _damaged(folder, f"rows = {count!r}, length = {length!r}, dtype = {dtype!r}")
     return _open(folder / ("held_out.bin" if held_out else "tokens.bin"), dtype, count, length)
+
+
+def _damaged(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder}/manifest.json: {why}: damaged, delete it and run its stage again")
 
 
 def _open(path: Path, dtype: str, count: int, length: int) -> np.ndarray:
@@ -197,7 +200,9 @@ def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dic
         "segments": parameters.segments if parameters.tokenizer_kind == "wordpiece" else 1,
         "corpus": manifest["content"],
     }
-    every = -(-manifest["bytes"] // TRAINING_BYTES)
+    if type(size := manifest["bytes"]) is not int:
+        raise _damaged(parameters.folder / "data" / "corpus", f"bytes = {size!r}")
+    every = -(-size // TRAINING_BYTES)
     # The vocabulary of a large corpus is learnt from a part: every k-th document.
     return wanted | ({"every": every} if every > 1 else {})
 

@@ -84,13 +84,18 @@ def listing(name: str, commit: str | None = None) -> tuple[str, list[str]]:
 
 
 def _cached(name: str, commit: str | None) -> tuple[str, list[str]] | None:
-    """The same of the newest snapshot in the Hub's cache."""
+    """The same of the snapshot in the Hub's cache that was last added to."""
     from huggingface_hub import constants
 
-    repository = Path(constants.HF_HUB_CACHE, "datasets--" + name.replace("/", "--"))
-    snapshots = repository.glob(f"snapshots/{commit or '*'}")
-    last = max(snapshots, key=lambda folder: folder.stat().st_mtime, default=None)
-    return last and (last.name, [path.relative_to(last).as_posix() for path in last.rglob("*")])
+    with suppress(huggingface_hub.CacheNotFound):
+        repositories = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE).repos
+        mine = [one for one in repositories if (one.repo_type, one.repo_id) == ("dataset", name)]
+        there = [one for repository in mine for one in repository.revisions]
+        there = [one for one in there if commit in (None, one.commit_hash)]
+        if last := max(there, key=lambda one: one.last_modified, default=None):
+            paths = [one.file_path.relative_to(last.snapshot_path) for one in last.files]
+            return last.commit_hash, [path.as_posix() for path in paths]
+    return None
 
 
 def download(name: str, file: str, commit: str) -> Path:

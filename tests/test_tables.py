@@ -17,13 +17,14 @@ from makers import (
     make_record,
     make_run,
     make_view,
+    run_page,
     shown,
     write_record,
 )
 
 from helpers.base import files
 from helpers.pages import plots, tables, view
-from helpers.score import audit, paper, statistics
+from helpers.score import paper, statistics
 
 FIVE, EIGHT = "Mean of 5 complete", "Mean of 8 †"
 
@@ -48,7 +49,6 @@ def folder_data(tmp_path):
 
 def test_every_published_figure_has_a_known_source_and_status(published):
     assert len(list(paper._figures(published, ""))) > 100
-    assert len(paper.sources(published)) == len(published["sources"])
 
 
 def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
@@ -57,16 +57,10 @@ def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
     text = str(paper.cited(figure, published))
     assert text.startswith(f'{figure["value"]:.2f}<sup title="read at the source">')
     assert f'href="../book/references.html#source-{number}">[{number}]</a>' in text
-    assert f'id="source-{number}"' in str(paper.sources(published).loc[number, "Source"])
+    sources = run_page("references").names["sources"]
+    assert f'id="source-{number}"' in str(sources.loc[number, "Source"])
     nasty = paper.cited(figure | {"value": "<b>"}, published)
     assert str(nasty).startswith("&lt;b&gt;")
-
-
-def test_published_averages_are_the_plain_means(published):
-    found = audit.averages(published)["recomputed"]
-    assert found.to_dict() == pytest.approx(
-        audit.scores(published).mean(axis=1).to_dict(), abs=0.005
-    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from helpers.base.text import NONE, Html, anchor, html, link, quantity, record_l
 from helpers.data import glue
 from helpers.pages.view import View, own_tasks
 from helpers.score import audit, paper, predictions, statistics
-from helpers.score.paper import cited, derived
+from helpers.score.paper import cited
 from helpers.score.statistics import Comparison, Summary
 from helpers.train import records as records_of
 
@@ -194,7 +194,7 @@ def grid(view: View) -> pd.DataFrame:
         if entry is None:
             return measured
         theirs = [entry["scores"][task] for task in tasks]
-        shown = derived(math.fsum(one["value"] for one in theirs) / len(theirs))
+        shown = html("{:.2f}", math.fsum(one["value"] for one in theirs) / len(theirs))
         shown = cited(theirs[0], view.published) if len(theirs) == 1 else shown
         mine = measured if isinstance(measured, Html) else NONE
         return html("{} <br><small>published {}</small>", mine, shown)
@@ -257,7 +257,8 @@ def headline(view: View) -> pd.DataFrame:
         row[title] = median
         if not view.embedded:
             theirs = scores.loc[model] if model in scores.index else None
-            row["Published"] = math.nan if theirs is None else derived(theirs[list(main)].mean())
+            mean = math.nan if theirs is None else html("{:.2f}", theirs[list(main)].mean())
+            row["Published"] = mean
         if len(main) < len(view.present):
             every = view.over_seeds(model, view.present)
             row[mean_name(view, view.present)] = every.median

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.base.text import Html, html, link
@@ -69,25 +67,3 @@ def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) 
     text = value if isinstance(value, str) else f"{value:.{decimals}f}"
     mark = link(f"[{number}]", f"../book/references.html#source-{number}")
     return html('{}<sup title="{}">{}</sup>', text, published["statuses"][figure["status"]], mark)
-
-
-def derived(value: float, decimals: int = 2) -> Html:
-    """A figure worked out here from published ones, as HTML."""
-    return html("{}", f"{value:.{decimals}f}")
-
-
-def sources(published: dict[str, Any], keys: Iterable[str] | None = None) -> pd.DataFrame:
-    """What the numbers mean: a row per source, its number as the index; all of them where None."""
-    known = list(published["sources"])
-    chosen = known if keys is None else [key for key in known if key in set(keys)]
-    rows = [published["sources"][key] for key in chosen]
-    numbers = [known.index(key) + 1 for key in chosen]
-    titles = [
-        html(
-            '<span id="source-{}">{}</span>',
-            number,
-            link(row["title"], row["url"]) if row["url"] else row["title"],
-        )
-        for number, row in zip(numbers, rows, strict=True)
-    ]
-    return pd.DataFrame({"Source": titles}, index=pd.Index(numbers, name="Number"))

@@ -42,11 +42,6 @@ def test_a_summary_of_few_values_says_what_they_allow():
         statistics.summary([1.0, math.nan])
 
 
-def test_cell_is_the_median_over_seeds():
-    assert statistics.cell(RECORDS, "bert", "cola").median == 14.0
-    assert statistics.cell(RECORDS, "bert", "sst2").n == 0
-
-
 def test_mean_of_tasks_is_taken_by_seed_and_leaves_out_seeds_without_every_task():
     means = statistics.seed_means(RECORDS, "bert", ["cola", "rte"])
     assert means.to_dict() == {0: 30.0, 1: 33.0}
@@ -202,17 +197,17 @@ def equal_checkpoints(models, seeds, examples, rng):
 def test_equal_checkpoints_are_resolved_in_one_table_of_twenty_at_most():
     rng = np.random.default_rng(5)
     tables = outside = 0
-    for _ in range(400):
+    for _ in range(200):
         found = statistics.compare(*equal_checkpoints(4, 2, 150, rng), resamples=100)
         tables += any(pair.resolved for pair in found.values())
         outside += not found["0", "1"].low <= 0 <= found["0", "1"].high
-    # 5 % of 400, and two standard errors of such a count.
-    assert tables <= 20 + 9
-    assert outside <= 20 + 9
+    # 5 % of 200, and two standard errors of such a count.
+    assert tables <= 10 + 6
+    assert outside <= 10 + 6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3, 5, 6, 10])
+@pytest.mark.parametrize("n", [2, 5, 10])
 def test_intervals_hold_what_they_say_they_hold(n):
     rng = np.random.default_rng(n)
     median, difference = [], []
@@ -230,13 +225,12 @@ def test_intervals_hold_what_they_say_they_hold(n):
 
 
 def test_examples_and_tasks_must_be_the_same_and_seeds_two_at_least():
-    truth = np.zeros(5, int)
-    with pytest.raises(ValueError, match="second, sst2: 4 predictions, 5 labels"):
-        paired_bootstrap({"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((2, 4))}, {"sst2": truth})
+    truth, runs = {"sst2": np.zeros(5, int)}, {"sst2": np.zeros((2, 5))}
+    for shape in ((2, 4), (1, 5), (5,)):
+        with pytest.raises(ValueError, match=r"second, sst2: .* two seeds or more, each of 5 ex"):
+            paired_bootstrap(runs, {"sst2": np.zeros(shape)}, truth)
     with pytest.raises(ValueError, match="first: tasks"):
-        paired_bootstrap({"cola": truth}, {"sst2": truth}, {"sst2": truth})
-    with pytest.raises(ValueError, match="second, sst2: one seed: a comparison needs two or more"):
-        paired_bootstrap({"sst2": np.zeros((2, 5))}, {"sst2": np.zeros((1, 5))}, {"sst2": truth})
+        paired_bootstrap({"cola": truth}, runs, truth)
 
 
 def test_reading_scores_and_the_jobs_of_a_study_loads_no_torch():

@@ -97,14 +97,8 @@ def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False)
     return not (found.rounded or found.cut)
 
 
-def cell(records: pd.DataFrame, model: str, task: str) -> Summary:
-    """Summarises a model's scores x 100 on one task; `records` is of `view.load_records`."""
-    chosen = records[(records["model"] == model) & (records["task"] == task)]
-    return summary(chosen["score"])
-
-
 def seed_means(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> pd.Series:
-    """Plain mean of the tasks' scores x 100, by seed.
+    """Plain mean of the tasks' scores x 100, by seed; `records` is of `view.load_records`.
 
     Only seeds that have every task count: a mean over other tasks is another quantity.
     """
@@ -220,10 +214,11 @@ def _resampled(
     variances, degrees = [], []
     for place, (task, truth) in enumerate(sorted(labels.items())):
         runs = np.atleast_2d(predictions[task])
-        if runs.shape[1] != len(truth):
-            raise ValueError(f"{name}, {task}: {runs.shape[1]} predictions, {len(truth)} labels")
-        if len(runs) < 2:
-            raise ValueError(f"{name}, {task}: one seed: a comparison needs two or more")
+        if len(runs) < 2 or runs.shape[1] != len(truth):
+            raise ValueError(
+                f"{name}, {task}: predictions of shape {runs.shape}: must be two seeds or more, "
+                f"each of {len(truth)} examples"
+            )
         examples = np.random.default_rng([seed, place])  # the same for every model
         (own,) = _weighted_scores(task, runs, truth, np.ones((1, len(truth))))
         total[0] += own.mean()

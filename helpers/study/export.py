@@ -66,7 +66,7 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> M
     embedded = bool((records["source"] == "embedded").all())
     size = manifest["size"]
     tasks = [task for task in glue.TASKS if task in set(records["task"])]
-    cells = {task: statistics.cell(records, model, task) for task in tasks}
+    cells = {task: statistics.mean_of_tasks(records, model, [task]) for task in tasks}
     data = ModelCardData(
         model_name=f"small-bench-nlp-{model}",
         language="en",

@@ -137,7 +137,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, ValueError):
             refuse_pointer(path)
         raise UserError(f"{path}: damaged, delete it and run its stage again ({error})") from None

@@ -35,7 +35,7 @@ from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
 from helpers.leaderboard import check, ranking, submit
-from helpers.score import audit, predictions
+from helpers.score import predictions
 from helpers.score.predictions import Labels
 from helpers.train import records
 
@@ -81,41 +81,38 @@ def predict(task, dev, seed, quality=0.8):
     return np.where(wrong, (dev.label + 1) % len(glue.TASKS[task].labels), dev.label)
 
 
-def frame(task, dev, values):
-    split = glue.TASKS[task].validation
-    return pd.DataFrame({"split": split, "idx": dev.idx, "prediction": values})
-
-
 def write_statement(folder, values):
     folder.mkdir(parents=True, exist_ok=True)
     text = values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False)
     (folder / "submission.yaml").write_text(text, encoding="utf-8")
 
 
-def make_entry(folder, labels, with_records=True, selection="median", quality=0.8):
-    """An entry as other code would write it, its scores by the reference."""
+def write_runs(folder, labels, model="electra", with_records=True, quality=0.8, **changes):
+    """Predictions and records of each task and seed; scores of the seeds by the reference."""
     scores = {}
-    for task in TASKS:
-        found = []
+    for name, task in glue.TASKS.items():
+        dev, scores[name] = labels.dev[name], []
+        (folder / name).mkdir(parents=True)
         for seed in SEEDS:
-            values = predict(task, labels.dev[task], seed, quality)
-            path = folder / task / f"seed-{seed}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            frame(task, labels.dev[task], values).to_parquet(path, index=False)
-            found.append(reference(task, values, labels.dev[task].label))
+            path = folder / name / f"seed-{seed}.parquet"
+            values = predict(name, dev, seed, quality)
+            columns = {"split": task.validation, "idx": dev["idx"], "prediction": values}
+            pd.DataFrame(columns).to_parquet(path, index=False)
+            scores[name].append(reference(name, values, dev["label"]))
+            facts = {"complete": True, "reduced": [], "rows": task.official_rows}
+            facts |= {"predictions": files.sha256(path), "score": scores[name][-1]}
+            record = make_record(model, name, seed, "hub", **facts) | changes
             if with_records:
-                record = whole_record("electra", task, seed, path, found[-1])
                 path.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
-        best = {"median": np.median, "best": np.max}[selection](found)
-        scores[task] = round(float(best), 2)
-    write_statement(folder, statement(folder.name, scores, selection))
     return scores
 
 
-def whole_record(model, task, seed, path, score, **changes):
-    rows = glue.TASKS[task].official_rows
-    facts = {"complete": True, "reduced": [], "rows": rows, "predictions": files.sha256(path)}
-    return make_record(model, task, seed, "hub", **({"score": score} | facts)) | changes
+def make_entry(folder, labels, with_records=True, selection="median", quality=0.8):
+    """An entry as other code would write it, its scores by the reference."""
+    runs = write_runs(folder, labels, with_records=with_records, quality=quality)
+    choose = {"median": np.median, "best": np.max}[selection]
+    scores = {task: round(float(choose(values)), 2) for task, values in runs.items()}
+    write_statement(folder, statement(folder.name, scores, selection))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +142,8 @@ def one_error(folder, labels=None):
 
 def test_the_published_rows_are_entries_with_every_figure_as_published():
     rows = FIGURES["table1"]["models"]
-    found = {e.stated.published.row: e for e in checked_repository()}
+    checked = check.check(ROOT / "leaderboard", FIGURES, Labels())
+    found = {e.stated.published.row: e for e in checked}
     assert set(found) == set(rows)
     for key, row in rows.items():
         file = stated(ROOT / "leaderboard" / found[key].name)
@@ -161,16 +159,10 @@ def test_the_published_rows_are_entries_with_every_figure_as_published():
     tokens = {k: e.stated.tokens for k, e in found.items() if e.stated.tokens}
     owt = next(p for p in FIGURES["quality_per_compute"] if p["method"] == "ELECTRA-Small-OWT")
     assert tokens == {"electra": round(owt["tokens_billions"] * 1e9)}
-
-
-def checked_repository():
-    return check.check(ROOT / "leaderboard", FIGURES, Labels())
-
-
-def test_impossible_published_accuracies_are_remarks():
+    # Impossible accuracies are remarks.
     odd = {
         (e.stated.title, line.split()[0].removeprefix("scores."))
-        for e in checked_repository()
+        for e in checked
         for line in e.remarks
         if "no count of right answers" in line
     }
@@ -208,38 +200,32 @@ def nested(field, **changes):
     return lambda values: values | {field: {**values[field], **changes}}
 
 
-def without(field):
-    return lambda values: {key: value for key, value in values.items() if key != field}
-
-
 def text(old, new):
     return lambda values: yaml.safe_dump(values, sort_keys=False).replace(old, new, 1)
 
 
+def mean_with(values, **scores):
+    return round(float(np.mean(list((values["scores"] | scores).values()))), 2)
+
+
 BAD_STATEMENTS = {
-    "unknown task": (
-        nested("scores", wnli=50.0),
-        r"scores\.wnli = 50\.0: did you mean",
-    ),
+    "unknown task": (nested("scores", wnli=50.0), r"scores\.wnli is not a parameter: did you mean"),
     "task missing": (
         lambda v: v | {"scores": {t: s for t, s in v["scores"].items() if t != "rte"}},
-        r"scores: rte missing; an entry has all eight",
+        r"scores\.rte is missing",
     ),
-    "score out of range": (
-        nested("scores", rte=100.36),
-        r"scores\.rte = 100\.36: must be 0 to 100",
-    ),
-    "score below range": (nested("scores", qqp=-1.0), r"scores\.qqp = -1\.0: must be 0 to 100"),
-    "score as text": (nested("scores", rte="70"), r"scores\.rte = '70': input should be a valid"),
-    "score NaN": (nested("scores", rte=float("nan")), r"scores\.rte = nan: input should be a fin"),
-    "average infinite": (lambda v: v | {"average": float("inf")}, r"average = inf: .*finite"),
+    "out of range": (nested("scores", rte=100.36), r"scores\.rte = 100\.36: .* or equal to 100"),
+    "below range": (nested("scores", qqp=-1.0), r"scores\.qqp = -1\.0: .* or equal to 0"),
+    "NaN": (nested("scores", rte=float("nan")), r"scores\.rte = nan: .*finite"),
     "decimals": (nested("scores", cola=45.123), r"scores\.cola = 45\.123: must have at most 2"),
     "average": (
         lambda v: v | {"average": 99.0},
         r"average = 99\.0: the plain mean .* is \d\d\.\d\d",
     ),
-    "protocol missing": (without("protocol"), r"protocol is missing \(selection, seeds, n, rule\)"),
-    "selection": (nested("protocol", selection="mean"), r"protocol\.selection = 'mean'.*'median'"),
+    "protocol missing": (
+        lambda v: {key: value for key, value in v.items() if key != "protocol"},
+        r"protocol is missing \(selection, seeds, n, rule\)",
+    ),
     "seed twice": (
         nested("protocol", seeds=[0, 1, 1]),
         r"protocol\.seeds = \[0, 1, 1\]: each seed may stand there once",
@@ -253,38 +239,20 @@ BAD_STATEMENTS = {
     ),
     "total": (nested("parameters", total=5), r"parameters\.total = 5: encoder and embeddings make"),
     "fact left open": (lambda v: v | {"licence": None}, r"licence = null: only a published row"),
-    "unknown field": (lambda v: v | {"autors": []}, r"autors is not a parameter: .* authors\?"),
-    "inner field": (nested("protocol", seed=1), r"protocol\.seed is not a parameter: .* seeds\?"),
-    "HTML": (lambda v: v | {"title": "<b>x</b>"}, r"title = '<b>x</b>': must be plain text"),
-    "HTML in authors": (lambda v: v | {"authors": ["<script>"]}, r"authors\.0 = '<script>': must"),
+    "HTML": (lambda v: v | {"authors": ["<b>x</b>"]}, r"authors\.0 = '<b>x</b>': must be plain"),
     "line break": (lambda v: v | {"corpus": "a\nb"}, r"corpus = 'a\\nb': must be plain text"),
-    "script link": (
-        lambda v: v | {"link": "javascript:alert(1)"},
-        r"link = 'javascript.* https://",
-    ),
-    "link that ends": (
-        lambda v: v | {"link": "https://a.org/) <img>"},
-        r"link = .* without spaces",
-    ),
+    "script": (lambda v: v | {"link": "javascript:alert(1)"}, r"link = 'javascript.* https://"),
+    "link's end": (lambda v: v | {"link": "https://a.org/) <i>"}, r"link = .* without spaces"),
     "path traversal": (lambda v: v | {"name": "../mine"}, r"name = '\.\./mine': string should"),
     "another folder": (lambda v: v | {"name": "other"}, r"name = 'other': must be .*'mine'"),
     "impossible": (
         lambda v: v | {"scores": {**v["scores"], "rte": 70.0}, "average": mean_with(v, rte=70.0)},
         r"scores\.rte = 70\.0: no count of right answers out of 277 gives it",
     ),
-    "not YAML": (text("name:", "name: ["), r"not YAML as read here: line \d+: "),
-    "field twice": (text("name:", "title: x\nname:"), r"line \d+: field title stands there twice"),
     "aliases": (text("decimals: 2", "decimals: &a 2\nx: *a"), r"line \d+: aliases are not read"),
     "tag": (text("decimals: 2", "decimals: !!python/object:os.x 2"), r"not YAML as read here"),
-    "wrong tag": (text("decimals: 2", "decimals: !!bool maybe"), r"not YAML as read here"),
-    "nested deeply": (lambda v: "[" * 20_000, r"not YAML as read here: nested too deeply"),
-    "no mapping": (lambda v: "- 1\n", r"must map field names to values"),
     "huge": (lambda v: "# " + "x" * 70_000, r"size = 70002 bytes: at most 65536 are read"),
 }
-
-
-def mean_with(values, **scores):
-    return round(float(np.mean(list((values["scores"] | scores).values()))), 2)
 
 
 @pytest.mark.parametrize("case", BAD_STATEMENTS)
@@ -297,14 +265,6 @@ def test_a_bad_statement_is_one_line(tmp_path, made, case):
     assert re.search(line, error), error
 
 
-def test_a_statement_that_is_not_there_or_not_text_is_one_line(tmp_path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    assert one_error(folder) == f"{folder}/submission.yaml: no such file or directory"
-    (folder / "submission.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "not YAML as read here" in one_error(folder)
-
-
 def test_an_entry_is_a_folder_with_plain_files_and_a_plain_name(tmp_path, made):
     for name in ("a\nb", "{x}", "a b"):
         folder = tmp_path / name
@@ -313,6 +273,8 @@ def test_an_entry_is_a_folder_with_plain_files_and_a_plain_name(tmp_path, made):
     (tmp_path / "linked").symlink_to(made)
     assert "'linked': an entry is a folder, no link" in one_error(tmp_path / "linked")
     (tmp_path / "mine").mkdir()
+    missing = f"{tmp_path}/mine/submission.yaml: no such file or directory"
+    assert one_error(tmp_path / "mine") == missing
     os.mkfifo(tmp_path / "mine" / "submission.yaml")
     assert one_error(tmp_path / "mine").endswith("submission.yaml: is no plain file")
 
@@ -363,7 +325,7 @@ def assign(row, column, value):
     return change
 
 
-def record(task="rte", seed=0, **changes):
+def record(task="rte", seed=0, /, **changes):
     def apply(folder):
         path = folder / task / f"seed-{seed}.json"
         values = json.loads(path.read_text(encoding="utf-8")) | changes
@@ -399,15 +361,13 @@ def link(name, target):
     return apply
 
 
+TRIAL = {"rate": 1e-4, "epochs": 3, "train_rows": 9, "held_out_rows": 9, "score": 5.0, "note": ""}
+
 BAD_FILES = {
     "row missing": (edit(lambda t: t[:-1]), r"rte/seed-0\.parquet: validation has 276 rows: .*277"),
     "row added": (
         edit(lambda t: t.iloc[[0, *range(277)]]),
         r"seed-0\.parquet: 278 rows: GLUE's dev",
-    ),
-    "shuffled": (
-        edit(lambda t: t.sample(frac=1, random_state=0)),
-        r"seed-0\.parquet: validation, row 0: idx = \d+: row numbers are GLUE's, all, in ascending",
     ),
     "id twice": (edit(assign(5, "idx", 4)), r"validation, row 5: idx = 4: row numbers are GLUE's"),
     "id unknown": (edit(assign(276, "idx", 999)), r"validation, row 276: idx = 999: row numbers"),
@@ -418,9 +378,9 @@ BAD_FILES = {
     "unknown class": (edit(assign(3, "prediction", 2)), r"row 3: prediction = 2: must be 0 to 1"),
     "NaN": (edit(assign(3, "prediction", np.nan), "stsb"), r"prediction = null: every row needs"),
     "not a number": (not_a_number, r"stsb/seed-0\.parquet: row 3: prediction = nan: must be -5"),
-    "infinite": (
-        edit(assign(3, "prediction", np.inf), "stsb"),
-        r"row 3: prediction = inf: must be",
+    "off the scale": (
+        edit(assign(3, "prediction", 11.0), "stsb"),
+        r"prediction = 11\.0: must be -5",
     ),
     "classes as numbers": (
         edit(lambda t: t.astype({"prediction": "float64"})),
@@ -442,8 +402,13 @@ BAD_FILES = {
     "another file": (put("rte/model.bin"), r"rte: 'model\.bin': not part of an entry"),
     "hidden file": (put(".gitmodules"), r"'\.gitmodules': not part of an entry"),
     "link": (link("rte/seed-0.parquet", "/etc/passwd"), r"'seed-0\.parquet': .* no links"),
+    "linked folder": (
+        lambda f: (f / "rte").symlink_to((f / "rte").rename(f.with_name("elsewhere"))),
+        r"mine: 'rte': not part of an entry: .* folders without links",
+    ),
     "record alone": (put("rte/seed-9.json", b"{}"), r"rte/seed-9\.json: has no predictions"),
-    "hash": (record(predictions="0" * 64), r"rte/seed-0\.json: predictions = 0{12}…: not the SHA"),
+    "hash": (record(predictions="0" * 64), r"predictions = '0{64}': its place and predictions say"),
+    "another's place": (record("sst2", task="rte"), r"sst2/seed-0\.json: task = 'rte': its place"),
     "record's field": (record(profile=3), r"rte/seed-0\.json: profile = 3: input should be"),
     "embedded": (record(source="embedded"), r"source = 'embedded': the embedded world is not GLUE"),
     "reduced": (
@@ -454,7 +419,18 @@ BAD_FILES = {
         record(rows={"train": 2490, "validation": 100}),
         r"rte/seed-0\.json: rows\.validation = 100: GLUE's has 277",
     ),
-    "two models": (record(model="bert"), r"records of 'bert' and 'electra': an entry is one model"),
+    "two models": (
+        record("rte", 1, model="bert"),
+        r"rte/seed-1\.json: model = 'bert': other records have 'electra'",
+    ),
+    "two pre-trainings": (
+        record(hashes={"data": {}, "encoder": {"model.safetensors": "1" * 64}, "corpus": "0" * 64}),
+        r"rte/seed-0\.json: hashes\.encoder = .*: other records have .*; an entry is one pre-tr",
+    ),
+    "tuned in part": (
+        record(protocol="tuned", trials=[TRIAL]),
+        r"rte/seed-0\.json: trials > 0 = True: other records have False",
+    ),
     "deep record": (put("rte/seed-0.json", b"[" * 100_000), r"rte/seed-0\.json: "),
 }
 
@@ -497,17 +473,6 @@ def test_a_long_text_repeated_in_every_row_takes_its_memory_once(entry):
     assert "encoding = DELTA_BYTE_ARRAY: is not read" in one_error(entry)
 
 
-def test_a_record_in_anothers_place_is_refused(entry):
-    for name, value, path in (
-        ("task", "rte", entry / "sst2" / "seed-0.json"),
-        ("seed", 1, entry / "rte" / "seed-0.json"),
-    ):
-        before = path.read_text(encoding="utf-8")
-        path.write_text(json.dumps(json.loads(before) | {name: value}), encoding="utf-8")
-        assert f"{path}: {name} = {value!r}: its place says" in one_error(entry)
-        path.write_text(before, encoding="utf-8")
-
-
 def test_size_and_tokens_are_those_of_the_records(entry):
     write_statement(entry, stated(entry) | {"tokens": 1})
     assert f"tokens = 1: the records say {TOKENS}" in one_error(entry)
@@ -526,7 +491,7 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
         assert found.medians[task] == pytest.approx(np.median(runs), abs=1e-9)
         assert found.predictions[task].shape == (len(SEEDS), len(dev.idx))
 
-    (entry / "rte" / "seed-2.json").unlink()
+    record("rte", 2, code={"commit": None, "clean": None})(entry)
     found = check.check_entry(entry, FIGURES, labels)
     assert found.level == "recomputed"
     assert found.undone == ("not reproduced: 1 of 24 records missing or without a commit",)
@@ -540,22 +505,6 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
     found = check.check_entry(entry, FIGURES, labels)
     assert (found.error, found.level) == ("", "claimed")
     assert found.undone == ("scores not recomputed: no predictions",)
-
-
-def rewrite(path, **changes):
-    record = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps(record), encoding="utf-8")
-
-
-def test_records_are_of_one_pretraining_at_a_commit(entry, labels):
-    path = entry / "rte" / "seed-2.json"
-    before = path.read_text(encoding="utf-8")
-    rewrite(path, code={"commit": None, "clean": None})
-    assert check.check_entry(entry, FIGURES, labels).level == "recomputed"
-    path.write_text(before, encoding="utf-8")
-    hashes = json.loads(before)["hashes"] | {"encoder": {"encoder/model.safetensors": "1" * 64}}
-    rewrite(path, hashes=hashes)
-    assert "hashes.encoder differs between records" in one_error(entry)
 
 
 def test_a_level_needs_the_labels_of_all_eight(entry, labels):
@@ -574,22 +523,20 @@ def test_a_score_that_does_not_follow_is_refused(entry, labels):
     values["scores"]["cola"] = round(values["scores"]["cola"] + 0.02, 2)
     values["average"] = mean_with(values)
     write_statement(entry, values)
-    assert f"the records give {np.median(runs):.4f}, median of 3" in one_error(entry)
+    line = f"scores.cola = {values['scores']['cola']}: its fine-tunings give {np.median(runs):.4f}"
+    assert f"{line}, median of 3" in one_error(entry)
     (entry / "cola" / "seed-0.json").unlink()
     assert one_error(entry) == ""
-    assert f"the predictions give {np.median(runs):.4f}, median of 3" in one_error(entry, labels)
-
-
-def test_a_records_score_must_be_the_predictions(entry, labels):
-    record(score=12.5)(entry)
-    assert "rte/seed-0.json: score = 12.5: the predictions give" in one_error(entry, labels)
+    assert f"{line}, median of 3" in one_error(entry, labels)
+    record("cola", 1, score=12.5)(entry)
+    assert "cola/seed-1.json: score = 12.5: the predictions give" in one_error(entry, labels)
 
 
 def test_rows_of_another_dev_set_are_refused(entry, labels):
     dev = labels.dev["mrpc"]
-    other = predictions.Dev(dev.idx + 1, dev.label)
-    shifted = Labels(labels.dev | {"mrpc": other})
-    assert "mrpc/seed-0.parquet: validation, row 0: idx = 0" in one_error(entry, shifted)
+    shifted = Labels(labels.dev | {"mrpc": dev.assign(idx=dev["idx"] + 1)})
+    line = "mrpc/seed-0.parquet, validation: row 0 is example 0, it must be 1"
+    assert line in one_error(entry, shifted)
 
 
 def test_the_best_of_several_is_ranked_by_its_median(tmp_path, labels, made):
@@ -639,17 +586,10 @@ def test_mnli_may_hold_its_mismatched_rows(entry, labels):
 
 def make_run(folder, labels, model="electra", **changes):
     cuda = {"device": "cuda", "name": "NVIDIA V100", "threads": 1, "repeatable": False}
-    for task in TASKS:
-        here = folder / "records" / model / task
-        here.mkdir(parents=True)
-        for seed in SEEDS:
-            path = here / f"seed-{seed}.parquet"
-            values = predict(task, labels.dev[task], seed)
-            frame(task, labels.dev[task], values).to_parquet(path, index=False)
-            score = reference(task, values, labels.dev[task].label)
-            one = whole_record(model, task, seed, path, score, pretrain_hardware=cuda, **changes)
-            path.with_suffix(".json").write_text(json.dumps(one), encoding="utf-8")
-        files.write_manifest(here, {"spec": ""}, sorted(path.name for path in here.glob("seed-*")))
+    here = folder / "records" / model
+    write_runs(here, labels, model, pretrain_hardware=cuda, **changes)
+    for cell in here.iterdir():
+        files.write_manifest(cell, {"spec": ""}, sorted(path.name for path in cell.glob("seed-*")))
     encoder = folder / "models" / model / "encoder"
     encoder.mkdir(parents=True)
     tensors = {
@@ -676,11 +616,8 @@ def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
     assert (found.error, found.level) == ("", "reproduced")
     assert found.stated.parameters.embeddings == 808
     assert found.stated.parameters.both == SIZE
-    assert found.stated.hardware.model_dump() == {
-        "device": "NVIDIA V100",
-        "gpus": 1,
-        "hours": 0.017,
-    }
+    hardware = {"device": "NVIDIA V100", "gpus": 1, "hours": 0.017}
+    assert found.stated.hardware.model_dump() == hardware
     assert found.stated.protocol.seeds == SEEDS
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
     with pytest.raises(UserError, match="is there already"):
@@ -693,7 +630,7 @@ def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
         (
             "electra",
             {},
-            r"about .*: link is missing \(.*\); authors is missing; licence is missing",
+            r"about .*: link is missing \(.*\); authors is missing; licence is",
         ),
         ("electra", ABOUT | {"average": 99.0}, r"about: average is not one of its fields"),
         ("electra", ABOUT | {"hardware": {"gpus": 8}}, r"hardware\.gpus = 8: input should be 1"),
@@ -709,29 +646,15 @@ def test_what_is_missing_for_an_entry_is_one_line(tmp_path, finished, model, abo
     assert list(tmp_path.rglob("*")) in ([], [out.parent])
 
 
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"source": "embedded"}, "the embedded world is not GLUE"),
-        ({"complete": False, "reduced": ["train"]}, "train reduced"),
-    ],
-)
-def test_other_scores_than_glues_do_not_become_an_entry(tmp_path, labels, changes, line):
-    run = make_run(tmp_path / "run", labels, **changes)
-    with pytest.raises(UserError, match=line):
-        submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
-
-
 def test_an_entry_of_weights_from_elsewhere_says_what_is_known(tmp_path, labels):
     given = {"source": "some/encoder", "commit": "c" * 40, "weights": "d" * 64}
     about = {"model_type": "electra", "positions": 512, "shared_layers": False}
-    trial = {"rate": 1e-4, "epochs": 3, "train_rows": 90, "held_out_rows": 9, "score": 50.0}
     changes = {
         "checkpoint": given | about,
         "pretrain": dict.fromkeys(records.Pretraining.model_fields) | {"parameters": SIZE},
         "pretrain_code": {"commit": None, "clean": None},
         "protocol": "tuned",
-        "trials": [trial | {"note": ""}] * 8,
+        "trials": [TRIAL] * 8,
     }
     run = make_run(tmp_path / "run", labels, "some--encoder@cccccccc", **changes)
     out, name = tmp_path / "leaderboard" / "theirs", "some--encoder@cccccccc"
@@ -756,14 +679,20 @@ def test_an_entry_of_weights_from_elsewhere_says_what_is_known(tmp_path, labels)
         write_statement(out, values | change)
         assert "the records say" in one_error(out) or "null" in one_error(out)
     write_statement(out, values | {"protocol": values["protocol"] | {"trials": 0}})
-    assert "protocol.trials > 0 = False: the records say True" in one_error(out)
+    assert "protocol.trials = 0: the records say 8" in one_error(out)
 
 
 def test_an_entry_has_the_same_seeds_for_all_tasks(tmp_path, finished):
     run = shutil.copytree(finished, tmp_path / "run")
     here = run / "records" / "electra" / "rte"
     files.write_manifest(here, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
-    with pytest.raises(UserError, match="seeds of rte: 0, of cola: 0 1 2"):
+    with pytest.raises(UserError, match=r"seeds of rte: \[0\], of cola: \[0, 1, 2\]"):
+        submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
+    # Nor of other scores than GLUE's.
+    path = here / "seed-0.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"hub"', '"embedded"'), "utf-8")
+    files.write_manifest(here, {"spec": ""}, ["seed-0.json", "seed-0.parquet"])
+    with pytest.raises(UserError, match="the embedded world is not GLUE"):
         submit.submit(run, "electra", tmp_path / "mine", ABOUT, FIGURES)
 
 
@@ -788,7 +717,6 @@ BEST = 1.02  # of each task's best of ten, in points of the average
     ("ahead", "upper_is", "lower_is", "ground"),
     [
         (NOISE + 0.01, "median", "median", ""),
-        (NOISE - 0.01, "median", "median", ranking.NOISE),
         (NOISE - 0.01, "best", "best", ranking.NOISE),
         (NOISE + 0.01, "best", "best", ""),
         (NOISE - 0.01, "best", "median", ranking.NOISE),
@@ -812,20 +740,6 @@ def test_neighbours_without_predictions_are_told_apart_by_simulated_noise(
         assert found.low == pytest.approx(NOISE + worth, abs=0.03)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kinds", [("median", "median"), ("best", "best"), ("best", "median")])
-def test_equal_checkpoints_are_seldom_told_apart_by_their_stated_figures(kinds):
-    spread = audit.deviations(FIGURES).to_numpy()
-    rng, many, apart = np.random.default_rng(0), {"best": np.max, "median": np.median}, 0
-    for _ in range(200):
-        pair = []
-        for name, kind in zip("ab", kinds, strict=True):
-            average = round(many[kind](rng.normal(70, spread, (10, 8)), axis=0).mean(), 2)
-            pair.append(claimed(name, average, kind, seeds=list(range(10))))
-        apart += not ranking.gap(*ranking.ranked(pair), FIGURES, Labels()).ground
-    assert apart <= 10 + 6  # 5 % of 200, and two standard errors
-
-
 def test_neighbours_with_predictions_are_compared_over_rows_and_seeds(
     tmp_path, labels, monkeypatch
 ):
@@ -833,7 +747,7 @@ def test_neighbours_with_predictions_are_compared_over_rows_and_seeds(
     for name, quality in (("a", 0.8), ("b", 0.79), ("c", 0.5)):
         make_entry(tmp_path / name, labels, with_records=False, quality=quality)
     first, second, last = ranking.ranked(check.check(tmp_path, FIGURES, labels))
-    truth = {task: dev.label for task, dev in labels.dev.items()}
+    truth = {task: dev["label"].to_numpy() for task, dev in labels.dev.items()}
     near, far = (ranking.gap(*pair, FIGURES, labels) for pair in ((first, second), (second, last)))
     wanted = paired_bootstrap(first.predictions, second.predictions, truth, resamples=100, seed=0)
     assert (near.low, near.high) == (wanted.low, wanted.high)

@@ -28,7 +28,7 @@ from helpers.train import records
 
 Level = Literal["reproduced", "recomputed", "claimed"]  # the strongest first
 LEVELS: tuple[Level, ...] = get_args(Level)
-Files = Mapping[tuple[str, int], Path]  # by task and seed
+Keys = set[tuple[str, int]]  # task and seed
 Records = Mapping[tuple[str, int], dict[str, Any]]
 
 # Bytes of one file. The largest real one, QQP's 40,430 rows, takes about a quarter of a MiB.
@@ -47,129 +47,12 @@ class Entry:
     undone: tuple[str, ...] = ()  # steps that could not be done here
     # Task to [seeds, n] in the order of GLUE's row numbers: int64 classes, or float64 for STS-B.
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    medians: dict[str, float] = field(default_factory=dict)  # by task, recomputed, metric x 100
+    medians: dict[str, float] = field(default_factory=dict)  # by task, of its seeds, metric x 100
 
     @property
     def average(self) -> float:
         """What the entry is ranked by: the mean of the recomputed medians, else as stated."""
         return fmean(self.medians.values()) if self.level != "claimed" else self.stated.average
-
-
-def _files(folder: Path) -> Files:
-    """The prediction files of an entry by task and seed; it holds nothing else but records."""
-    kinds: dict[str, dict[tuple[str, int], Path]] = {"parquet": {}, "json": {}}
-    for path in sorted(folder.iterdir()):
-        if path.name == FILE:
-            continue
-        if path.name not in glue.TASKS or not stat.S_ISDIR(path.lstat().st_mode):
-            raise UserError(
-                f"{folder}: {path.name!r}: not part of an entry: it holds {FILE} and, by task, "
-                f"folders without links; {did_you_mean(path.name, glue.TASKS)}"
-            )
-        for inner in sorted(path.iterdir()):
-            named = re.fullmatch(r"seed-(0|[1-9][0-9]{0,9})\.(parquet|json)", inner.name)
-            if not named or not stat.S_ISREG((about := inner.lstat()).st_mode):
-                raise UserError(
-                    f"{path}: {inner.name!r}: not part of an entry: a task's folder holds "
-                    "seed-<n>.parquet and seed-<n>.json, no links"
-                )
-            if about.st_size > FILE_LIMIT:
-                raise UserError(f"{inner}: size = {about.st_size} bytes: at most {FILE_LIMIT}")
-            kinds[named[2]][path.name, int(named[1])] = inner
-    found, kept = kinds.values()
-    for task, seed in sorted(set(kept) - set(found)):
-        raise UserError(f"{folder}/{task}/seed-{seed}.json: has no predictions beside it")
-    return found
-
-
-def _expect(where: Path, stated: Submission, found: Iterable[tuple[str, int]]) -> None:
-    """Predictions of every task and stated seed, and of no other."""
-    seeds = stated.protocol.seeds
-    if stated.published:
-        raise UserError(f"{where}: published: a row copied from others has no predictions")
-    if not seeds:
-        raise UserError(f"{where}: protocol.seeds = null: name the seeds of the predictions")
-    wanted = {(task, seed) for task in glue.TASKS for seed in seeds}
-    for task, seed in sorted(wanted ^ set(found)):
-        fault = "missing, of" if (task, seed) in wanted else f"seed {seed} is not in"
-        raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: {fault} protocol.seeds")
-
-
-def _read_records(found: Files, stated: Submission, where: Path) -> Records:
-    """The records beside the predictions, each checked against its place and its entry."""
-    kept = {}
-    for (task, seed), path in sorted(found.items()):
-        beside = path.with_suffix(".json")
-        if not beside.exists():
-            continue
-        try:
-            record = records.read(beside)
-        except RecursionError:
-            raise UserError(f"{beside}: nested too deeply") from None
-        for name, value in (("task", task), ("seed", seed)):
-            if record[name] != value:
-                raise UserError(f"{beside}: {name} = {record[name]!r}: its place says {value!r}")
-        check_source(record, beside)
-        if record["predictions"] != files.sha256(path):
-            raise UserError(
-                f"{beside}: predictions = {record['predictions'][:12]}…: not the SHA-256 of "
-                f"{path.name}"
-            )
-        kept[task, seed] = record
-    _check_same(kept, stated, where)
-    return kept
-
-
-def check_source(record: Mapping[str, Any], where: Path) -> None:
-    """A score counts on GLUE's own splits only: not the embedded world, not a reduced task."""
-    if record["source"] == "embedded":
-        raise UserError(f"{where}: source = 'embedded': the embedded world is not GLUE")
-    if not record["complete"]:
-        raise UserError(
-            f"{where}: complete = false: {', '.join(record['reduced']) or 'a split'} reduced; "
-            "the leaderboard takes scores on GLUE's own splits, whole"
-        )
-    task = glue.get(record["task"])
-    for split in task.splits[:2]:
-        rows, official = record["rows"].get(split), task.official_rows[split]
-        if rows != official:
-            raise UserError(f"{where}: rows.{split} = {rows}: GLUE's has {official}")
-
-
-def _check_same(kept: Records, stated: Submission, where: Path) -> None:
-    """All records are of one model and pre-training, whose size and tokens are those stated."""
-    names = sorted({record["model"] for record in kept.values()})
-    if len(names) > 1:
-        raise UserError(f"{where}: records of {names[0]!r} and {names[1]!r}: an entry is one model")
-    own = stated.checkpoint.model_dump() if stated.checkpoint else None
-    for record in kept.values():
-        given, trained = record.get("checkpoint"), record["pretrain"]
-        facts = {
-            "parameters": (stated.parameters.both, trained["parameters"]),
-            "protocol.trials > 0": (stated.protocol.trials > 0, trials([record]) > 0),
-            "checkpoint": (own, given and {name: given[name] for name in Checkpoint.model_fields}),
-        }
-        if not given:  # else who made the weights claims it
-            facts["tokens"] = stated.tokens, trained["tokens"]
-        for name, (says, theirs) in facts.items():
-            if says != theirs:
-                raise UserError(f"{where}: {name} = {says}: the records say {theirs}")
-    if kept and (most := trials(kept.values())) != stated.protocol.trials:
-        raise UserError(
-            f"{where}: protocol.trials = {stated.protocol.trials}: the records say {most}"
-        )
-    encoders = [record["hashes"]["encoder"] for record in kept.values()]
-    commits = [record["pretrain_code"] for record in kept.values()]
-    for name, found in (("hashes.encoder", encoders), ("pretrain_code", commits)):
-        if any(other != found[0] for other in found):
-            raise UserError(
-                f"{where}: {name} differs between records: an entry is one pre-training, fine-tuned"
-            )
-
-
-def trials(kept: Iterable[Mapping[str, Any]]) -> int:
-    """Trials of a task, at most, that chose its learning rate and epochs; 0 where none did."""
-    return max(len(record.get("trials", [])) for record in kept)
 
 
 def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Entry:
@@ -181,34 +64,28 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
                 f"{folder.parent}: {folder.name!r}: an entry is a folder, no link, named with "
                 "letters, digits, '.', '_' and '-'"
             )
-        stated = submission.read(folder)
-        where = folder / FILE
-        found = _files(folder)
-        if found:
-            _expect(where, stated, found)
-        kept = _read_records(found, stated, where)
+        stated, where = submission.read(folder), folder / FILE
         remarks = _check_stated(where, stated, figures)
+        found = _find(folder)
         if not found:
             undone = ("scores not recomputed: no predictions",)
             return Entry(folder.name, "", stated, remarks=remarks, undone=undone)
-        arrays = {
-            key: read_predictions(path, key[0], labels.dev.get(key[0]))
-            for key, path in sorted(found.items())
-        }
-        scores = _recompute(arrays, kept, labels, where)
-        _check_scores(where, stated, scores, "predictions")
-        _check_scores(where, stated, _recorded(kept, stated, scores), "records")
+        _expect(where, stated, found)
+        kept = _read_records(where, stated, found)
+        predictions = {}
+        for task in glue.TASKS:
+            paths = [folder / task / f"seed-{seed}.parquet" for seed in stated.protocol.seeds]
+            runs = [read_predictions(path, task, labels.dev.get(task)) for path in paths]
+            predictions[task] = np.stack(runs)
+        scores = _scores(where, stated, predictions, kept, labels)
+        _check_scores(where, stated, scores)
     except UserError as error:
         return Entry(folder.name, str(error))
     except OSError as error:
         return Entry(folder.name, str(UserError(f"{folder}: cannot read: {error}")))
     level, undone = _grade(kept, len(found), labels)
-    stacked = {
-        task: np.stack([arrays[task, seed] for seed in stated.protocol.seeds])
-        for task in glue.TASKS
-    }
     medians = {task: median(values) for task, values in scores.items()}
-    return Entry(folder.name, "", stated, level, remarks, undone, stacked, medians)
+    return Entry(folder.name, "", stated, level, remarks, undone, predictions, medians)
 
 
 def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -230,7 +107,7 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
         ("parameters.total", stated.parameters.total, millions and round(millions * 1e6)),
         ("protocol.selection", stated.protocol.selection, row["statistic"]["value"].split()[0]),
         ("average", stated.average, row["average"]["value"]),
-        *((f"scores.{task}", stated.scores[task], f["value"]) for task, f in row["scores"].items()),
+        *((f"scores.{t}", value, row["scores"][t]["value"]) for t, value in stated.scores),
     ]
     for place, stands, value in facts:
         if stands != value:
@@ -242,62 +119,177 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
 def _impossible(stated: Submission) -> list[str]:
     """Accuracies that no count of right answers gives."""
     n = stated.protocol.n
-    known = n is not None and not stated.published  # a published row's n is a least one
-    halves = stated.protocol.selection == "median" and not (known and n % 2)
+    # The median of an even number of runs is a half count; a published row's n is a least one.
+    even = n is None or n % 2 == 0 or stated.published is not None
+    halves = stated.protocol.selection == "median" and even
     odd = []
-    for name, task in glue.TASKS.items():
-        value, rows = stated.scores[name], task.official_rows[task.validation]
+    for name, value in stated.scores:
+        task = glue.TASKS[name]
+        rows = task.official_rows[task.validation]
         counted = task.metric == "accuracy"
         if counted and statistics.impossible(value, rows, stated.decimals, halves):
             odd.append(f"scores.{name} = {value}: no count of right answers out of {rows} gives it")
     return odd
 
 
-def _recompute(
-    arrays: Mapping[tuple[str, int], np.ndarray], kept: Records, labels: Labels, where: Path
-) -> dict[str, list[float]]:
-    """Scores by task, one per seed, of the tasks whose labels are at hand."""
-    scores: dict[str, list[float]] = {}
-    for (task, seed), values in arrays.items():
-        if task not in labels.dev:
+def _find(folder: Path) -> Keys:
+    """Task and seed of each file of predictions; an entry holds nothing else but their records."""
+    kinds: dict[str, Keys] = {"parquet": set(), "json": set()}
+    for path in sorted(folder.iterdir()):
+        if path.name == FILE:
             continue
-        from helpers.data import metrics  # takes seconds
-
-        score = metrics.score(task, values, labels.dev[task].label)[0]
-        record = kept.get((task, seed))
-        if record and abs(record["score"] - score) > 1e-6:
+        if path.name not in glue.TASKS or not stat.S_ISDIR(path.lstat().st_mode):
             raise UserError(
-                f"{where.parent}/{task}/seed-{seed}.json: score = {record['score']}: "
-                f"the predictions give {score:.6f}"
+                f"{folder}: {path.name!r}: not part of an entry: it holds {FILE} and, by task, "
+                f"folders without links; {did_you_mean(path.name, glue.TASKS)}"
             )
-        scores.setdefault(task, []).append(score)
-    return scores
+        for inner in sorted(path.iterdir()):
+            named = re.fullmatch(r"seed-(0|[1-9][0-9]{0,9})\.(parquet|json)", inner.name)
+            if not named or not stat.S_ISREG((about := inner.lstat()).st_mode):
+                raise UserError(
+                    f"{path}: {inner.name!r}: not part of an entry: a task's folder holds "
+                    "seed-<n>.parquet and seed-<n>.json, no links"
+                )
+            if about.st_size > FILE_LIMIT:
+                raise UserError(f"{inner}: size = {about.st_size} bytes: at most {FILE_LIMIT}")
+            kinds[named[2]].add((path.name, int(named[1])))
+    for task, seed in sorted(kinds["json"] - kinds["parquet"]):
+        raise UserError(f"{folder}/{task}/seed-{seed}.json: has no predictions beside it")
+    return kinds["parquet"]
 
 
-def _recorded(kept: Records, stated: Submission, done: Iterable[str]) -> dict[str, list[float]]:
-    """Scores by the records, of the tasks that have one for every seed and no labels at hand."""
+def _expect(where: Path, stated: Submission, found: Keys) -> None:
+    """Predictions of every task and stated seed, and of no other."""
     seeds = stated.protocol.seeds
+    if stated.published:
+        raise UserError(f"{where}: published: a row copied from others has no predictions")
+    if not seeds:
+        raise UserError(f"{where}: protocol.seeds = null: name the seeds of the predictions")
+    wanted = {(task, seed) for task in glue.TASKS for seed in seeds}
+    for task, seed in sorted(wanted ^ found):
+        fault = "missing, of" if (task, seed) in wanted else f"seed {seed} is not in"
+        raise UserError(f"{where.parent}/{task}/seed-{seed}.parquet: {fault} protocol.seeds")
+
+
+def _read_records(where: Path, stated: Submission, found: Keys) -> Records:
+    """The records beside the predictions, each checked against its place, all against the entry."""
+    kept: dict[tuple[str, int], dict[str, Any]] = {}
+    shared: dict[str, Any] = {}
+    for task, seed in sorted(found):
+        path = where.parent / task / f"seed-{seed}.json"
+        if not path.exists():
+            continue
+        kept[task, seed] = record = records.read(path)
+        digest = files.sha256(path.with_suffix(".parquet"))
+        for name, value in (("task", task), ("seed", seed), ("predictions", digest)):
+            if record[name] != value:
+                raise UserError(
+                    f"{path}: {name} = {record[name]!r}: its place and predictions say {value!r}"
+                )
+        check_source(record, path)
+        for name, value in _origin(record).items():
+            if (first := shared.setdefault(name, value)) != value:
+                raise UserError(
+                    f"{path}: {name} = {value!r}: other records have {first!r}; an entry is one "
+                    "pre-training of one model, fine-tuned in one way"
+                )
+    if kept:
+        _check_records(where, stated, kept)
+    return kept
+
+
+def check_source(record: Mapping[str, Any], where: Path) -> None:
+    """A score counts on GLUE's own splits only: not the embedded world, not a reduced task."""
+    if record["source"] == "embedded":
+        raise UserError(f"{where}: source = 'embedded': the embedded world is not GLUE")
+    if not record["complete"]:
+        raise UserError(
+            f"{where}: complete = false: {', '.join(record['reduced']) or 'a split'} reduced; "
+            "the leaderboard takes scores on GLUE's own splits, whole"
+        )
+    task = glue.get(record["task"])
+    for split in task.splits[:2]:
+        rows, official = record["rows"].get(split), task.official_rows[split]
+        if rows != official:
+            raise UserError(f"{where}: rows.{split} = {rows}: GLUE's has {official}")
+
+
+def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What all records of an entry have in common."""
     return {
-        task: [kept[task, seed]["score"] for seed in seeds]
-        for task in glue.TASKS
-        if task not in done and all((task, seed) in kept for seed in seeds)
+        "model": record["model"],
+        "hashes.encoder": record["hashes"]["encoder"],
+        "pretrain_code": record["pretrain_code"],
+        "pretrain.parameters": record["pretrain"]["parameters"],
+        "pretrain.tokens": record["pretrain"]["tokens"],
+        "checkpoint": record.get("checkpoint"),
+        "trials > 0": trials([record]) > 0,
     }
 
 
-def _check_scores(
-    where: Path, stated: Submission, scores: Mapping[str, list[float]], origin: str
-) -> None:
+def _check_records(where: Path, stated: Submission, kept: Records) -> None:
+    """Size, tokens, trials and checkpoint are those of the records, which are of one model."""
+    record = next(iter(kept.values()))
+    own, given = stated.checkpoint, record.get("checkpoint")
+    facts = {
+        "parameters": (stated.parameters.both, record["pretrain"]["parameters"]),
+        "protocol.trials": (stated.protocol.trials, trials(kept.values())),
+        "checkpoint": (
+            own and own.model_dump(),
+            given and {name: given[name] for name in Checkpoint.model_fields},
+        ),
+    }
+    if not given:  # else who made the weights claims it
+        facts["tokens"] = stated.tokens, record["pretrain"]["tokens"]
+    for name, (says, theirs) in facts.items():
+        if says != theirs:
+            raise UserError(f"{where}: {name} = {says}: the records say {theirs}")
+
+
+def trials(kept: Iterable[Mapping[str, Any]]) -> int:
+    """Trials of a task, at most, that chose its learning rate and epochs; 0 where none did."""
+    return max(len(record.get("trials", [])) for record in kept)
+
+
+def _scores(
+    where: Path,
+    stated: Submission,
+    predictions: Mapping[str, np.ndarray],
+    kept: Records,
+    labels: Labels,
+) -> dict[str, list[float]]:
+    """Scores by task, one per seed: by the labels where they are at hand, else by the records."""
+    seeds, scores = stated.protocol.seeds, {}
+    for task, runs in predictions.items():
+        told = {seed: kept[task, seed]["score"] for seed in seeds if (task, seed) in kept}
+        if task not in labels.dev:
+            if len(told) == len(seeds):
+                scores[task] = list(told.values())
+            continue
+        from helpers.data import metrics  # takes seconds
+
+        truth = labels.dev[task]["label"].to_numpy()
+        scores[task] = [metrics.score(task, values, truth)[0] for values in runs]
+        for seed, score in zip(seeds, scores[task], strict=True):
+            if seed in told and abs(told[seed] - score) > 1e-6:
+                raise UserError(
+                    f"{where.parent}/{task}/seed-{seed}.json: score = {told[seed]}: "
+                    f"the predictions give {score:.6f}"
+                )
+    return scores
+
+
+def _check_scores(where: Path, stated: Submission, scores: Mapping[str, list[float]]) -> None:
     """Each stated score follows from those of the seeds, to its last decimal."""
     choose = median if stated.protocol.selection == "median" else max
-    half, wrong = 0.5 * 10**-stated.decimals + 1e-9, []
+    half = 0.5 * 10**-stated.decimals + 1e-9
     for task, values in scores.items():
-        if abs(choose(values) - stated.scores[task]) > half:
-            wrong.append(
-                f"scores.{task} = {stated.scores[task]}: the {origin} give "
-                f"{choose(values):.4f}, {stated.protocol.selection} of {len(values)}"
+        value = getattr(stated.scores, task)
+        if abs(choose(values) - value) > half:
+            raise UserError(
+                f"{where}: scores.{task} = {value}: its fine-tunings give {choose(values):.4f}, "
+                f"{stated.protocol.selection} of {len(values)}"
             )
-    if wrong:
-        raise UserError(f"{where}: {'; '.join(wrong)}")
 
 
 def _grade(kept: Records, found: int, labels: Labels) -> tuple[Level, tuple[str, ...]]:
@@ -305,15 +297,13 @@ def _grade(kept: Records, found: int, labels: Labels) -> tuple[Level, tuple[str,
     if not labels.dev and not labels.absent:
         return "claimed", ("scores not recomputed: no dev labels at hand (--data folder)",)
     if labels.absent:
-        reasons: dict[str, list[str]] = {}
-        for task, reason in labels.absent.items():
-            reasons.setdefault(reason, []).append(task)
-        why = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
+        why = "; ".join(f"{task}: {reason}" for task, reason in labels.absent.items())
         return "claimed", (f"scores not recomputed on {why}",)
     # Of weights from elsewhere, what is reproduced is the fine-tuning.
-    known = [r["pretrain_code"]["commit"] or r.get("checkpoint") for r in kept.values()]
-    commits = [record["code"]["commit"] for record in kept.values()]
-    whole = sum(bool(one and commit) for one, commit in zip(known, commits, strict=True))
+    whole = sum(
+        bool(r["code"]["commit"] and (r["pretrain_code"]["commit"] or r.get("checkpoint")))
+        for r in kept.values()
+    )
     if whole < found:
         without = f"{found - whole} of {found} records missing or without a commit"
         return "recomputed", (f"not reproduced: {without}",)

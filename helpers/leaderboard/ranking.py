@@ -15,9 +15,8 @@ from helpers.score.predictions import Labels
 
 RESAMPLES = 1000
 MOST_RUNS = 100  # of a best that is simulated; more are worth hardly more
-KIND, NOISE, ONE_SEED, PAIRED = (
-    *("worth of a best", "noise of a seed", "one seed", "paired comparison"),
-)
+KIND, NOISE = "worth of a best", "noise of a seed"
+ONE_SEED, PAIRED = "one seed", "paired comparison"
 
 
 def group(entry: Entry) -> tuple[int, bool]:
@@ -66,7 +65,7 @@ def gap(first: Entry, second: Entry, figures: Mapping[str, Any], labels: Labels)
     if first.level != "claimed" and second.level != "claimed":
         if any(len(runs) < 2 for one in (first, second) for runs in one.predictions.values()):
             return Gap(difference, ONE_SEED)
-        truth = {task: dev.label for task, dev in labels.dev.items()}
+        truth = {task: dev["label"].to_numpy() for task, dev in labels.dev.items()}
         pair = {"first": first.predictions, "second": second.predictions}
         (found,) = statistics.compare(pair, truth, RESAMPLES).values()
         return Gap(difference, "" if found.resolved else PAIRED, found.low, found.high)
@@ -100,7 +99,7 @@ def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) 
         ahead = Gap(math.nan)
         if second and group(second) == group(entry):
             ahead = gap(entry, second, figures, labels)
-        scores = entry.stated.scores if entry.level == "claimed" else entry.medians
+        scores = dict(entry.stated.scores) if entry.level == "claimed" else entry.medians
         own = {"entry": entry, "rank": rank, "made_of": _made_of(entry)}
         rows.append(own | ahead._asdict() | {task: scores[task] for task in glue.TASKS})
     return pd.DataFrame(rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from helpers.base import files
 from helpers.base.errors import UserError, did_you_mean
 from helpers.data import glue
 from helpers.leaderboard import check, submission
@@ -35,8 +36,8 @@ def submit(
     """Writes the entry of a model with finished records on all eight tasks, whole or not at all.
 
     It is checked, without labels. `about` has fields of `ABOUT`, of weights from elsewhere those of
-    `CLAIMED` too; those of ``hardware`` and
-    ``parameters`` go over the run's own. `selection` is ``median`` or ``best``.
+    `CLAIMED` too; those of ``hardware`` and ``parameters`` go over the run's own. `selection` is
+    ``median`` or ``best``.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; delete it or give another name")
@@ -50,7 +51,7 @@ def submit(
         both = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = {**values[name], **value} if both else value
     values = {"name": out.name, "title": model, **values}
-    try:
+    with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside the entry, so that the last step is a rename.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".new-") as part:
@@ -65,8 +66,6 @@ def submit(
             if entry.error:
                 raise UserError(entry.error.replace(str(folder), str(out)))
             folder.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write: {error.strerror or error}") from None
     return entry
 
 
@@ -75,16 +74,14 @@ def _records(run: Path, model: str) -> list[dict[str, Any]]:
     found = records.read_all(run, [model], list(glue.TASKS))
     if not found:
         raise UserError(f"{run}/records/{model}: no finished records; run notebooks/04_finetune")
-    seeds: dict[str, list[int]] = {task: [] for task in glue.TASKS}
     for record in found:
-        task, seed = record["task"], record["seed"]
-        check.check_source(record, records.folder(run, model, task) / f"seed-{seed}.json")
-        seeds[task].append(seed)
-    lists = {task: " ".join(map(str, sorted(mine))) or "none" for task, mine in seeds.items()}
-    for task, mine in lists.items():
-        if mine != lists["cola"]:
+        cell = records.folder(run, model, record["task"])
+        check.check_source(record, cell / f"seed-{record['seed']}.json")
+    seeds = {task: sorted(r["seed"] for r in found if r["task"] == task) for task in glue.TASKS}
+    for task, mine in seeds.items():
+        if mine != seeds["cola"]:
             raise UserError(
-                f"{run}/records/{model}: seeds of {task}: {mine}, of cola: {lists['cola']}; "
+                f"{run}/records/{model}: seeds of {task}: {mine}, of cola: {seeds['cola']}; "
                 "an entry has all eight tasks at the same seeds"
             )
     return found

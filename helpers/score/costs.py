@@ -107,7 +107,7 @@ def table(
     given = {"utilisation": utilisation, "price_per_hour": prices, "price_per_kwh": price_per_kwh}
     validate(Assumptions, given, "costs")
     for key in set(prices) - set(gpus):
-        hint = did_you_mean(key, dict(gpus))
+        hint = did_you_mean(key, gpus)
         raise UserError(f"costs: price_per_hour: {key!r}: no such GPU; {hint}")
     study = config.load_profile(profile)
     if names is None:

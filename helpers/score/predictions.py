@@ -17,31 +17,18 @@ from helpers.base.errors import UserError
 from helpers.data import corpus, glue
 from helpers.train import records
 
+# Bytes of one file's columns before compression; QQP's rows take about 0.4 MiB.
 UNPACKED_LIMIT = 16 * 2**20
-"""Bytes of one file's columns before compression; QQP's rows take about 0.4 MiB."""
-
 COLUMNS = ("split", "idx", "prediction")
-
-OWN_NUMBERS = ("mrpc",)
-"""GLUE numbers dev rows from 0 without gaps, save in these tasks, which keep older numbers."""
-
+# What an entry's regression on 0 to 5 may return: a width of the scale beyond it on both sides.
 STSB_RANGE = (-5.0, 10.0)
-"""What a regression on 0 to 5 may return: one width of the scale beyond it on both sides."""
-
-
-@dataclass(frozen=True)
-class Dev:
-    """The dev set a task is scored on."""
-
-    idx: np.ndarray  # int64 [n], GLUE's row numbers, ascending
-    label: np.ndarray  # int64 [n], or float64 [n] for STS-B
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Dev labels at hand, by task."""
+    """Dev labels at hand, by task: tables with idx, GLUE's row numbers, ascending, and label."""
 
-    dev: dict[str, Dev] = field(default_factory=dict)
+    dev: dict[str, pd.DataFrame] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)  # why there are none, of a given folder
 
 
@@ -68,17 +55,16 @@ def read_labels(folder: Path | None) -> Labels:
         elif len(table) != official or table["idx"].nunique() != official:
             found.absent[name] = f"{table['idx'].nunique():,} rows, GLUE's dev set has {official:,}"
         else:
-            table = table.sort_values("idx")
-            found.dev[name] = Dev(table["idx"].to_numpy(), table["label"].to_numpy())
+            found.dev[name] = table.sort_values("idx", ignore_index=True)[["idx", "label"]]
     return found
 
 
-def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarray:
+def read_predictions(path: Path, name: str, dev: pd.DataFrame | None = None) -> np.ndarray:
     """The predictions of one run of the task `name` on the split its score is computed on: [n].
 
     The file, ``seed-<n>.parquet``, has columns split (text), idx (int64) and prediction (int64,
     float64 for STS-B), one row per dev row in the order of idx; MNLI's mismatched rows may follow.
-    Without `dev` row numbers are checked as far as they are known.
+    Without `dev`, of `Labels`, row numbers are checked as far as they are known.
     """
     task = glue.get(name)
     found = read_splits(path, name)
@@ -86,8 +72,17 @@ def read_predictions(path: Path, name: str, dev: Dev | None = None) -> np.ndarra
         rows, official = len(idx), task.official_rows[split]
         if rows != official and (rows or split == task.validation):
             raise UserError(f"{path}: {split} has {rows} rows: GLUE's has {official}")
-        _check_idx(path, name, split, idx, dev)
-    return found[task.validation][1]
+        # GLUE numbers dev rows from 0 without gaps, save MRPC's, which keep older numbers.
+        good = np.diff(idx, prepend=-1) > 0 if name == "mrpc" else idx == np.arange(rows)
+        if not good.all():
+            row = int(np.argmin(good))
+            raise UserError(
+                f"{path}: {split}, row {row}: idx = {idx[row]}: row numbers are GLUE's, each once, "
+                "in ascending order"
+            )
+    if dev is None:
+        return found[task.validation][1]
+    return aligned(found[task.validation], dev, f"{path}, {task.validation}")
 
 
 def read_splits(
@@ -95,8 +90,8 @@ def read_splits(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split to idx and prediction, [n] each, checked as far as they can be without a dev set.
 
-    With `own` the file is of a run at hand: its rows need not be GLUE's, nor an entry's limits
-    hold. A split without rows has empty arrays.
+    With `own` the file is of a run at hand: an entry's limits need not hold. A split without rows
+    has empty arrays.
     """
     task = glue.get(name)
     table = _open(path, task, own)
@@ -105,7 +100,15 @@ def read_splits(
     if other:
         raise UserError(f"{path}: split = {other[0][:40]!r}: must be {' or '.join(splits)}")
     idx, values = (table[column].to_numpy() for column in ("idx", "prediction"))
-    _check_values(path, task, values, own)
+    low, high = (0, len(task.labels) - 1) if task.labels else STSB_RANGE
+    if own and not task.labels:
+        low, high = np.finfo(np.float64).min, np.finfo(np.float64).max
+    good = (values >= low) & (values <= high)  # false of NaN
+    if not good.all():
+        row = int(np.argmin(good))
+        raise UserError(
+            f"{path}: row {row}: prediction = {values[row]}: must be {low:g} to {high:g}"
+        )
     places = {split: pc.equal(table["split"], split).to_numpy() for split in splits}
     return {split: (idx[place], values[place]) for split, place in places.items()}
 
@@ -147,31 +150,6 @@ def _check_sizes(path: Path, about: pq.FileMetaData, task: glue.Task) -> None:
         for number in range(group.num_columns):
             if "DELTA_BYTE_ARRAY" in group.column(number).encodings:
                 raise UserError(f"{path}: encoding = DELTA_BYTE_ARRAY: is not read; use plain")
-
-
-def _check_values(path: Path, task: glue.Task, values: np.ndarray, own: bool) -> None:
-    low, high = (0, len(task.labels) - 1) if task.labels else STSB_RANGE
-    if own and not task.labels:
-        low, high = np.finfo(np.float64).min, np.finfo(np.float64).max
-    bad = np.flatnonzero(~((values >= low) & (values <= high)))  # NaN compares false
-    if len(bad):
-        raise UserError(
-            f"{path}: row {bad[0]}: prediction = {values[bad[0]]}: must be {low:g} to {high:g}"
-        )
-
-
-def _check_idx(path: Path, name: str, split: str, idx: np.ndarray, dev: Dev | None) -> None:
-    """Row numbers must be GLUE's, each once, ascending."""
-    rule = "row numbers are GLUE's, all, in ascending order"
-    if dev and split == glue.get(name).validation:
-        bad = np.flatnonzero(idx != dev.idx)
-    elif name not in OWN_NUMBERS:
-        bad = np.flatnonzero(idx != np.arange(len(idx)))
-    else:
-        bad = np.flatnonzero(np.diff(idx, prepend=-1) <= 0)
-        rule = "row numbers are GLUE's, each once, in ascending order"
-    if len(bad):
-        raise UserError(f"{path}: {split}, row {bad[0]}: idx = {idx[bad[0]]}: {rule}")
 
 
 def aligned(found: tuple[np.ndarray, np.ndarray], labels: pd.DataFrame, where: str) -> np.ndarray:

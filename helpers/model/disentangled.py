@@ -53,39 +53,29 @@ class Attention(nn.Module):
 
     def __init__(self, stock: DisentangledSelfAttention) -> None:
         super().__init__()
-        if stock.talking_head:  # which DeBERTa-v1's released models do not have
-            raise ValueError("talking_head = True: not supported; it must be False")
         self.heads, self.width = stock.num_attention_heads, stock.attention_head_size
-        self.kinds = stock.pos_att_type if stock.relative_attention else ()
-        self.span = stock.max_relative_positions if stock.relative_attention else 0
-        self.scale = 1 / math.sqrt(self.width * (1 + len(stock.pos_att_type)))
+        self.span = stock.max_relative_positions
+        self.scale = 1 / math.sqrt(self.width * 3)  # of three scores
         self.in_proj, self.q_bias, self.v_bias = stock.in_proj, stock.q_bias, stock.v_bias
-        if "c2p" in self.kinds:
-            self.pos_proj = stock.pos_proj
-        if "p2c" in self.kinds:
-            self.pos_q_proj = stock.pos_q_proj
-        if self.span:
-            self.pos_dropout = stock.pos_dropout
-        self.dropout = stock.dropout
+        self.pos_proj, self.pos_q_proj = stock.pos_proj, stock.pos_q_proj
+        self.pos_dropout, self.dropout = stock.pos_dropout, stock.dropout
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         output_attentions: bool = False,
-        query_states: torch.Tensor | None = None,
-        relative_pos: torch.Tensor | None = None,
-        rel_embeddings: torch.Tensor | None = None,
+        *,
+        rel_embeddings: torch.Tensor,
+        **_: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Called by transformers' layer as it calls its own, with an encoder's hidden states.
 
         `attention_mask` [batch, 1, L, L] is nonzero where a query may read a key, `rel_embeddings`
-        float [2 span, hidden]. `relative_pos` is not read: positions follow from L. Gives float
+        float [2 span, hidden]. Its relative positions are not read: they follow from L. Gives float
         [batch, L, hidden] and None, or the weights [batch, heads, L, L].
         """
-        if query_states is not None:
-            raise ValueError("query_states: not supported; it must be None (z_steps up to 1)")
-        table = self.table(rel_embeddings, hidden_states.shape[1]) if self.kinds else None
+        table = self.table(rel_embeddings, hidden_states.shape[1])
         context, weights = self.attend(hidden_states, table, attention_mask == 0)
         return context, weights if output_attentions else None
 
@@ -94,23 +84,19 @@ class Attention(nn.Module):
         return embeddings[relative_rows(length, self.span, embeddings.device)]
 
     def attend(
-        self, hidden: torch.Tensor, table: torch.Tensor | None, hide: torch.Tensor | None = None
+        self, hidden: torch.Tensor, table: torch.Tensor, hide: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Context of every token, float [batch, L, hidden], and weights [batch, heads, L, L].
 
-        `hidden` is float [batch, L, hidden]; the table that of :meth:`table`, None without relative
-        attention; `hide` bool [batch, 1, L, L], where a query may not read a key, None for nowhere.
+        `hidden` is float [batch, L, hidden]; the table that of :meth:`table`; `hide` bool
+        [batch, 1, L, L], where a query may not read a key, None for nowhere.
         """
         query, key, value = self.project(hidden)
         batch, length = hidden.shape[:2]
         # The three scores of equation 4: content to position, position to content, and content to
         # content, which is added by the same matrix product that scales them all.
-        scores = query.new_zeros(())
-        table = None if table is None else self.pos_dropout(table)
-        if "c2p" in self.kinds:
-            scores = scores + self.content_to_position(query, table)
-        if "p2c" in self.kinds:
-            scores = scores + self.position_to_content(key, table)
+        table = self.pos_dropout(table)
+        scores = self.content_to_position(query, table) + self.position_to_content(key, table)
         keys, scale = key.transpose(-1, -2), self.scale
         scores = torch.baddbmm(scores, query, keys, beta=scale, alpha=scale)
         # Padding gets the least number there is, which is no weight after the softmax.
@@ -154,10 +140,11 @@ class Attention(nn.Module):
 def speed_up(model: nn.Module) -> nn.Module:
     """Exchanges the attention and the norms of every DeBERTa-v1 inside `model`, and returns it.
 
-    Parameters, their names and ``save_pretrained`` are unchanged.
+    Parameters, their names and ``save_pretrained`` are unchanged. Attention other than the released
+    models', without one of the positional terms or with talking heads, stays transformers' own.
     """
     for parent in list(model.modules()):
-        if isinstance(parent, DebertaAttention) and not isinstance(parent.self, Attention):
+        if isinstance(parent, DebertaAttention) and _is_as_released(parent.self):
             parent.self = Attention(parent.self)
         for name, child in parent.named_children():
             if isinstance(child, DebertaLayerNorm):
@@ -165,6 +152,12 @@ def speed_up(model: nn.Module) -> nn.Module:
                 norm.weight, norm.bias = child.weight, child.bias
                 setattr(parent, name, norm)
     return model
+
+
+def _is_as_released(attention: nn.Module) -> bool:
+    if not isinstance(attention, DisentangledSelfAttention) or attention.talking_head:
+        return False
+    return attention.relative_attention and sorted(attention.pos_att_type) == ["c2p", "p2c"]
 
 
 def is_fast(model: nn.Module) -> bool:
@@ -185,30 +178,12 @@ def encode(
     """
     hidden, encoder = model.embeddings(tokens, token_type_ids=types), model.encoder
     first = encoder.layer[0].attention.self
-    table = first.table(encoder.rel_embeddings.weight, tokens.shape[1]) if first.kinds else None
+    table = first.table(encoder.rel_embeddings.weight, tokens.shape[1])
     for layer in encoder.layer:
         context, _ = layer.attention.self.attend(hidden, table)
         attended = layer.attention.output(context, hidden)
         hidden = layer.output(layer.intermediate(attended), attended)
     return hidden
-
-
-@torch.inference_mode()
-def score_terms(model: DebertaModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The three terms of the first layer's scores, each as it goes into the softmax.
-
-    ``c2c``, ``c2p`` and ``p2c`` are float [heads, batch, L, L]; tokens int64 [batch, L], without
-    padding. :func:`speed_up` has been through `model`, which is in evaluation mode.
-    """
-    own: Attention = model.encoder.layer[0].attention.self
-    table = own.table(model.encoder.rel_embeddings.weight, tokens.shape[1])
-    query, key, _ = own.project(model.embeddings(tokens))
-    terms = {
-        "c2c": query @ key.transpose(-1, -2),
-        "c2p": own.content_to_position(query, table),
-        "p2c": own.position_to_content(key, table),
-    }
-    return {name: (own.scale * t).unflatten(0, (own.heads, -1)) for name, t in terms.items()}
 
 
 class Discriminator(nn.Module):

@@ -83,6 +83,16 @@ def small_run(tmp_path_factory):
     return profile
 
 
+@pytest.fixture
+def own_run(small_run, tmp_path):
+    """A run of its own over the small run's data and packed corpus, without models."""
+    profile = small_profile(tmp_path)
+    profile.folder.mkdir()
+    for name in ("data", "tokenizer"):
+        (profile.folder / name).symlink_to(small_run.folder / name)
+    return profile
+
+
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory):
     """A small study in a folder of its own: two models, two tasks, then the book.

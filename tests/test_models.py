@@ -42,17 +42,6 @@ def test_parameter_counts_of_the_paper(name):
     assert counted == pytest.approx(PUBLISHED[name]["parameters_millions"]["value"], abs=0.005)
 
 
-def test_the_controls_have_the_encoders_they_control_for():
-    assert registry.count(at_paper_size("scratch").model) == registry.count(
-        at_paper_size("bert").model
-    )
-    quarter = at_paper_size("electra-deberta+quarter-generator")
-    full = at_paper_size("electra-deberta")
-    assert registry.count(quarter.model) == registry.count(full.model)
-    assert quarter.generator.config.hidden_size == 64
-    assert full.generator.config.hidden_size == 256
-
-
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("electra", 70), ("bert", 62), ("electra-deberta", 143)],
@@ -124,19 +113,26 @@ def test_roberta_has_two_positions_less():
     config = at_paper_size("roberta").model.config
     assert config.max_position_embeddings == 128
     assert tokenizer.usable_length("bpe", 128) == 126
-    model = registry.masked_lm(registry.get("roberta"), config)
+    model = registry.masked_lm(config)
     model(torch.full((1, 126), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 127), 5))
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "deberta"])
-def test_sparse_logits_are_the_models_own(name):
-    spec = registry.get(name)
+OTHERS = ("roformer", "albert", "mpnet", "bert")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta", *OTHERS])
+def test_sparse_logits_are_the_models_own(monkeypatch, name):
+    """Of the registry's models, and of any that transformers has, which is one entry of it."""
+    if name in OTHERS:
+        entry = registry.Spec("transformers", "mlm", model_type=name)
+        monkeypatch.setitem(registry.REGISTRY, name, entry)
     torch.manual_seed(0)
-    model = objectives.build(spec, registry.get_size("tiny"), 100, 34).model.eval()
-    inputs = torch.randint(5, 100, (3, 32))
-    positions = torch.tensor([[1, 7], [0, 31], [5, 6]])
+    task = objectives.build(registry.get(name), registry.get_size("tiny"), 100, 34)
+    model = task.model.eval()
+    assert name not in OTHERS or model.config.model_type == name
+    inputs, positions = torch.randint(5, 100, (3, 32)), torch.tensor([[1, 7], [0, 31], [5, 6]])
     masked = objectives.Masked(inputs, torch.zeros_like(inputs), positions, positions, positions)
 
     def gradients(logits):
@@ -150,21 +146,6 @@ def test_sparse_logits_are_the_models_own(name):
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(gradients(found), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model(inputs).logits, dense)  # nothing stays in the model
-
-
-@pytest.mark.parametrize("model_type", ["roformer", "albert", "mpnet", "bert"])
-def test_any_masked_language_model_of_transformers_is_one_entry(monkeypatch, model_type):
-    entry = registry.Spec("transformers", "mlm", model_type=model_type)
-    monkeypatch.setitem(registry.REGISTRY, "mine", entry)
-    torch.manual_seed(0)
-    task = objectives.build(registry.get("mine"), registry.get_size("tiny"), 100, 32)
-    model = task.model.eval()
-    assert model.config.model_type == model_type
-    inputs, positions = torch.randint(5, 100, (3, 32)), torch.tensor([[1, 7], [0, 31], [5, 6]])
-    dense = model(inputs).logits
-    wanted = torch.stack([dense[row, positions[row]] for row in range(3)])
-    masked = objectives.Masked(inputs, torch.zeros_like(inputs), positions, positions, positions)
-    torch.testing.assert_close(objectives.masked_logits(model, masked), wanted)
     assert objectives.flops_per_token(task, 32) > 0
 
 
@@ -219,9 +200,6 @@ def test_a_folder_with_a_configuration_is_a_model(monkeypatch, tmp_path):
     assert (built.hidden_size, built.num_attention_heads, built.vocab_size) == (48, 3, 100)
     (folder / "config.json").write_text('{"model_type": "roformr"}')
     with pytest.raises(UserError, match=r"config\.json: model_type = 'roformr': .*roformer"):
-        registry.get("mine")
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: damaged"):
         registry.get("mine")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from makers import ROOT, SMALL
+from makers import ROOT, SMALL, write_study
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -42,6 +42,14 @@ def folder(small_run, tmp_path):
     return place
 
 
+@pytest.fixture
+def fine_tuning(folder, own_run):
+    """Makes parameters of a fine-tuning of that checkpoint."""
+    name = foreign.bring(own_run.folder, str(folder))["model"]
+    values = own_run.stage(config.Finetune, model=name)
+    return lambda **changes: config.Finetune(**values | changes)
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -49,15 +57,6 @@ def weights(folder):
 def change(folder, name="config.json", **values):
     path = folder / name
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def study(tmp_path, **changes):
-    """A profile of seconds on the embedded world, in a file."""
-    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8")) | SMALL
-    values |= {"profile": "few", "runs": str(tmp_path / "runs"), "seeds": [0], **changes}
-    path = tmp_path / "few.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 # --- found
@@ -86,15 +85,6 @@ def test_pickled_weights_in_half_precision_come_to_the_same(folder, tmp_path):
     found = foreign.bring(tmp_path, str(folder))
     mine = weights(tmp_path / "models" / found["model"] / "encoder")
     assert all(torch.equal(t, whole[f"bert.{n}"].half().float()) for n, t in mine.items())
-
-
-def test_sentence_transformers_name_their_encoders_folder(folder, tmp_path):
-    folder.rename(tmp_path / "inner")
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "inner").rename(tmp_path / "whole" / "0_Transformer")
-    module = {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
-    (tmp_path / "whole" / "modules.json").write_text(json.dumps([module]))
-    assert foreign.bring(tmp_path, str(tmp_path / "whole"))["checkpoint"]["source"] == "whole"
 
 
 def test_the_hubs_cache_is_read_without_a_network(folder, hub, monkeypatch):
@@ -257,7 +247,7 @@ def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_pat
 @pytest.mark.slow
 def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, capsys):
     command = ["score", str(folder), "--tasks", "rte mrpc", "--cores", "1", "--rows", "40"]
-    command += ["--profile", str(study(tmp_path))]
+    command += ["--profile", str(write_study(tmp_path, "few", runs=str(tmp_path / "runs")))]
     assert cli.command_line([*command, "--check"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"mine \(a folder\): bert, [\d.]+ k parameters", said)
@@ -298,14 +288,8 @@ def test_tuning_holds_out_train_rows_and_both_orders_of_a_pair():
     assert {epochs for _, epochs in tuning.grid(10**5, 3)} == {3}
 
 
-def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(
-    folder, small_run, tmp_path, monkeypatch
-):
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "data").symlink_to(small_run.folder / "data")
-    name = foreign.bring(tmp_path / "small", str(folder))["model"]
-    values = small_run.stage(config.Finetune, model=name, tasks=["rte"], seeds=[0, 1])
-    fixed = config.Finetune(**values | {"runs": str(tmp_path), "checkpoint_steps": 1})
+def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(fine_tuning, monkeypatch):
+    fixed = fine_tuning(tasks=["rte"], seeds=[0, 1], checkpoint_steps=1)
     tuned = fixed.model_copy(update={"protocol": "tuned"})
     monkeypatch.setattr(tuning, "RATES", (1e-4, 1e-2))
     monkeypatch.setattr(tuning, "EPOCHS", (1, 2))
@@ -338,14 +322,10 @@ def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(
     assert finetune.finished(fixed) is None  # another protocol is another score
 
 
-def test_a_trial_that_diverges_counts_and_is_not_chosen(folder, small_run, tmp_path, monkeypatch):
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "data").symlink_to(small_run.folder / "data")
-    name = foreign.bring(tmp_path / "small", str(folder))["model"]
-    values = small_run.stage(config.Finetune, model=name, tasks=["cola"], seeds=[0])
+def test_a_trial_that_diverges_counts_and_is_not_chosen(fine_tuning, monkeypatch):
     monkeypatch.setattr(tuning, "RATES", (1e-3, 1e30))
     monkeypatch.setattr(tuning, "EPOCHS", (3,))
-    found = finetune.run(config.Finetune(**values | {"runs": str(tmp_path), "protocol": "tuned"}))
+    found = finetune.run(fine_tuning(tasks=["cola"], seeds=[0], protocol="tuned"))
     assert [trial["note"] for trial in found[0]["trials"]][1] == metrics.CONSTANT
     assert found[0]["trials"][1]["score"] == 0
     assert found[0]["parameters"]["finetune_learning_rate"] == 1e-3

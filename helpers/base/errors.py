@@ -2,7 +2,8 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 LINE_LIMIT = 4000  # characters of an error line; a value quoted in it may be a whole document
 
@@ -33,6 +34,18 @@ class Preempted(UserError):
 
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Around libraries with exceptions of their own: what they raise is one line after `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{what} ({line})") from None
 
 
 def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:

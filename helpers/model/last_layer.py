@@ -5,8 +5,7 @@ feed-forward) treats every token by itself. Where a head reads a few of them, th
 there: values and gradients of those few are the same.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -22,27 +21,12 @@ def applies(encoder: nn.Module) -> bool:
 def cut(
     encoder: nn.Module, choose: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.utils.hooks.RemovableHandle:
-    """From now on the last layer goes on with the tokens that `choose` takes.
+    """From now on, or within it, the last layer goes on with the tokens that `choose` takes.
 
     `choose` maps float [batch, length, hidden] to float [batch, K, hidden].
     """
     after = encoder.encoder.layer[-1].attention.output
     return after.register_forward_pre_hook(lambda _, inputs: tuple(map(choose, inputs)))
-
-
-def first_token(hidden: torch.Tensor) -> torch.Tensor:
-    """The first token alone, float [batch, 1, hidden]."""
-    return hidden[:, :1]
-
-
-@contextmanager
-def cut_to(encoder: nn.Module, positions: torch.Tensor) -> Iterator[None]:
-    """Within it the encoder gives hidden states at positions, int64 [batch, K], alone."""
-    handle = cut(encoder, lambda hidden: at(hidden, positions))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

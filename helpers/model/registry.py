@@ -8,13 +8,11 @@ Parameter counts at the paper's size are in ``results/published.json``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.base import files
-from helpers.base.errors import UserError, did_you_mean
+from helpers.base.errors import UserError, did_you_mean, one_line
 from helpers.base.files import root
 
 if TYPE_CHECKING:  # what reads the registry alone, each start of Snakemake, loads neither
@@ -342,35 +340,16 @@ def _any_config(spec: Spec, size: Size, common: dict[str, Any]) -> PretrainedCon
         )
     if hasattr(defaults, "embedding_size"):
         common |= {"embedding_size": size.embedding}
-    with _building(spec):
+    with one_line(f"model_type = {spec.model_type!r}: not a configuration"):
         return make(**common | spec.config)
 
 
-@contextmanager
-def _building(spec: Spec) -> Iterator[None]:
-    """Around classes of transformers that get a configuration of the user's: one error line."""
-    try:
-        yield
-    except Exception as error:  # each architecture has checks and exceptions of its own
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"model_type = {spec.model_type!r}: not a configuration: {line}") from None
-
-
-MASKED_LM = {
-    "bert": "ElectraForMaskedLM",
-    "roberta": "RobertaForMaskedLM",
-    "deberta": "DebertaForMaskedLM",
-}
-
-
-def masked_lm(spec: Spec, config: PretrainedConfig) -> PreTrainedModel:
+def masked_lm(config: PretrainedConfig) -> PreTrainedModel:
     """A masked language model with fresh weights."""
     import transformers
 
-    if spec.architecture == "transformers":
-        with _building(spec):
-            return transformers.AutoModelForMaskedLM.from_config(config)
-    return getattr(transformers, MASKED_LM[spec.architecture])(config)
+    with one_line(f"model_type = {config.model_type!r}: not a configuration"):
+        return transformers.AutoModelForMaskedLM.from_config(config)
 
 
 def encoder(model: nn.Module) -> nn.Module:

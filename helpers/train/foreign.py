@@ -5,9 +5,8 @@ without any head, configuration, tokenizer, manifest. No code of the checkpoint'
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import files, machine
-from helpers.base.errors import UserError, did_you_mean
+from helpers.base.errors import UserError, did_you_mean, one_line
 from helpers.data import glue, hub, tokenizer
 from helpers.model import registry
-from helpers.train import checkpoint, heads, loop, records
+from helpers.train import heads, loop, records
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 SMALL = ["*.json", "*.txt", "*.model", "*.codes"]  # configuration and tokenizer
@@ -45,9 +44,10 @@ class Source:
         """The model's name in a run: the title, and which weights these are."""
         return f"{self.title.replace('/', '--')}@{(self.commit or self.weights)[:8]}"
 
-    def refused(self, why: str) -> UserError:
-        """The error that says why this checkpoint cannot be scored."""
-        return UserError(f"model = {self.title!r}: {why}")
+    @property
+    def label(self) -> str:
+        """How the line begins that says why this checkpoint cannot be scored."""
+        return f"model = {self.title!r}:"
 
 
 def resolve(model: str) -> Source:
@@ -61,30 +61,29 @@ def resolve(model: str) -> Source:
         place = folder.resolve()
         place = place.parent if place.name == "encoder" else place  # of a model of a run
         title = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name).strip("-._")
-        found = Source(_transformer(folder), title or "checkpoint")
+        found = Source(folder, title or "checkpoint")
     elif named := HUB_ID.fullmatch(model):
         found = Source(*_download(*named.groups()))
     else:
         hint = did_you_mean(model, registry.REGISTRY)
         if registry.knows(model):
             hint = f"a run pre-trains it: give runs/<profile>/models/{model}/encoder"
-        raise UserError(
-            f"model = {model!r}: neither a folder nor an id of the Hub, owner/name[@revision]; "
-            + hint
-        )
+        form = "neither a folder nor an id of the Hub, owner/name[@revision]"
+        raise UserError(f"model = {model!r}: {form}; {hint}")
     paths = [path for kind in WEIGHTS for path in files.visible(found.folder, kind)]
     if not (found.folder / "config.json").is_file():
-        raise found.refused("has no config.json; a folder that save_pretrained wrote has one")
+        advice = "a folder that save_pretrained wrote has one"
+        raise UserError(f"{found.label} has no config.json; {advice}")
     if not paths:
-        raise found.refused(f"holds no weights, neither {' nor '.join(WEIGHTS)}")
+        raise UserError(f"{found.label} holds no weights, neither {' nor '.join(WEIGHTS)}")
     for index in files.visible(found.folder, f"*{paths[0].suffix}.index.json"):
-        with _one_line(found, f"its {index.name} cannot be read"):
+        with one_line(f"{found.label} its {index.name} cannot be read"):
             shards = set(files.read_json(index)["weight_map"].values())
         if missing := sorted(shards - {path.name for path in paths}):
-            raise found.refused(f"lacks {missing[0]}, which {index.name} names")
+            raise UserError(f"{found.label} lacks {missing[0]}, which {index.name} names")
     hashes = {path.name: files.sha256(path) for path in paths if path.suffix == paths[0].suffix}
     weights = next(iter(hashes.values())) if len(hashes) == 1 else files.digest(hashes)
-    return Source(found.folder, found.title, found.commit, weights)
+    return replace(found, weights=weights)
 
 
 def _local(model: str) -> Path | None:
@@ -108,15 +107,6 @@ def _brought(run: Path, model: str) -> dict[str, Any] | None:
     return None
 
 
-def _transformer(folder: Path) -> Path:
-    """The encoder's folder within one of sentence-transformers; else the folder itself."""
-    modules = folder / "modules.json"
-    for module in files.read_json(modules) if modules.is_file() else ():
-        if str(module.get("type", "")).endswith("Transformer"):
-            return folder / str(module.get("path", ""))
-    return folder
-
-
 def _download(repository: str, revision: str | None) -> tuple[Path, str, str]:
     """The folder in the Hub's cache, the id and the commit."""
     from huggingface_hub import snapshot_download
@@ -133,12 +123,11 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str, str]:
 
 
 def bring(run: Path, model: str) -> dict[str, Any]:
-    """Brings a checkpoint into ``<run>/models/<name>/``; does nothing twice. Gives the manifest.
+    """Brings a checkpoint into ``<run>/models/<name>/``; does nothing twice.
 
-    An id of the Hub without a revision is the commit that the run has, else today's.
-
-    Its fields are those that pre-training leaves, with nothing known of the pre-training, and
-    ``checkpoint`` (`records.Checkpoint`).
+    An id of the Hub without a revision is the commit that the run has, else today's. Gives a
+    manifest as of a pre-training of which nothing is known, with ``checkpoint``
+    (`records.Checkpoint`).
     """
     if done := _brought(run, model):
         return done
@@ -154,8 +143,7 @@ def bring(run: Path, model: str) -> dict[str, Any]:
     if done := files.intact_manifest(folder, spec):
         return done
     loop.quiet()
-    about = _configuration(source)
-    _check_memory(source, about)
+    _check_memory(source, _configuration(source))
     base, fresh = _open(source)
     tok = _open_tokenizer(source, base)
     limit = min(heads.positions(base) or LONGEST, tok.model_max_length)
@@ -167,7 +155,7 @@ def bring(run: Path, model: str) -> dict[str, Any]:
             base.save_pretrained(empty, state_dict=weights)
             tokenizer.save(tok, empty, heads.positions(base))
         model = heads.open_encoder(folder / "encoder", glue.get("cola"), 0.0).train()
-        with _one_line(source, "it cannot be trained on a short row"):
+        with one_line(f"{source.label} it cannot be trained on a short row"):
             model(**tok("a bird", return_tensors="pt")).logits.sum().backward()
         manifest = {
             "spec": spec,
@@ -197,32 +185,22 @@ def _configuration(source: Source) -> PretrainedConfig:
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in transformers.CONFIG_MAPPING:
         own = "; it asks for code of its own (auto_map), which is not run" * ("auto_map" in values)
-        raise source.refused(f"model_type = {kind!r}: transformers has no such type{own}")
+        line = f"{source.label} model_type = {kind!r}: transformers has no such type{own}"
+        raise UserError(line)
     if "quantization_config" in values:
-        raise source.refused("its weights are quantised, which cannot be fine-tuned; give others")
-    with _one_line(source, "its config.json cannot be read"):
+        line = "its weights are quantised, which cannot be fine-tuned; give others"
+        raise UserError(f"{source.label} {line}")
+    with one_line(f"{source.label} its config.json cannot be read"):
         about = AutoConfig.from_pretrained(
             source.folder, local_files_only=True, trust_remote_code=False
         )
     if about.is_encoder_decoder or getattr(about, "is_decoder", False):
-        raise source.refused(f"a {kind} has a decoder; encoders are scored")
+        raise UserError(f"{source.label} a {kind} has a decoder; encoders are scored")
     if about.get_text_config() is not about:
-        raise source.refused(f"a {kind} reads more than text")
+        raise UserError(f"{source.label} a {kind} reads more than text")
     if type(about) not in transformers.MODEL_MAPPING:
-        raise source.refused(f"transformers has no encoder of type {kind}")
+        raise UserError(f"{source.label} transformers has no encoder of type {kind}")
     return about
-
-
-@contextmanager
-def _one_line(source: Source, what: str) -> Iterator[None]:
-    """Around classes of transformers that get files of others, each with exceptions of its own."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise source.refused(f"{what} ({line})") from None
 
 
 def _check_memory(source: Source, about: PretrainedConfig) -> None:
@@ -233,15 +211,15 @@ def _check_memory(source: Source, about: PretrainedConfig) -> None:
     on_gpu = registry.device().type == "cuda"
     there = torch.cuda.mem_get_info()[1] if on_gpu else machine.memory()
     if wanted > there:
-        raise source.refused(
-            f"needs {wanted / 1e9:.1f} GB for weights, gradients and Adam's moments, this process "
-            f"may use {there / 1e9:.1f}"
+        raise UserError(
+            f"{source.label} needs {wanted / 1e9:.1f} GB for weights, gradients and Adam's "
+            f"moments, this process may use {there / 1e9:.1f}"
         )
 
 
 def _open(source: Source) -> tuple[nn.Module, list[str]]:
     """The encoder in float32, and the names of weights that the checkpoint lacks: a pooler's."""
-    with _one_line(source, "its weights cannot be read"):
+    with one_line(f"{source.label} its weights cannot be read"):
         base, found = AutoModel.from_pretrained(
             source.folder,
             output_loading_info=True,
@@ -252,28 +230,23 @@ def _open(source: Source) -> tuple[nn.Module, list[str]]:
             use_safetensors=any(files.visible(source.folder, WEIGHTS[0])),
         )
     missing = sorted(found["missing_keys"])
-    if lost := [name for name in missing if "pooler." not in name]:
-        raise source.refused(
-            f"its weights lack {lost[0]} and {len(lost) - 1} others: they are not those of a "
-            f"{base.config.model_type}"
-        )
-    if bad := checkpoint.not_finite(base.state_dict()):
-        raise source.refused(f"its weights hold {bad}, which is not finite")
+    heads.check_weights(source.label, base, missing)
     return base.eval(), missing
 
 
 def _open_tokenizer(source: Source, base: nn.Module) -> Tokenizer:
     """The tokenizer, with the padding token of the configuration; every token has an embedding."""
-    with _one_line(source, "its tokenizer cannot be opened"):
+    with one_line(f"{source.label} its tokenizer cannot be opened"):
         tok = AutoTokenizer.from_pretrained(
             source.folder, local_files_only=True, trust_remote_code=False
         )
-    with _one_line(source, "it has no table of embeddings"):
+    with one_line(f"{source.label} it has no table of embeddings"):
         rows = len(base.get_input_embeddings().weight)
     if len(tok) <= len(tok.all_special_ids):  # what transformers makes of no file at all
-        raise source.refused("has no tokenizer; its files stand beside the weights")
+        raise UserError(f"{source.label} has no tokenizer; its files stand beside the weights")
     if len(tok) > rows:
-        raise source.refused(f"its tokenizer has {len(tok)} tokens, its embedding {rows} rows")
+        has = f"its tokenizer has {len(tok)} tokens, its embedding {rows} rows"
+        raise UserError(f"{source.label} {has}")
     known = (base.config.pad_token_id, tok.pad_token_id, tok.eos_token_id, tok.unk_token_id, 0)
     number = next(one for one in known if isinstance(one, int) and 0 <= one < len(tok))
     if number != tok.pad_token_id:  # attention is masked there, so any token will do
@@ -287,8 +260,8 @@ def _open_tokenizer(source: Source, base: nn.Module) -> Tokenizer:
 def _probe(source: Source, base: nn.Module, tok: Tokenizer, length: int) -> None:
     """Reads one pair of the full length; tokens must see what comes after them."""
     cut = {"truncation": "longest_first", "max_length": length, "return_tensors": "pt"}
-    failed = f"it cannot read a pair of sentences, {length} tokens"
-    with _one_line(source, failed), torch.inference_mode():
+    failed = f"{source.label} it cannot read a pair of sentences, {length} tokens"
+    with one_line(failed), torch.inference_mode():
         batch = tok([12 * PROBE], [12 * PROBE], **cut, return_token_type_ids=True)
         batch = {name: batch[name] for name in tok.model_input_names if name in batch}
         before = base(**batch).last_hidden_state
@@ -296,9 +269,12 @@ def _probe(source: Source, base: nn.Module, tok: Tokenizer, length: int) -> None
         place = ids.shape[1] // 2
         ids[:, place] = ids[ids != ids[0, place]][-1]  # any other one
         after = base(**batch | {"input_ids": ids}).last_hidden_state
+    why = ""
     if before.ndim != 3 or not before.isfinite().all():
-        raise source.refused("gives no finite hidden state for each token")
-    if torch.equal(before[:, place + 1 :], after[:, place + 1 :]):
-        raise source.refused("no token of it sees another; has it a kernel for this machine?")
-    if torch.equal(before[:, :place], after[:, :place]):
-        raise source.refused("reads from the left to the right only; encoders are scored")
+        why = "gives no finite hidden state for each token"
+    elif torch.equal(before[:, place + 1 :], after[:, place + 1 :]):
+        why = "no token of it sees another; has it a kernel for this machine?"
+    elif torch.equal(before[:, :place], after[:, :place]):
+        why = "reads from the left to the right only; encoders are scored"
+    if why:
+        raise UserError(f"{source.label} {why}")

@@ -6,18 +6,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from helpers.base.errors import UserError
+from helpers.base.errors import UserError, one_line
 from helpers.data import glue
 from helpers.model import disentangled, last_layer
 from helpers.model.dropout import use_fast_dropout
@@ -72,16 +66,13 @@ def layer_rates(
     encoder follows the layers: a pooler, a last norm. The rate is ``rate * decay ** (n + 2 -
     depth)`` (google-research/electra, ``model/optimization.py``, whose encoder has neither).
     """
-    base, inside = (
-        model.base_model,
-        {id(p): name for name, p in model.base_model.named_parameters()},
-    )
-    numbers = layers(base)
+    base, numbers = model.base_model, layers(model.base_model)
     if decay < 1 and not numbers:
         raise UserError(
             f"finetune_layer_decay = {decay}: a {model.config.model_type} has no list of layers, "
             "so rates cannot follow them; use 1.0"
         )
+    inside = {id(p): name for name, p in base.named_parameters()}
     tables = [n for n, module in base.named_modules() if isinstance(module, nn.Embedding)]
     last, before = max(numbers.values(), default=0) + 3, True
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -142,8 +133,10 @@ def open_encoder(
     folder: Path, task: glue.Task, dropout: float, head: str = "transformers"
 ) -> nn.Module:
     """The encoder of a checkpoint with a fresh classification head, as `registry.Recipe` has it."""
-    try:
+    with one_line(f"{folder}: cannot be opened as an encoder"):
         about = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        values = about.to_dict()
+        rates = [name for name in DROPOUTS if type(values.get(name)) in (int, float)]
         has_own = type(about) in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         kind = AutoModelForSequenceClassification if has_own else AutoModel
         model, found = kind.from_pretrained(
@@ -153,43 +146,35 @@ def open_encoder(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,  # left open, transformers asks at the terminal
-            **dict.fromkeys(dropouts(about), dropout),
+            **dict.fromkeys(rates, dropout),
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: cannot be opened as an encoder ({line})") from None
     # A head is new and so may a pooler be; without a word transformers fills in any weight.
     inside = f"{model.base_model_prefix}." if has_own else ""
     missing = sorted(name for name in found["missing_keys"] if name.startswith(inside))
-    if lost := [name for name in missing if "pooler." not in name]:
-        raise UserError(
-            f"{folder}: model.safetensors has no {lost[0]} ({len(lost)} weights missing): it is "
-            f"not a {model.config.model_type} as config.json says"
-        )
-    if bad := checkpoint.not_finite(model.state_dict()):
-        raise UserError(f"{folder}: model.safetensors: {bad} is not finite; pre-train it again")
+    check_weights(f"{folder}: model.safetensors:", model, missing)
     if not has_own:
         model = Classifier(model, dropout)
     elif head == "linear":
-        if isinstance(model.classifier, nn.Linear):
-            raise UserError(
-                f"head = {head!r}: {type(model).__name__} classifies a pooled vector, not hidden "
-                "states; use transformers"
-            )
-        shape = (model.config.hidden_size, model.config.num_labels)
-        model.classifier = LinearHead(*shape, dropout)
+        # For types whose classifier reads hidden states, not a pooled vector.
+        model.classifier = LinearHead(model.config.hidden_size, model.config.num_labels, dropout)
     if last_layer.applies(model.base_model):  # the heads of these types read the first token alone
-        last_layer.cut(model.base_model, last_layer.first_token)
+        last_layer.cut(model.base_model, lambda hidden: hidden[:, :1])
     return use_fast_dropout(disentangled.speed_up(model))
 
 
-def dropouts(about: PretrainedConfig) -> list[str]:
-    """The fields of a configuration that hold a rate of dropout."""
-    values = about.to_dict()
-    return [name for name in DROPOUTS if type(values.get(name)) in (int, float)]
+def check_weights(where: str, model: nn.Module, missing: list[str]) -> None:
+    """Checks that an encoder lacks no weights but a pooler's, and that all are finite."""
+    if lost := [name for name in missing if "pooler." not in name]:
+        raise UserError(
+            f"{where} its weights lack {lost[0]} and {len(lost) - 1} others: they are not those of "
+            f"a {model.config.model_type}, as config.json says"
+        )
+    if bad := checkpoint.not_finite(model.state_dict()):
+        line = f"its weights hold {bad}, which is not finite; train it again or give others"
+        raise UserError(f"{where} {line}")
 
 
-def check_tokenizer(folder: Path, tok: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(folder: Path, tok: Tokenizer) -> None:
     """Checks that a checkpoint has an embedding for every token and pads with the same one."""
     about = AutoConfig.from_pretrained(folder, local_files_only=True)
     broken = ""

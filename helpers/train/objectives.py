@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
-from transformers import ElectraForPreTraining, PreTrainedTokenizerBase
+from transformers import ElectraForPreTraining
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.model import disentangled, last_layer, registry
 from helpers.model.dropout import use_fast_dropout
@@ -26,9 +28,7 @@ class Vocabulary:
     separator: int = -1  # id of the token that ends a segment; -1: rows have one segment
 
     @classmethod
-    def of(
-        cls, tok: PreTrainedTokenizerBase, device: torch.device, segments: int = 2
-    ) -> "Vocabulary":
+    def of(cls, tok: Tokenizer, device: torch.device, segments: int = 2) -> "Vocabulary":
         """Reads it from a transformers tokenizer; `segments` are those of a packed row."""
         special = torch.zeros(len(tok), dtype=torch.bool)
         # An unknown word is a token like any other, as in google-research/electra.
@@ -141,7 +141,7 @@ def masked_logits(model: nn.Module, masked: Masked) -> torch.Tensor:
         return last_layer.at(model(inputs, **_typed(model, types)).logits, positions)
     if not last_layer.applies(encoder := registry.encoder(model)):
         return head(last_layer.at(hidden_states(model, inputs, types), positions))
-    with last_layer.cut_to(encoder, positions):
+    with last_layer.cut(encoder, lambda hidden: last_layer.at(hidden, positions)):
         return head(hidden_states(model, inputs, types))
 
 
@@ -155,10 +155,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
+        ctx: FunctionCtx, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """Logits [n, vocabulary], targets and weights [n]; a float32 scalar."""
         chances = logits.softmax(-1, dtype=torch.float32)
@@ -174,7 +171,7 @@ class _CrossEntropy(torch.autograd.Function):
         return -(right.clamp(min=tiny).log().squeeze(-1) * weights).sum()
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """The gradient of the logits."""
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream.to(gradient.dtype)).to(ctx.dtype), None, None
@@ -276,9 +273,9 @@ def build(
         narrow = registry.build_config(spec, size, vocabulary, max_length, dropout, width)
         narrow.tie_word_embeddings = spec.tie_softmax
         discriminator = DISCRIMINATOR[spec.architecture](config)
-        task = ReplacedTokenDetection(spec, registry.masked_lm(spec, narrow), discriminator)
+        task = ReplacedTokenDetection(spec, registry.masked_lm(narrow), discriminator)
     else:
-        task = MaskedLanguageModel(spec, registry.masked_lm(spec, config))
+        task = MaskedLanguageModel(spec, registry.masked_lm(config))
     if size.sinusoids:
         fill_positions(task, size.sinusoids)
     return use_fast_dropout(disentangled.speed_up(task)) if fast else task

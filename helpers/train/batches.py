@@ -1,18 +1,17 @@
 """Batches: rows of the packed corpus, and a task's rows as token ids, batched by length."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import files, seeding
 from helpers.data import glue, tokenizer
@@ -33,7 +32,7 @@ class Rows:
     def __init__(
         self,
         packed: np.ndarray,
-        tok: PreTrainedTokenizerBase,
+        tok: Tokenizer,
         size: int,
         seed: int,
         device: torch.device,
@@ -112,11 +111,7 @@ def take(data: Encoded, index: np.ndarray) -> Encoded:
 
 
 def encode(
-    table: pd.DataFrame,
-    task: glue.Task,
-    tok: PreTrainedTokenizerBase,
-    max_length: int,
-    swap: bool = False,
+    table: pd.DataFrame, task: glue.Task, tok: Tokenizer, max_length: int, swap: bool = False
 ) -> Encoded:
     """Tokenises a split; too long pairs lose tokens from the longer sentence first.
 
@@ -134,40 +129,19 @@ def encode(
     return Encoded(ids, types, lengths, table["label"].to_numpy(), table["idx"].to_numpy())
 
 
-def encode_once(path: Path, make: Callable[[], Encoded]) -> Encoded:
-    """Reads an encoded split from a file named by its content; else makes and writes it."""
+def load(path: Path) -> Encoded | None:
+    """An encoded split from its file; None where there is none, or a damaged one."""
     try:
         return Encoded(**load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError):  # not there, or damaged
-        split = make()
-    arrays = {f.name: np.ascontiguousarray(getattr(split, f.name)) for f in fields(split)}
+    except (FileNotFoundError, SafetensorError, TypeError):
+        return None
+
+
+def save(path: Path, data: Encoded) -> None:
+    """Writes an encoded split, atomically."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in asdict(data).items()}
     with files.replacing(path) as temporary, tokenizer.saving():
         save_file(arrays, temporary)
-    return split
-
-
-def encode_splits(
-    run: Path,
-    name: str,
-    tok: PreTrainedTokenizerBase,
-    vocabulary: str,
-    manifest: dict[str, Any],
-    length: int,
-    swap: bool,
-) -> dict[str, Encoded]:
-    """The splits of a task, tokenised once for all models that share a tokenizer.
-
-    `vocabulary` is the SHA-256 of the tokenizer's file, `manifest` that of the task's data.
-    """
-    task, splits = glue.get(name), {}
-    for split in manifest["rows"]:
-        swaps = swap and task.swap and split == "train"
-        content = [vocabulary, manifest["files"][f"{split}.parquet"], task.columns, length, swaps]
-        path = run / "encoded" / f"{files.digest(content)}.safetensors"
-        splits[split] = encode_once(
-            path, lambda s=split, w=swaps: encode(glue.load(run, name, s), task, tok, length, w)
-        )
-    return splits
 
 
 def batches(
@@ -200,7 +174,7 @@ def batches(
 def collate(
     data: Encoded,
     index: np.ndarray,
-    tok: PreTrainedTokenizerBase,
+    tok: Tokenizer,
     device: torch.device,
     shapes: tuple[int, int] = (1, 0),
 ) -> dict[str, torch.Tensor]:

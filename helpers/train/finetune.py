@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import Diverged, UserError
 from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.model.flops import token_flops
-from helpers.train import checkpoint, graphs, loop, provenance, records, tuning
-from helpers.train.batches import Encoded, batches, collate, encode_splits
+from helpers.train import batches, checkpoint, graphs, loop, provenance, records, tuning
+from helpers.train.batches import Encoded, collate
 from helpers.train.heads import check_tokenizer, layer_rates, open_encoder
 
 EVALUATION_BATCH = 128
@@ -38,9 +38,7 @@ def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, data: Encoded, tok: PreTrainedTokenizerBase, dtype: torch.dtype
-) -> np.ndarray:
+def predict(model: nn.Module, data: Encoded, tok: Tokenizer, dtype: torch.dtype) -> np.ndarray:
     """Predictions in the order of `data`: int64 classes, or float64 on STS-B's scale 0 to 5."""
     device = next(model.parameters()).device
     model.eval()
@@ -95,7 +93,7 @@ def train(
     parameters: config.Finetune,
     model: nn.Module,
     data: Encoded,
-    tok: PreTrainedTokenizerBase,
+    tok: Tokenizer,
     epochs: int,
     seed: int,
     dtype: torch.dtype,
@@ -128,7 +126,7 @@ def train(
             epoch, place = divmod(number, per_epoch)
             if place == 0 or not order:
                 rng = seeding.numpy_generator("finetune", seed, epoch)
-                order = list(batches(data.lengths, data.labels, size, rng))
+                order = list(batches.batches(data.lengths, data.labels, size, rng))
             torch.manual_seed(seeding.derive_seed("finetune", seed, number))
             batch = collate(data, order[place], tok, step.device, step.shapes)
             right = labels[loop.send(torch.as_tensor(order[place]), step.device)]
@@ -169,6 +167,7 @@ class _Cell:
     name: str  # of the task
     pretrained: dict[str, Any]  # manifest of the model
     data: dict[str, Any]  # manifest of the task's data
+    tok: Tokenizer | None = None
     trials: tuple[dict[str, Any], ...] = ()  # of `tuning`, which the parameters are chosen by
 
     @property
@@ -198,7 +197,7 @@ class _Cell:
         there = [path for path in paths if path.exists()]
         return files.read_manifest(there[0])["files"] if there else {}
 
-    def record(self, seed: int, vouched: dict[str, str]) -> dict[str, Any] | None:
+    def record(self, seed: int) -> dict[str, Any] | None:
         """The record that is there and has its predictions; None for one of other parameters."""
         path = self.folder / f"seed-{seed}.json"
         predictions = path.with_suffix(".parquet")
@@ -208,12 +207,29 @@ class _Cell:
         if not isinstance(values, dict) or values.get("spec") != spec:
             return None  # of other parameters, or of another version of the schema
         record = records.read(path)
-        if vouched.get(path.name, files.sha256(path)) != files.sha256(path):
+        if self.vouched().get(path.name, files.sha256(path)) != files.sha256(path):
             raise UserError(
                 f"{path}: changed since its manifest was written; delete it and run "
                 "notebooks/04_finetune.ipynb again"
             )
         return record if record["predictions"] == files.sha256(predictions) else None
+
+    def encode(self) -> dict[str, Encoded]:
+        """The splits as token ids, tokenised once for all models that share a tokenizer."""
+        parameters, task, splits = self.parameters, glue.get(self.name), {}
+        encoder, data = self.pretrained["files"], self.data["files"]
+        vocabulary = encoder.get("encoder/tokenizer.json") or files.digest(encoder)  # or in Python
+        length = usable_length(parameters)
+        for split in self.data["rows"]:
+            swap = parameters.finetune_swap_pairs and task.swap and split == "train"
+            content = [vocabulary, data[f"{split}.parquet"], task.columns, length, swap]
+            path = parameters.folder / "encoded" / f"{files.digest(content)}.safetensors"
+            if (encoded := batches.load(path)) is None:
+                table = glue.load(parameters.folder, self.name, split)
+                encoded = batches.encode(table, task, self.tok, length, swap)
+                batches.save(path, encoded)
+            splits[split] = encoded
+        return splits
 
     @property
     def grid(self) -> list[tuple[float, int]]:
@@ -221,13 +237,19 @@ class _Cell:
         epochs = _epochs(self.parameters, glue.get(self.name))
         return tuning.grid(self.data["rows"]["train"], epochs)
 
-    def tried(self) -> tuning.Trials:
+    @property
+    def trials_file(self) -> Path:
+        """Where the trials stand as each ends."""
+        return self.parameters.folder / "trials" / self.parameters.model / self.name / "trials.json"
+
+    def tried(self) -> list[dict[str, Any]]:
         """The trials that are done: those of a record, else those that stand in their own file."""
-        place = self.parameters.folder / "trials" / self.parameters.model / self.name
-        spec, vouched = files.digest(self.specification(tuning.SEED)), self.vouched()
-        done = (self.record(seed, vouched) for seed in self.parameters.seeds)
+        done = (self.record(seed) for seed in self.parameters.seeds)
         known = next((record["trials"] for record in done if record), None)
-        return tuning.Trials(place / "trials.json", spec, known)
+        if known is None and self.trials_file.exists():
+            values, spec = files.read_json(self.trials_file), self.specification(tuning.SEED)
+            known = values["trials"] if values.get("spec") == files.digest(spec) else None
+        return known or []
 
     def facts(self, seed: int) -> dict[str, Any]:
         """What of a record is known before the fine-tuning."""
@@ -259,16 +281,16 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     ``manifest.json``. Gives the records, task by task, seed by seed. Where the model diverges on a
     task, the others are done before that is raised.
     """
-    cells, tok = _open(parameters)
+    cells = _open(parameters)
     if parameters.protocol == "tuned":
-        cells = [_tuned(cell, tok) for cell in cells]
+        cells = [_tuned(cell) for cell in cells]
     steps = [count_steps(c.parameters, c.name, c.data["rows"]["train"]) for c in cells]
     total = sum(steps) * len(parameters.seeds)
     bar = progress.bar(total, f"fine-tune {parameters.model}", "steps")
     every, failed = [], []
     for cell, count in zip(cells, steps, strict=True):
         try:
-            every += _run_cell(cell, tok, count, bar)
+            every += _run_cell(cell, count, bar)
         except Diverged as error:
             failed.append(error)
     bar.close()
@@ -277,28 +299,23 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
     return every
 
 
-def _run_cell(
-    cell: _Cell, tok: PreTrainedTokenizerBase, steps: int, bar: progress.Progress
-) -> list[dict[str, Any]]:
+def _run_cell(cell: _Cell, steps: int, bar: progress.Progress) -> list[dict[str, Any]]:
     """The records of a cell, seed by seed, each there or made in so many steps."""
-    every, splits = [], {}
-    written, vouched = [], cell.vouched()
-    for seed in cell.parameters.seeds:
+    every = {seed: cell.record(seed) for seed in cell.parameters.seeds}
+    splits = {} if all(every.values()) else cell.encode()
+    for seed, record in every.items():
         bar.set_postfix_str(f"{cell.name}, seed {seed}", refresh=False)
-        record = cell.record(seed, vouched)
-        if record is not None:
+        if record:
             bar.skip(steps)
         else:
-            splits = splits or _encode(cell, tok)
             with files.lock(cell.folder):
-                record = _finetune(cell, seed, tok, splits, bar)
-        written += [f"seed-{seed}.json", f"seed-{seed}.parquet"]
-        every.append(record)
+                every[seed] = _finetune(cell, seed, splits, bar)
+    written = [f"seed-{seed}.{ending}" for seed in every for ending in ("json", "parquet")]
     files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, written)
-    return every
+    return list(every.values())
 
 
-def _open(parameters: config.Finetune) -> tuple[list[_Cell], PreTrainedTokenizerBase]:
+def _open(parameters: config.Finetune) -> list[_Cell]:
     """Checks that a model, its tokenizer and the tasks' data are there and belong together."""
     registry.get(parameters.model)
     for name in parameters.tasks:
@@ -316,7 +333,7 @@ def _open(parameters: config.Finetune) -> tuple[list[_Cell], PreTrainedTokenizer
         raise UserError(
             f"max_length = {parameters.max_length}: {parameters.model} has {positions} positions"
         )
-    return [_Cell(parameters, name, pretrained, data[name]) for name in parameters.tasks], tok
+    return [_Cell(parameters, name, pretrained, data[name], tok) for name in parameters.tasks]
 
 
 def _fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.Finetune:
@@ -332,19 +349,17 @@ def left(parameters: config.Finetune) -> dict[str, tuple[list[int], int]]:
     All that a fine-tuning needs is there.
     """
     found = {}
-    for cell in _open(parameters)[0]:
-        rows, vouched = cell.data["rows"]["train"], cell.vouched()
-        seeds = [seed for seed in parameters.seeds if cell.record(seed, vouched) is None]
-        steps = count_steps(parameters, cell.name, rows)
+    for cell in _open(parameters):
+        rows = cell.data["rows"]["train"]
+        seeds = [seed for seed in parameters.seeds if cell.record(seed) is None]
+        steps, trials = count_steps(parameters, cell.name, rows), 0
         if parameters.protocol == "tuned" and seeds:
-            grid = cell.grid[len(cell.tried().found) :]
             per_epoch = steps / _epochs(parameters, glue.get(cell.name))
             share = min(rows - tuning.held_out(rows), tuning.MOST_ROWS) / rows
-            trials = round(per_epoch * share * sum(epochs for _, epochs in grid))
-            most = round(per_epoch * max(epochs for _, epochs in cell.grid))
-            found[cell.name] = seeds, trials + most * len(seeds)
-        else:
-            found[cell.name] = seeds, steps * len(seeds)
+            every = [epochs for _, epochs in cell.grid]
+            trials = round(per_epoch * share * sum(every[len(cell.tried()) :]))
+            steps = round(per_epoch * max(every))
+        found[cell.name] = seeds, trials + steps * len(seeds)
     return found
 
 
@@ -368,72 +383,57 @@ def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
     return found
 
 
-def _encode(cell: _Cell, tok: PreTrainedTokenizerBase) -> dict[str, Encoded]:
-    parameters, every = cell.parameters, cell.pretrained["files"]
-    vocabulary = every.get("encoder/tokenizer.json") or files.digest(every)  # or one in Python
-    length, swap = usable_length(parameters), parameters.finetune_swap_pairs
-    return encode_splits(parameters.folder, cell.name, tok, vocabulary, cell.data, length, swap)
-
-
-def _tuned(cell: _Cell, tok: PreTrainedTokenizerBase) -> _Cell:
+def _tuned(cell: _Cell) -> _Cell:
     """The cell with the rate and the epochs that its trials choose."""
     parameters, rows, grid = cell.parameters, cell.data["rows"]["train"], cell.grid
-    trials = cell.tried()
-    if len(trials.found) < len(grid):
-        where = trials.path.parent
-        data, held_out = tuning.split(_encode(cell, tok)["train"], rows)
+    trials, folder = cell.tried(), cell.trials_file.parent
+    if len(trials) < len(grid):
+        spec = files.digest(cell.specification(tuning.SEED))
+        data, held_out = tuning.split(cell.encode()["train"], rows)
         per_epoch = -(-len(data.lengths) // parameters.finetune_batch_size)
         total = per_epoch * sum(epochs for _, epochs in grid)
         bar = progress.bar(total, f"tune {parameters.model}", "steps")
-        bar.skip(per_epoch * sum(trial["epochs"] for trial in trials.found))
-        with files.lock(where):
-            for rate, epochs in grid[len(trials.found) :]:
+        bar.skip(per_epoch * sum(trial["epochs"] for trial in trials))
+        with files.lock(folder):
+            for rate, epochs in grid[len(trials) :]:
                 bar.set_postfix_str(f"{cell.name}, rate {rate:g}, {epochs} epochs", refresh=False)
-                chosen = tuning.chosen(rate, epochs)
-                tried = replace(cell, parameters=parameters.model_copy(update=chosen))
-                spec = files.digest([trials.spec, rate, epochs])
+                chosen = parameters.model_copy(update=tuning.chosen(rate, epochs))
+                tried = replace(cell, parameters=chosen)
+                own = files.digest([spec, rate, epochs])
                 try:
-                    model, dtype, _ = _fit(tried, tuning.SEED, tok, data, bar, where, spec)
-                    found = predict(model, held_out, tok, dtype)
+                    model, dtype, _ = _fit(tried, tuning.SEED, data, bar, folder, own)
+                    found = predict(model, held_out, cell.tok, dtype)
                 except Diverged as error:  # counts, as a model that says the same of every row
                     bar.write(f"{error}; the trial counts as a constant prediction")
                     found = np.zeros_like(held_out.labels)
-                trials.add(cell.name, rate, epochs, rows, held_out, found)
-                bar.skip(per_epoch * sum(trial["epochs"] for trial in trials.found) - bar.n)
-                checkpoint.clear(where)
+                trials.append(tuning.trial(cell.name, rate, epochs, rows, held_out, found))
+                files.write_json(cell.trials_file, {"spec": spec, "trials": trials})
+                bar.skip(per_epoch * sum(trial["epochs"] for trial in trials) - bar.n)
+                checkpoint.clear(folder)
         bar.close()
-    best = parameters.model_copy(update=tuning.best(trials.found))
-    return replace(cell, parameters=best, trials=tuple(trials.found))
+    best = parameters.model_copy(update=tuning.best(trials))
+    return replace(cell, parameters=best, trials=tuple(trials))
 
 
 def _fit(
-    cell: _Cell,
-    seed: int,
-    tok: PreTrainedTokenizerBase,
-    data: Encoded,
-    bar: progress.Progress,
-    checkpoints: Path,
-    spec: str,
+    cell: _Cell, seed: int, data: Encoded, bar: progress.Progress, checkpoints: Path, spec: str
 ) -> tuple[nn.Module, torch.dtype, dict[str, Any]]:
     """A fresh head on the encoder, fine-tuned on `data`; the number format, and what it took."""
     parameters, task = cell.parameters, glue.get(cell.name)
-    device = registry.device()
+    device, epochs = registry.device(), _epochs(cell.parameters, task)
     dtype, _ = loop.choose_precision(parameters.precision, device)
     torch.manual_seed(seeding.derive_seed("finetune", seed))
     source = parameters.folder / "models" / parameters.model / "encoder"
     head = registry.get(parameters.model).recipe.head
     model = open_encoder(source, task, parameters.finetune_dropout, head).to(device)
-    epochs, place = _epochs(parameters, task), checkpoints
-    spent = train(parameters, model, data, tok, epochs, seed, dtype, place, spec, cell.name, bar)
+    spent = train(
+        parameters, model, data, cell.tok, epochs, seed, dtype, checkpoints, spec, cell.name, bar
+    )
     return model, dtype, spent
 
 
 def _finetune(
-    cell: _Cell,
-    seed: int,
-    tok: PreTrainedTokenizerBase,
-    splits: dict[str, Encoded],
-    bar: progress.Progress,
+    cell: _Cell, seed: int, splits: dict[str, Encoded], bar: progress.Progress
 ) -> dict[str, Any]:
     """Fine-tunes with one seed and writes predictions and record."""
     from helpers.data import metrics  # evaluate, which takes seconds
@@ -442,10 +442,10 @@ def _finetune(
     checkpoints = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     where = f"finetune/{parameters.model}/{name}"
     checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)
-    model, dtype, spent = _fit(cell, seed, tok, splits["train"], bar, checkpoints, spec)
+    model, dtype, spent = _fit(cell, seed, splits["train"], bar, checkpoints, spec)
     files.remove_manifest(cell.folder)  # what it vouches for stays until then
     others = [split for split in splits if split != "train"]
-    predictions = {split: predict(model, splits[split], tok, dtype) for split in others}
+    predictions = {split: predict(model, splits[split], cell.tok, dtype) for split in others}
     path = cell.folder / f"seed-{seed}.json"
     labels = {split: splits[split].labels for split in predictions}
     records.write_predictions(path, predictions, {s: splits[s].idx for s in predictions})

@@ -7,12 +7,11 @@ over a part say little of passes over the whole.
 """
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from helpers.base import config, files, seeding
+from helpers.base import config, seeding
 from helpers.train.batches import Encoded, take
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -59,25 +58,16 @@ def split(data: Encoded, rows: int) -> tuple[Encoded, Encoded]:
     return take(data, tried), take(data, np.sort(order[:aside]))
 
 
-class Trials:
-    """The trials of a cell that are done: `known`, or in a file those of one specification."""
+def trial(
+    task: str, rate: float, epochs: int, rows: int, held_out: Encoded, found: np.ndarray
+) -> dict[str, Any]:
+    """What a trial came to, from its predictions of those of `rows` that are held out."""
+    from helpers.data import metrics  # evaluate, which takes seconds
 
-    def __init__(self, path: Path, spec: str, known: list[dict[str, Any]] | None = None) -> None:
-        values = files.read_json(path) if path.exists() else {}
-        there = values["trials"] if values.get("spec") == spec else []
-        self.path, self.spec, self.found = path, spec, there if known is None else list(known)
-
-    def add(
-        self, task: str, rate: float, epochs: int, rows: int, held_out: Encoded, found: np.ndarray
-    ) -> None:
-        """Writes one more, from what was predicted of the rows that are held out of `rows`."""
-        from helpers.data import metrics  # evaluate, which takes seconds
-
-        score, _, note = metrics.score(task, found, held_out.labels)
-        aside = len(held_out.lengths)
-        counts = {"train_rows": min(rows - aside, MOST_ROWS), "held_out_rows": aside}
-        self.found.append({"rate": rate, "epochs": epochs, **counts, "score": score, "note": note})
-        files.write_json(self.path, {"spec": self.spec, "trials": self.found})
+    score, _, note = metrics.score(task, found, held_out.labels)
+    aside = len(held_out.lengths)
+    counts = {"train_rows": min(rows - aside, MOST_ROWS), "held_out_rows": aside}
+    return {"rate": rate, "epochs": epochs, **counts, "score": score, "note": note}
 
 
 def chosen(rate: float, epochs: int) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def table(name, count, seed):
 @pytest.mark.parametrize("name", TASKS)
 def test_words_that_decide_are_found_and_the_answers_are_not_read(name):
     train, dev = table(name, 1500, 0), table(name, 400, 1)
-    found = floor.predict(name, train, {"dev": dev}, 0)["dev"]
+    found = floor.predict(name, train, {"dev": dev})["dev"]
     blind = dev.assign(label=dev["label"].sample(frac=1, random_state=0).to_numpy())
-    assert np.array_equal(found, floor.predict(name, train, {"dev": blind}, 0)["dev"])
+    assert np.array_equal(found, floor.predict(name, train, {"dev": blind})["dev"])
     if glue.get(name).labels:
         assert (found == dev["label"]).mean() > 0.9
     else:
@@ -55,7 +55,7 @@ def test_words_that_decide_are_found_and_the_answers_are_not_read(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_the_most_frequent_answer_is_scikit_learns(name):
     train, dev = table(name, 101, 0), table(name, 50, 1)
-    found = floor.majority(name, train, {"dev": dev}, 0)["dev"]
+    found = floor.majority(name, train, {"dev": dev})["dev"]
     make = DummyClassifier(strategy="most_frequent") if glue.get(name).labels else DummyRegressor()
     assert found == pytest.approx(make.fit(train[["idx"]], train["label"]).predict(dev[["idx"]]))
 

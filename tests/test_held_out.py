@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from makers import data_stage, small_profile
+from makers import data_stage, pretraining
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from helpers.base import config, files
+from helpers.base import files
 from helpers.data import corpus, packing, tokenizer
 from helpers.model import registry
 from helpers.train import held_out, objectives, pretrain
@@ -83,7 +83,7 @@ def read(small_run):
     tok = tokenizer.load(folder)
     vocabulary = objectives.Vocabulary.of(tok, CPU)
     rows = tokenizer.rows(folder, held_out=True)
-    made = held_out.HeldOut(rows, tok, 10**9, vocabulary, torch.float32, CPU)
+    made = held_out.HeldOut(rows, tok, 10**9, vocabulary)
     return made.batches[:2], vocabulary, tok
 
 
@@ -143,24 +143,20 @@ def test_detection_is_measured_against_a_constant_guess():
     assert all(map(math.isnan, nothing.values()))
 
 
-def test_measuring_repeats_and_leaves_training_as_it_was(read, small_run, tmp_path, monkeypatch):
+def test_measuring_repeats_and_leaves_training_as_it_was(read, small_run, own_run, monkeypatch):
     batches, vocabulary, tok = read
     task = build("electra-deberta", tok)
     once, again = (held_out.evaluate(task, batches, vocabulary, torch.float32) for _ in range(2))
     assert once == again
     assert task.training
     # The weights are those of a run that never measures.
-    weights = []
-    for name in ("with", "without"):
-        profile = small_profile(tmp_path / name)
-        corpus.run(config.Data(**profile.stage(config.Data)))
-        tokenizer.run(config.Tokenizer(**profile.stage(config.Tokenizer)))
-        if name == "without":
-            monkeypatch.setattr(pretrain._Upkeep, "maybe_evaluate", lambda *_: None)
-        pretrain.run(config.Pretrain(**profile.stage(config.Pretrain, model="electra-deberta")))
-        path = profile.folder / "models" / "electra-deberta" / "encoder" / "model.safetensors"
-        weights.append(files.sha256(path))
-    assert weights[0] == weights[1]
+    monkeypatch.setattr(pretrain._Upkeep, "maybe_evaluate", lambda *_: None)
+    pretrain.run(pretraining(own_run, "electra-deberta"))
+    without, measured = (
+        files.sha256(run.folder / "models" / "electra-deberta" / "encoder" / "model.safetensors")
+        for run in (own_run, small_run)
+    )
+    assert without == measured
 
 
 def test_every_pretraining_says_what_its_model_makes_of_unseen_text(small_run):

@@ -9,23 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from makers import pretraining, small_profile
+from makers import pretraining
 from scipy import stats
 
-from helpers.base import files, progress
+from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import tokenizer
 from helpers.model import registry
-from helpers.train import loop, objectives, pretrain
+from helpers.train import batches, loop, objectives, pretrain
 
-SIZE, SPECIALS = 50, [0, 1, 2, 3, 4]
-
-
-@pytest.fixture
-def vocabulary():
-    special = torch.zeros(SIZE, dtype=torch.bool)
-    special[SPECIALS] = True
-    return objectives.Vocabulary(4, special, torch.arange(5, SIZE), 3)
+SIZE = 50
+SPECIAL = torch.arange(SIZE) < 5
+VOCABULARY = objectives.Vocabulary(4, SPECIAL, torch.arange(5, SIZE), 3)
 
 
 def batch(rows=400, length=64):
@@ -39,11 +34,13 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("masking", [(0.85, 0.0), (0.8, 0.1)])
-def test_masking_rates(vocabulary, masking):
+def test_masking_rates(masking):
     tokens = batch()
-    masked = objectives.mask_tokens(tokens, vocabulary, masking, seeded())
+    masked = objectives.mask_tokens(tokens, VOCABULARY, masking, seeded())
+    other = objectives.mask_tokens(tokens, VOCABULARY, masking, seeded(1))
+    assert not torch.equal(masked.inputs, other.inputs)
     chosen = masked.weights > 0
-    ordinary = int((~vocabulary.special[tokens]).sum())
+    ordinary = int((~SPECIAL[tokens]).sum())
     # The number per row is fixed, so the rate is exact but for rounding.
     assert int(chosen.sum()) / ordinary == pytest.approx(0.15, abs=0.01)
 
@@ -71,23 +68,6 @@ def test_an_unknown_word_is_masked_and_drawn_like_any_other(small_run):
     assert (found.inputs == tok.mask_token_id).sum() == 4 * 6
 
 
-def test_a_row_of_specials_loses_nothing(vocabulary):
-    tokens = torch.full((2, 16), 3)
-    tokens[1, 5] = 9
-    masked = objectives.mask_tokens(tokens, vocabulary, (1.0, 0.0), seeded())
-    assert torch.equal(masked.inputs[0], tokens[0])
-    assert masked.weights[0].sum() == 0
-    assert masked.weights[1].sum() == 1
-    assert masked.inputs[1, 5] == 4
-
-
-def test_masks_are_dynamic_and_seeded(vocabulary):
-    tokens = batch()
-    draw = [objectives.mask_tokens(tokens, vocabulary, (0.8, 0.1), seeded(s)) for s in (0, 0, 1)]
-    assert torch.equal(draw[0].inputs, draw[1].inputs)
-    assert not torch.equal(draw[0].inputs, draw[2].inputs)
-
-
 def test_generator_samples_follow_its_softmax():
     tokens = torch.full((20_000, 1), 6)
     masked = objectives.Masked(
@@ -99,28 +79,6 @@ def test_generator_samples_follow_its_softmax():
     counts = np.bincount(corrupted[:, 0].numpy(), minlength=5)
     expected = logits.softmax(-1).double().numpy()
     assert stats.chisquare(counts, expected / expected.sum() * len(tokens)).pvalue > 1e-3
-
-
-def test_a_generator_that_is_always_right_leaves_nothing_to_find(vocabulary):
-    tokens = batch()
-    masked = objectives.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
-    right = torch.nn.functional.one_hot(masked.targets, SIZE) * 100.0
-    corrupted, labels = objectives.corrupt(tokens, masked, right)
-    assert torch.equal(corrupted, tokens)
-    assert labels.sum() == 0
-
-
-def test_the_mlm_loss_is_the_mean_over_chosen_tokens():
-    logits = torch.randn(2, 3, 7, generator=seeded())
-    targets = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    masked = objectives.Masked(targets, targets, targets, targets, weights)
-    by_hand = [
-        -math.log(math.exp(logits[i, j, t]) / sum(math.exp(x) for x in logits[i, j]))
-        for i, j, t in [(0, 0, 1), (0, 1, 2), (1, 0, 4)]
-    ]
-    found = objectives.masked_loss(logits, masked, weights.sum()).item()
-    assert found == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +104,11 @@ def test_the_mlm_loss_and_its_gradient_are_torchs_own(dtype, near):
     assert not math.isfinite(objectives.masked_loss(broken, masked, weights.sum()).item())
 
 
-def test_the_rtd_loss_adds_fifty_discriminators(vocabulary):
+def test_the_rtd_loss_adds_fifty_discriminators():
     torch.manual_seed(0)
     task = objectives.build(registry.get("electra"), registry.get_size("tiny"), SIZE, 64)
     tokens = batch(8)
-    masked = objectives.mask_tokens(tokens, vocabulary, (0.85, 0.0), seeded())
+    masked = objectives.mask_tokens(tokens, VOCABULARY, (0.85, 0.0), seeded())
     found = task(tokens, masked, masked.weights.sum(), tokens.numel())
     assert found["loss"].item() == pytest.approx(
         found["generator_loss"].item() + 50 * found["discriminator_loss"].item(), rel=1e-6
@@ -174,8 +132,8 @@ def rows_of(packed, size, seed=7, **options):
 def test_batches_are_epochs_end_to_end(dtype):
     packed = np.arange(10, dtype=dtype)[:, None] + np.iinfo(dtype).max - 9
     packed = np.concatenate([packed, np.full_like(packed, 3)], 1)
-    batches = [rows_of(packed, 4).batch(step)[:, 0] for step in range(2 * batches_of_a_pool())]
-    stream = torch.cat(batches)
+    stream = [rows_of(packed, 4).batch(step)[:, 0] for step in range(2 * batches.POOL)]
+    stream = torch.cat(stream)
     assert stream.dtype == torch.int64
     values, counts = np.unique(stream.numpy(), return_counts=True)
     assert len(values) == 10
@@ -183,15 +141,9 @@ def test_batches_are_epochs_end_to_end(dtype):
     assert not torch.equal(*stream.view(2, -1))
 
 
-def batches_of_a_pool():
-    from helpers.train import batches
-
-    return batches.POOL
-
-
 def test_batches_have_no_padding_and_lose_little():
     rng = np.random.default_rng(0)
-    count = 4 * 16 * batches_of_a_pool()
+    count = 4 * 16 * batches.POOL
     lengths = np.where(rng.random(count) < 0.85, 128, rng.integers(5, 128, count))
     columns = np.arange(128)
     packed = np.where(columns < lengths[:, None], rng.integers(5, 60_000, (count, 128)), 0)
@@ -244,19 +196,15 @@ def test_types_reach_the_model_and_are_trained(small_run):
         assert (table.grad.abs().sum(1) > 0).all()
 
 
-def take_step(model, mode="none", most=0, dtype=torch.float32, steps=1):
+def take_step(model, mode="none", most=0, dtype=torch.float32, steps=1, tokens=None):
     torch.manual_seed(0)
     task = objectives.build(registry.get(model), registry.get_size("tiny"), SIZE, 64, dropout=0.0)
-    special = torch.zeros(SIZE, dtype=torch.bool)
-    special[SPECIALS] = True
-    vocabulary = objectives.Vocabulary(4, special, torch.arange(5, SIZE), 3)
-    step = pretrain.Step(task, vocabulary, dtype, 1.0, most, mode)
-    task.train()
+    step = pretrain.Step(task.train(), VOCABULARY, dtype, 1.0, most, mode)
     losses = []
     for number in range(steps):
         torch.manual_seed(number)
         step.generator.manual_seed(number)
-        losses.append(step(batch(16), 1e-3)["loss"].item())
+        losses.append(step(batch(16) if tokens is None else tokens, 1e-3)["loss"].item())
     return losses, dict(task.named_parameters())
 
 
@@ -275,17 +223,8 @@ def test_accumulated_passes_weigh_tokens_alike():
     tokens = batch(8)
     tokens[:4] = 3
     tokens[:4, 5] = 9
-    torch.manual_seed(0)
-    task = objectives.build(registry.get("bert"), registry.get_size("tiny"), SIZE, 64, dropout=0.0)
-    special = torch.zeros(SIZE, dtype=torch.bool)
-    special[SPECIALS] = True
-    vocabulary = objectives.Vocabulary(4, special, torch.arange(5, SIZE), 3)
-    found = []
-    for most in (0, 4 * 64):
-        step = pretrain.Step(task, vocabulary, most=most)
-        step.generator.manual_seed(0)
-        found.append(step(tokens, 1e-30)["loss"].item())
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    whole, parts = (take_step("bert", most=most, tokens=tokens)[0] for most in (0, 4 * 64))
+    assert whole == pytest.approx(parts, rel=1e-5)
 
 
 def test_bfloat16_follows_float32():
@@ -335,15 +274,6 @@ def test_a_profile_may_correct_the_bias_in_all_models(small_run):
             assert found.bias_correction is wanted
 
 
-def test_warm_up_and_decay_multiplied_are_the_sources_product():
-    """(1 - s / T) min(1, s / W) of google-research/electra; the ramp is one step ahead here."""
-    total, warmup = 50, 10
-    factors = [loop.schedule(s, warmup, total, ramp_times_decay=True) for s in range(total)]
-    plain = [(1 - s / total) * min(1, (s + 1) / warmup) for s in range(total)]
-    assert factors == pytest.approx(plain)
-    assert loop.schedule(0, 0, 10, ramp_times_decay=True) == 1.0
-
-
 def test_every_entry_is_as_its_source_or_says_why():
     """The table of the method page: a value that differs from its source's has a reason."""
     published = files.read_json(files.root() / "results" / "published.json")
@@ -379,52 +309,25 @@ def test_a_finished_run_says_what_it_was(small_run):
             assert log["loss"].iloc[-1] < log["loss"].iloc[0]
 
 
-def test_finished_work_is_not_done_again(small_run):
-    path = small_run.folder / "models" / "bert" / "encoder" / "model.safetensors"
-    before = path.stat().st_mtime_ns
-    pretrain.run(pretraining(small_run, "bert"))
-    assert path.stat().st_mtime_ns == before
-
-
-class Cut(Exception):
-    """Stands for a kill."""
-
-
 @pytest.mark.parametrize("model", ["bert", "electra-deberta"])
-def test_a_run_that_was_cut_ends_with_the_same_bytes(small_run, tmp_path, monkeypatch, model):
-    other = small_profile(tmp_path)
-    other.folder.mkdir()
-    (other.folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
-    real = progress.bar
-
+def test_a_run_that_was_cut_ends_with_the_same_bytes(small_run, own_run, monkeypatch, model):
+    real = loop.Upkeep.see
     for cut in (6, 9):
 
-        def bar(*arguments, cut=cut, **options):
-            made = real(*arguments, **options)
-            update = made.update
+        def see(upkeep, loss, cut=cut):
+            if upkeep.state["step"] == cut:
+                raise KeyboardInterrupt  # stands for a kill
+            real(upkeep, loss)
 
-            def counted(n=1):
-                if made.n >= cut:
-                    raise Cut
-                return update(n)
-
-            made.update = counted
-            return made
-
-        monkeypatch.setattr(progress, "bar", bar)
-        with pytest.raises(Cut):
-            pretrain.run(pretraining(other, model))
-    monkeypatch.setattr(progress, "bar", real)
-    pretrain.run(pretraining(other, model))
+        monkeypatch.setattr(loop.Upkeep, "see", see)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.run(pretraining(own_run, model))
+    monkeypatch.setattr(loop.Upkeep, "see", real)
+    pretrain.run(pretraining(own_run, model))
     for name in ("encoder/model.safetensors", "log.csv"):
         whole = small_run.folder / "models" / model / name
-        assert filecmp.cmp(whole, other.folder / "models" / model / name, shallow=False), name
-    assert not list((other.folder / "models" / model).glob("checkpoint-*"))
-
-
-def test_a_stage_without_the_one_before_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"run notebooks/02_tokenizer.ipynb first"):
-        pretrain.run(pretraining(small_profile(tmp_path), "bert"))
+        assert filecmp.cmp(whole, own_run.folder / "models" / model / name, shallow=False), name
+    assert not list((own_run.folder / "models" / model).glob("checkpoint-*"))
 
 
 def test_a_length_that_was_not_packed_is_an_error(small_run):
@@ -437,14 +340,3 @@ def test_precision_on_a_cpu():
     assert loop.choose_precision("bfloat16", torch.device("cpu"))[0] == torch.bfloat16
     with pytest.raises(UserError, match="precision = 'float16'"):
         loop.choose_precision("float16", torch.device("cpu"))
-
-
-def test_packed_rows_are_the_corpus(small_run):
-    from helpers.data import corpus
-
-    folder = small_run.folder / "tokenizer" / "bpe"
-    tok, rows = tokenizer.load(folder), tokenizer.rows(folder)
-    stream = rows[:, 1:-1].ravel()
-    texts = corpus.read(small_run.folder / "data" / "corpus")
-    there = [t for text in texts for t in [*tok(text)["input_ids"][1:]]]
-    assert stream.tolist() == there[: len(stream)]

@@ -19,7 +19,6 @@ from makers import (
     STUDY,
     command,
     pretraining,
-    small_profile,
     stop_training,
     trained,
     write_study,
@@ -27,7 +26,7 @@ from makers import (
 
 from helpers.base import config, files
 from helpers.base.errors import PREEMPTED, Preempted, UserError
-from helpers.train import checkpoint, pretrain, records
+from helpers.train import checkpoint, pretrain
 
 
 def kept(folder, steps=(2, 4, 6)):
@@ -56,15 +55,12 @@ def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+@pytest.mark.parametrize("damage", ["flip", "text"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     older, newest = kept(tmp_path)
     data = bytearray(newest.read_bytes())
-    if damage == "flip":
-        data[-3] ^= 1  # one bit of one weight
-    newest.write_bytes(
-        {"cut": data[: len(data) // 2], "empty": b"", "text": b"{}"}.get(damage, data)
-    )
+    data[-3] ^= 1  # one bit of one weight
+    newest.write_bytes(data if damage == "flip" else b"{}")
     model, optimiser = trained(0)
     with pytest.warns(UserWarning, match=r"checkpoint-a-000000006\.safetensors: damaged"):
         assert checkpoint.load(tmp_path, "a", model, optimiser)["step"] == 4
@@ -75,19 +71,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         pytest.raises(UserError, match=r"checkpoint-a-000000004\.safetensors: damaged.*delete it"),
     ):
         checkpoint.load(tmp_path, "a", *trained(0))
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    before = kept(tmp_path)
-
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.save(tmp_path, *trained(8), {"spec": "a", "step": 8})
-    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_checkpoint_is_due_by_steps_or_by_time(monkeypatch):
@@ -101,37 +84,28 @@ def test_a_checkpoint_is_due_by_steps_or_by_time(monkeypatch):
     assert not checkpoint.Timer(10, 0.0).due(22)
 
 
-@pytest.fixture
-def other(small_run, tmp_path):
-    """A run of its own over the small run's packed corpus."""
-    made = small_profile(tmp_path)
-    made.folder.mkdir()
-    (made.folder / "tokenizer").symlink_to(small_run.folder / "tokenizer")
-    return made
-
-
 def test_sigterm_saves_and_the_next_run_ends_with_the_same_bytes(
-    small_run, other, tmp_path, monkeypatch
+    small_run, own_run, tmp_path, monkeypatch
 ):
     go_on = stop_training(monkeypatch, at=6)
     drive = tmp_path / "drive"
     with pytest.raises(Preempted, match="stopped by SIGTERM, saved at step 7; run it again"):
-        pretrain.run(pretraining(other, "bert", checkpoints=str(drive), checkpoint_steps=1000))
+        pretrain.run(pretraining(own_run, "bert", checkpoints=str(drive), checkpoint_steps=1000))
     (found,) = drive.rglob("checkpoint-*")
-    assert found.parts[-4:-1] == (other.profile, "pretrain", "bert")
+    assert found.parts[-4:-1] == (own_run.profile, "pretrain", "bert")
     go_on()
-    pretrain.run(pretraining(other, "bert", checkpoints=str(drive)))
+    pretrain.run(pretraining(own_run, "bert", checkpoints=str(drive)))
     for name in ("encoder/model.safetensors", "log.csv"):
         whole = small_run.folder / "models" / "bert" / name
-        assert filecmp.cmp(whole, other.folder / "models" / "bert" / name, shallow=False), name
+        assert filecmp.cmp(whole, own_run.folder / "models" / "bert" / name, shallow=False), name
     assert not list(drive.rglob("checkpoint-*"))
 
 
 @pytest.mark.slow
-def test_a_preempted_notebook_exits_with_its_own_status(other):
-    values = other.stage(config.Pretrain, model="bert") | {"pretrain_steps": 100_000}
+def test_a_preempted_notebook_exits_with_its_own_status(own_run):
+    values = own_run.stage(config.Pretrain, model="bert") | {"pretrain_steps": 100_000}
     values |= {"checkpoint_steps": 100_000}
-    out = other.folder / "notebooks" / "03_pretrain-bert.ipynb"
+    out = own_run.folder / "notebooks" / "03_pretrain-bert.ipynb"
     call = [sys.executable, "-m", "helpers.study.notebook", "notebooks/03_pretrain.ipynb", out]
     call += [json.dumps(values)]
     process = subprocess.Popen(call, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -145,7 +119,7 @@ def test_a_preempted_notebook_exits_with_its_own_status(other):
     assert process.wait(20) == PREEMPTED
     assert time.monotonic() - began < 10
     assert "stopped by SIGTERM, saved at step" in said
-    assert len(list((other.folder / "models" / "bert").glob("checkpoint-*"))) == 1
+    assert len(list((own_run.folder / "models" / "bert").glob("checkpoint-*"))) == 1
 
 
 @pytest.mark.slow
@@ -163,13 +137,6 @@ def test_kills_of_the_whole_study_change_nothing(tmp_path, whole_study):
     path = write_study(tmp_path, **LONGER)
     assert kills.kill_study([*STUDY, "run", "--profile", str(path), "--cores", "2"], 3, Random(0))
     assert kills.outcome(tmp_path / "study") == whole_study
-
-
-def test_only_what_a_run_measures_of_itself_is_left_out_of_the_comparison(tmp_path):
-    times = {"seconds": 3.0, "compile_seconds": 1.0, "joules": None}
-    record = {"score": 5.0, "seed": 1, "pretrain": {"steps": 2} | times, "finetune": {"flops": 1.0}}
-    wanted = {"score": 5.0, "seed": 1, "pretrain": {"steps": 2}, "finetune": {"flops": 1.0}}
-    assert records.repeatable(record) == wanted
 
 
 def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):
@@ -204,12 +171,12 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
         pass
 
 
-def test_a_model_that_another_process_trains_is_left_alone(other):
+def test_a_model_that_another_process_trains_is_left_alone(own_run):
     with (
-        files.lock(other.folder / "models" / "bert"),
+        files.lock(own_run.folder / "models" / "bert"),
         pytest.raises(UserError, match="models/bert: in use by process"),
     ):
-        pretrain.run(pretraining(other, "bert"))
+        pretrain.run(pretraining(own_run, "bert"))
 
 
 def test_checkpoints_of_other_parameters_do_not_take_the_place_of_new_ones(tmp_path):

@@ -97,8 +97,6 @@ def load(
     for path in _all(folder, spec):
         try:
             state, tensors = _read(path)
-            if state["spec"] != spec:
-                continue
             _restore(tensors, model, optimiser)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             broken = f"{path}: damaged checkpoint ({' '.join(str(error).split())[:120]})"

@@ -71,7 +71,7 @@ def _cell(parameters: config.Data, model: str, name: str, data: dict[str, Any]) 
     tables = {split: glue.load(parameters.folder, name, split) for split in data["rows"]}
     train, began = tables.pop("train"), time.perf_counter()
     make = predict if model == "bag-of-words" else majority
-    predictions = make(name, train, tables, 0)
+    predictions = make(name, train, tables)
     seconds = round(time.perf_counter() - began, 2)
     folder.mkdir(parents=True, exist_ok=True)
     records.write_predictions(path, predictions, {s: t["idx"] for s, t in tables.items()})
@@ -102,7 +102,7 @@ def _cell(parameters: config.Data, model: str, name: str, data: dict[str, Any]) 
 
 
 def majority(
-    name: str, train: pd.DataFrame, others: dict[str, pd.DataFrame], _: int
+    name: str, train: pd.DataFrame, others: dict[str, pd.DataFrame]
 ) -> dict[str, np.ndarray]:
     """The most frequent class of the train rows for every row, or their mean; as `predict`."""
     labels = train["label"]
@@ -111,13 +111,13 @@ def majority(
 
 
 def predict(
-    name: str, train: pd.DataFrame, others: dict[str, pd.DataFrame], seed: int
+    name: str, train: pd.DataFrame, others: dict[str, pd.DataFrame]
 ) -> dict[str, np.ndarray]:
     """Predictions for other splits by a linear model of TF-IDF features fitted on `train`.
 
     Logistic regression, ridge regression for STS-B; int64 classes, or float64 on the scale 0 to 5.
     The strength of the regularisation is the one that scores best on a tenth of the train rows,
-    which the seed draws; then the model is fitted again on all. Of few rows it is 1.
+    drawn at random; then the model is fitted again on all. Of few rows it is 1.
     """
     task, labels = glue.get(name), train["label"].to_numpy()
     vectors = TfidfVectorizer(
@@ -129,15 +129,14 @@ def predict(
     )
     texts = pd.concat([train[column] for column in task.columns])
     if len(np.unique(labels)) < 2 or not texts.str.contains(r"\w").any():
-        return majority(name, train, others, seed)  # nothing to learn, or nothing to learn from
+        return majority(name, train, others)  # nothing to learn, or nothing to learn from
     features = _features(vectors.fit(texts), task, train)
-    aside = seeding.numpy_generator("floor", seed).random(len(train)) < ASIDE
+    aside = seeding.numpy_generator("floor", 0).random(len(train)) < ASIDE
     scores = {}
     for strength in STRENGTHS if len(train) >= FEW else ():
         model = _fit(task, features[~aside], labels[~aside], strength)
-        scores[strength] = metrics.score(
-            name, _answer(task, model, features[aside]), labels[aside]
-        )[0]
+        answers = _answer(task, model, features[aside])
+        scores[strength] = metrics.score(name, answers, labels[aside])[0]
     best = _fit(task, features, labels, max(scores, key=scores.get, default=1.0))
     return {
         split: _answer(task, best, _features(vectors, task, table))

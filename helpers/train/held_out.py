@@ -7,18 +7,18 @@ masked, and a second loss with the visible tokens shuffled tells what word order
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import seeding
 from helpers.train import loop, objectives
 from helpers.train.batches import Rows
+from helpers.train.objectives import Masked, Vocabulary
 
 BATCH = 32  # rows
 SHARE = 0.015  # of the work of training that measuring may take, about
@@ -36,36 +36,27 @@ class HeldOut:
     points = 20  # of the log, about
 
     def __init__(
-        self,
-        packed: np.ndarray,
-        tok: PreTrainedTokenizerBase,
-        trained: int,
-        vocabulary: objectives.Vocabulary,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, packed: np.ndarray, tok: Tokenizer, trained: int, vocabulary: Vocabulary
     ) -> None:
-        self.vocabulary, self.dtype = vocabulary, dtype
+        self.vocabulary = vocabulary
         allowed = SHARE * 3 * trained / BATCH / PASSES
         there = max(1, len(packed) // BATCH)
         self.end = int(min(LARGEST[1], max(1, allowed / 3), there))
         self.point = int(min(LARGEST[0], max(1, allowed * 2 / 3 / self.points), self.end))
         self.batches = []  # none where the corpus is too small to hold out a document
         if len(packed):
-            rows = Rows(packed, tok, BATCH, 0, device)
+            rows = Rows(packed, tok, BATCH, 0, vocabulary.special.device)
             self.batches = [rows.batch(number) for number in range(self.end)]
 
-    def __call__(self, task: nn.Module, last: bool) -> dict[str, float]:
+    def __call__(self, task: nn.Module, dtype: torch.dtype, last: bool) -> dict[str, float]:
         """What :func:`evaluate` says, over more rows at the `last` step."""
         read = self.batches[: self.end if last else self.point]
-        return evaluate(task, read, self.vocabulary, self.dtype)
+        return evaluate(task, read, self.vocabulary, dtype)
 
 
 @torch.no_grad()
 def evaluate(
-    task: nn.Module,
-    read: Sequence[torch.Tensor],
-    vocabulary: objectives.Vocabulary,
-    dtype: torch.dtype,
+    task: nn.Module, read: Sequence[torch.Tensor], vocabulary: Vocabulary, dtype: torch.dtype
 ) -> dict[str, float]:
     """Means over batches of rows, int64 [batch, length], each with masks of its own.
 
@@ -111,10 +102,7 @@ def evaluate(
 
 
 def _shuffle(
-    masked: objectives.Masked,
-    tokens: torch.Tensor,
-    vocabulary: objectives.Vocabulary,
-    generator: torch.Generator,
+    masked: Masked, tokens: torch.Tensor, vocabulary: Vocabulary, generator: torch.Generator
 ) -> torch.Tensor:
     """The inputs with the visible ordinary tokens of each row in a random order."""
     visible = (masked.inputs == tokens) & ~vocabulary.special[tokens]
@@ -133,14 +121,6 @@ def detection(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     base = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
     auc = roc_auc_score(labels.cpu().numpy(), scores.cpu().numpy())
     return {"held_out_auc": float(auc), "held_out_excess": loss - base}
-
-
-def bits_per_byte(loss: float, about: dict[str, Any]) -> float:
-    """A loss in nats per token as bits per byte of the text, which tokenizers have in common.
-
-    `about` are bytes and tokens of the held-out documents, as the tokenizer's manifest has them.
-    """
-    return loss / math.log(2) * about["tokens"] / about["bytes"]
 
 
 def effective_rank(states: np.ndarray) -> float:

@@ -1,6 +1,5 @@
 """What both training loops share: precision, schedule, and what keeps a run of days alive."""
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -8,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,9 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     return torch.float16, f"float16 with loss scaling: {reason} < 8.0"
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context in which a model is called."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def choose_place(size: int, device: torch.device) -> tuple[bool, str]:
@@ -233,8 +230,12 @@ class Upkeep:
     def note(self) -> None:
         """Brings the state up to now."""
         self.state["seconds"] = time.perf_counter() - self.began
-        used = provenance.spent(self.meter, provenance.joules(self.device), self.used)
-        self.state["joules"], self.state["scaler"] = used, self.scaler.state_dict()
+        self.state["scaler"] = self.scaler.state_dict()
+        meter = provenance.joules(self.device)
+        if None in (meter, self.meter, self.used):  # not measured, now or by the run before
+            self.state["joules"] = None
+        else:
+            self.state["joules"] = round(self.used + meter - self.meter, 1)
 
     def maybe_save(self, tokens: int, hold: bool = False) -> None:
         """After a step over so many tokens: moves the bar, and saves where a checkpoint is due."""

@@ -8,6 +8,7 @@ Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detect
 2020, section 2; sizes and rates of the study, see ``helpers.model.registry`` and ``profiles/``.
 """
 
+import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import config, files, progress, seeding
 from helpers.base.errors import UserError
@@ -25,7 +26,7 @@ from helpers.data import tokenizer
 from helpers.model import disentangled, registry
 from helpers.train import checkpoint, graphs, heads, loop, objectives, provenance
 from helpers.train.batches import Rows
-from helpers.train.held_out import HeldOut, bits_per_byte
+from helpers.train.held_out import HeldOut
 
 LOG_POINTS = 200
 REPLAYED = 8  # lengths of batches are multiples of it where a step is recorded or compiled
@@ -100,7 +101,7 @@ class Step:
 def train(
     parameters: config.Pretrain,
     task: nn.Module,
-    tok: PreTrainedTokenizerBase,
+    tok: Tokenizer,
     packed: np.ndarray,
     unseen: np.ndarray,
     segments: int,
@@ -120,7 +121,7 @@ def train(
     rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
     checkpoints = checkpoint.place(parameters, "pretrain", parameters.model, folder)
     trained = total * parameters.pretrain_batch_size
-    held_out = HeldOut(unseen, tok, trained, vocabulary, dtype, device)
+    held_out = HeldOut(unseen, tok, trained, vocabulary)
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
     peak = getattr(parameters, rate_name(parameters, task.spec))
     warmup, own = round(parameters.pretrain_warmup * total), task.spec.recipe
@@ -152,7 +153,7 @@ class _Upkeep(loop.Upkeep):
         bar = progress.bar(total, f"pre-train {model}", "steps")
         rate = rate_name(parameters, step.model.spec)
         super().__init__(parameters, step, fresh, total, folder, bar, model, rate)
-        self.every = max(1, total // LOG_POINTS)
+        self.every, self.dtype = max(1, total // LOG_POINTS), step.dtype
         double = {"dtype": torch.float64, "device": self.device}
         self.sums = {n: torch.tensor(value, **double) for n, value in self.state["sums"].items()}
 
@@ -186,7 +187,7 @@ class _Upkeep(loop.Upkeep):
         if not held_out.batches or not log or log[-1]["step"] != self.state["step"]:
             return
         if last or len(log) % max(1, self.total // self.every // held_out.points) == 0:
-            log[-1] |= held_out(self.model, last)
+            log[-1] |= held_out(self.model, self.dtype, last)
             said = f"loss {log[-1]['loss']:.3f}, held-out {log[-1]['held_out_loss']:.3f}"
             self.bar.set_postfix_str(said, refresh=False)
 
@@ -196,17 +197,14 @@ class _Upkeep(loop.Upkeep):
         self.state["sums"] = {name: value.item() for name, value in self.sums.items()}
 
 
-def make_optimiser(
-    task: objectives.MaskedLanguageModel | objectives.ReplacedTokenDetection,
-    capturable: bool = False,
-) -> torch.optim.AdamW:
+def make_optimiser(task: nn.Module, capturable: bool = False) -> torch.optim.AdamW:
     """The optimiser of the model's recipe, at rate 0; no decay on biases and norms."""
-    decayed, others = [], []
+    decayed = {"params": [], "weight_decay": task.spec.recipe.weight_decay}
+    others = {"params": [], "weight_decay": 0.0}
     for name, parameter in task.named_parameters():
-        (decayed if loop.is_decayed(name, parameter) else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": task.spec.recipe.weight_decay}]
-    groups += [{"params": others, "weight_decay": 0.0}]
-    return loop.make_adamw(groups, task.spec.recipe, capturable)
+        group = decayed if loop.is_decayed(name, parameter) else others
+        group["params"].append(parameter)
+    return loop.make_adamw([decayed, others], task.spec.recipe, capturable)
 
 
 def rate_name(parameters: config.Pretrain, spec: registry.Spec) -> str:
@@ -258,7 +256,6 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     ``manifest.json``, which it returns.
     """
     spec = registry.get(parameters.model)
-    registry.get_size(parameters.size)  # a wrong name is told before any work
     source = parameters.folder / "tokenizer" / spec.tokenizer
     remedy = f" with tokenizer_kind = {spec.tokenizer}"
     packed = files.require_manifest(source, "02_tokenizer", remedy)
@@ -307,17 +304,16 @@ def _run(
     shape = (size, len(tok), parameters.max_length, parameters.pretrain_dropout)
     task = objectives.build(spec, *shape, parameters.generator_fraction).to(device)
     files.remove_manifest(folder)
+    steps = parameters.pretrain_steps if spec.objective != "none" else 0
     state = {"log": [], "place": "no training"}
     state |= dict.fromkeys(("tokens", "flops", "seconds", "compile_seconds", "joules"), 0)
-    steps = 0
-    if spec.objective != "none":
-        steps = parameters.pretrain_steps
+    if steps:
         rows, unseen = (tokenizer.rows(source, held_out) for held_out in (False, True))
         segments = packed["specification"]["segments"]
         state = train(parameters, task, tok, rows, unseen, segments, folder, name, dtype)
     written = _save(task, tok, folder, state["log"])
-    generator = task.generator if spec.objective == "rtd" else None
     held_out = _held_out(state["log"], packed["held_out"])
+    generator = registry.count(task.generator) if spec.objective == "rtd" else 0
     manifest = {
         "spec": name,
         "specification": wanted,
@@ -337,7 +333,7 @@ def _run(
             "joules": state["joules"],
             "bits_per_byte": held_out.get("bits_per_byte"),
             "parameters": registry.count(registry.encoder(task.model)),
-            "generator_parameters": registry.count(generator) if generator else 0,
+            "generator_parameters": generator,
         },
         "held_out": held_out,
         "code": provenance.code(),
@@ -356,11 +352,12 @@ def _held_out(log: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any
     found = {name: last[f"held_out_{name}"] for name in measures if f"held_out_{name}" in last}
     if found:
         found["effective_rank"] = last["effective_rank"]
-        found["bits_per_byte"] = bits_per_byte(found["loss"], about)
+        # In nats per token, as bits per byte of the text, which tokenizers have in common.
+        found["bits_per_byte"] = found["loss"] / math.log(2) * about["tokens"] / about["bytes"]
     return found | {name: about[name] for name in ("unigram", "bigram") if name in about}
 
 
-def _save(task: nn.Module, tok: PreTrainedTokenizerBase, folder: Path, log: list) -> list[str]:
+def _save(task: nn.Module, tok: Tokenizer, folder: Path, log: list) -> list[str]:
     """Writes encoder, generator and log; returns the names of the files."""
     is_deberta = isinstance(task.model, disentangled.Discriminator)
     models = {"encoder": task.model.deberta if is_deberta else task.model}

@@ -89,13 +89,6 @@ def joules(device: torch.device) -> float | None:
         return None  # older than Volta, or no NVML on this system: the record says null
 
 
-def spent(before: float | None, after: float | None, earlier: float | None = 0.0) -> float | None:
-    """Joules between two readings of :func:`joules`, and what the run used before; else None."""
-    if before is None or after is None or earlier is None:
-        return None
-    return round(earlier + after - before, 1)
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries the numbers depend on."""
     names = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy")

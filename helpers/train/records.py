@@ -15,7 +15,6 @@ from helpers.base.errors import UserError
 
 SCHEMA = 3
 FLOORS = ("bag-of-words", "majority")  # rows of every table that no model is behind
-MEASURED = ("seconds", "compile_seconds", "joules")  # differ from run to run
 
 
 class Pretraining(Strict):
@@ -148,16 +147,6 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: must be a JSON object")
     validate(Record, values, str(path))
     return values
-
-
-def repeatable(values: dict[str, Any]) -> dict[str, Any]:
-    """A record without what was measured of its run: the same however often that was killed."""
-    parts = {
-        name: {key: value for key, value in part.items() if key not in MEASURED}
-        for name, part in values.items()
-        if name in ("pretrain", "finetune")
-    }
-    return values | parts
 
 
 def write_predictions(

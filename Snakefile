@@ -205,4 +205,4 @@ rule book:
     params:
         notebooks=[f"notebooks/{job.name}.ipynb" for job in jobs.shown(JOBS).values()],
     shell:
-        f"{PYTHON} -m helpers.pages.build --run . {{params.notebooks:q}}"
+        f"{PYTHON} -m helpers.pages.build . {{params.notebooks:q}}"

@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-import tomllib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +10,6 @@ from threading import Thread
 import numpy as np
 import pytest
 import seaborn as sns
-import yaml
 from makers import ROOT
 
 from helpers.pages import plots
@@ -210,37 +208,6 @@ class TestPages:
         page.keyboard.press("ArrowRight")
         page.wait_for_function("document.activeElement.scrollLeft > 0")
 
-    def test_buttons_carry_the_addresses_of_the_repository(self, page, book):
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        source = project["urls"]["Repository"]
-        repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))[
-            "repository"
-        ]
-        assert repository["url"] == source
-        page.goto("/notebooks/03_pretrain.html")
-        header = page.locator(".article-header-buttons")
-        links = header.locator("a").evaluate_all("all => all.map(a => a.href)")
-        path = f"blob/{repository['branch']}/notebooks/03_pretrain.ipynb"
-        hub = source.replace("https://github.com", "https://colab.research.google.com/github")
-        assert {source, f"{hub}/{path}"} <= set(links)
-        (saved,) = (link for link in links if link.endswith(".ipynb") and "colab" not in link)
-        answer = page.request.get(saved)
-        assert answer.ok
-        assert answer.json()["nbformat"] == 4
-
-    def test_the_citation_is_copied(self, page, address):
-        page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
-        page.goto("/book/references.html")
-        button = page.locator("#the-paper button.copybtn")
-        button.focus()
-        page.keyboard.press("Enter")
-        page.wait_for_function("navigator.clipboard.readText().then((t) => t.includes('@misc'))")
-        text = page.evaluate("navigator.clipboard.readText()")
-        source = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
-        assert source.startswith(text.rstrip())
-        assert text.rstrip().endswith("}")
-        assert "2109.10847" in text
-
 
 # --- colours, without a browser
 
@@ -293,7 +260,7 @@ def test_colours_of_models_differ_for_colour_blind_readers(eyes):
 
 def test_letters_in_plots_have_contrast():
     """WCAG 2.2, 1.4.3: 4.5 to 1, for every colour a plot writes in."""
-    with plots._style():
+    with plots.style():
         import matplotlib as mpl
 
         names = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")

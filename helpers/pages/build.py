@@ -7,17 +7,15 @@ compute again when records, results or code have changed; else only what is new 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +40,9 @@ REDIRECT = """<!DOCTYPE html>
 
 
 def main() -> int:
-    """The command line; 0 where the book was built without a warning."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run: runs/tiny")
-    parser.add_argument("notebooks", type=Path, nargs="*", help="executed notebooks, one per stage")
-    options = parser.parse_args()
-    began = time.perf_counter()
-    status = build(options.run, options.notebooks)
-    print(f"book built in {time.perf_counter() - began:.0f} s")
-    return status
+    """The Snakefile's way in: the folder of a run, then executed notebooks, one per stage."""
+    run, *notebooks = map(Path, sys.argv[1:])
+    return build(run, notebooks)
 
 
 def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
@@ -67,10 +59,15 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
-    # A process of its own: sphinx-external-toc looks at every object alive, and dies of some.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        values = {view.VARIABLE: str(run.resolve())}
-        status = process.submit(_sphinx, source, pages, cache, every, values).result()
+    before = dict(os.environ)
+    os.environ |= cells.ENVIRONMENT | {view.VARIABLE: str(run.resolve())}
+    try:
+        # A process of its own: sphinx-external-toc looks at every object alive, and dies of some.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            status = process.submit(_sphinx, source, pages, cache, every).result()
+    finally:
+        os.environ.clear()
+        os.environ |= before
     if status == 0:
         # Records and predictions stand beside the pages that link to them.
         kept = sorted((run / "records").glob("*/*/seed-*"))
@@ -187,11 +184,8 @@ def _replace(folder: Path, content: dict[str, bytes]) -> list[str]:
     return changed
 
 
-def _sphinx(source: Path, pages: Path, cache: Path, every: bool, run: dict[str, str]) -> int:
-    """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors.
-
-    `run` is what cells of pages find in the environment.
-    """
+def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
+    """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
     sys.dont_write_bytecode = True  # of the extensions, which lie in the source
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
@@ -209,7 +203,7 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool, run: dict[str, 
         folders = (source, None, pages, cache / "doctrees")
         strict = {"warning": sys.stderr, "warningiserror": True, "keep_going": True}
         app = Sphinx(*folders, "html", config, status=None, **strict)
-        app.connect("env-before-read-docs", partial(cells.execute, run))
+        app.connect("env-before-read-docs", cells.execute)
         app.connect("html-page-context", _no_launch, priority=400)
         try:
             app.build(force_all=every)

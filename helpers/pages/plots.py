@@ -1,4 +1,7 @@
-"""Figures of the book: seaborn on matplotlib, colour-blind safe, units on every axis."""
+"""Figures of a run and of a corpus; the look of all: seaborn's, colour-blind safe, with units.
+
+A figure that one page draws stands there: ``with style(): figure, axes = canvas(width, height)``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from helpers.base import files
@@ -29,13 +32,13 @@ FLOPS = "pretrain.flops"
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Seaborn's paper look, for the figures made inside."""
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.85):
         yield
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
     """A figure that is not registered with pyplot, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -45,13 +48,14 @@ def _panels(names: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
     """A panel for each name, four in a row."""
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = _axes(9 if columns > 1 else 6, 2.2 * rows + 0.4, rows, columns)
+    figure, axes = canvas(9 if columns > 1 else 6, 2.2 * rows + 0.4, rows, columns)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     return figure, dict(zip(names, axes.flat, strict=False))
 
 
-def _palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """A colour for each name."""
     colours = sns.color_palette(PALETTE, max(len(names), 1))
     return dict(zip(names, colours, strict=False))
 
@@ -65,16 +69,13 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
 
 
-@_style()
+@style()
 def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None = None) -> Figure:
     """Pre-training loss against tokens seen.
 
     `log` has columns tokens (count) and loss (nats); generator_loss, discriminator_loss and those
     on held-out rows are drawn too where they are present. `levels` are horizontal lines by name.
     """
-    for column in ("tokens", "loss"):
-        if column not in log:
-            raise ValueError(f"log: column {column} is missing, it has {', '.join(log.columns)}")
     names = {
         "loss": "loss",
         "generator_loss": "generator (masked tokens)",
@@ -83,8 +84,8 @@ def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None 
         "held_out_shuffled": "held-out, visible words shuffled",
     }
     present = [column for column in names if column in log and log[column].notna().any()]
-    figure, axes = _axes(7, 3.6, columns=1 + ("discriminator_loss" in present))
-    colours = _palette(present)
+    figure, axes = canvas(7, 3.6, columns=1 + ("discriminator_loss" in present))
+    colours = palette(present)
     for column in present:
         axis = axes[0, -1 if column == "discriminator_loss" else 0]
         line = log[["tokens", column]].dropna()
@@ -99,56 +100,12 @@ def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None 
     return figure
 
 
-@_style()
-def curves(runs: pd.DataFrame, point: int) -> Figure:
-    """Losses of our steps and of stock classes: mean over seeds, a band from lowest to highest.
-
-    `runs` has columns model, side, seed and curve: a loss for every `point` steps.
-    """
-    table = runs.explode("curve").astype({"curve": float})
-    table["step"] = (table.groupby(["model", "side", "seed"]).cumcount() + 1) * point
-    names, sides = table["model"].unique(), table["side"].unique()
-    look = {"hue": "side", "style": "side", "hue_order": sides, "style_order": sides}
-    look |= {"palette": _palette(sides), "errorbar": ("pi", 100)}
-    columns = min(2, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = _axes(WIDTH, 2.4 * rows, rows, columns)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        part = table[table["model"] == name]
-        sns.lineplot(part, x="step", y="curve", **look, ax=axis, legend=name == names[0])
-        axis.set(title=name, xlabel="step", ylabel="loss, nats")
-    axes[0, 0].legend(frameon=False, title=None)
-    return figure
-
-
-@_style()
-def band(mean: float, sd: float, values: pd.Series) -> Figure:
-    """Values by name among normally distributed ones; the density above the largest is shaded."""
-    low, high = min(values.min(), mean - 3 * sd) - 0.3, mean + 4 * sd
-    at = np.linspace(low, high, 601)
-    density = np.exp(-0.5 * ((at - mean) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
-    figure, axes = _axes(WIDTH, 3.2)
-    axis = axes[0, 0]
-    axis.plot(at, density, color=COLOUR)
-    above = at >= values.max()
-    axis.fill_between(at, density, where=above, color=COLOUR, alpha=0.3, linewidth=0)
-    top = 1.5 * density.max()
-    for place, (name, value) in enumerate(values.sort_values(ascending=False).items()):
-        height = top * (0.96 - 0.08 * place)
-        axis.vlines(value, 0, height, color="0.2", linestyle="--", linewidth=1)
-        axis.annotate(f" {name} {value:.2f}", (value, height), va="center")
-    axis.set(xlabel="average of eight GLUE dev scores × 100", ylabel="density", ylim=(0, top))
-    return figure
-
-
-@_style()
+@style()
 def labels(counts: pd.DataFrame, title: str = "") -> Figure:
     """Label balance of each task and split: columns task, split, label (text), rows (count)."""
     total = counts.groupby(["task", "split"])["rows"].transform("sum")
     counts = counts.assign(share=100 * counts["rows"] / total)
-    colours = _palette(counts["split"].unique())
+    colours = palette(counts["split"].unique())
     figure, panels = _panels(counts["task"].unique())
     look = {"x": "label", "y": "share", "hue": "split", "hue_order": list(colours)}
     for task, axis in panels.items():
@@ -162,7 +119,7 @@ def labels(counts: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-@_style()
+@style()
 def lengths(values: pd.DataFrame, title: str = "") -> Figure:
     """Lengths in words: columns name (task or corpus) and length (count)."""
     figure, panels = _panels(values["name"].unique())
@@ -176,10 +133,10 @@ def lengths(values: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-@_style()
+@style()
 def ranks(counts: np.ndarray, title: str = "") -> Figure:
     """Occurrences by rank, both axes logarithmic; `counts` int64 [n], largest first."""
-    figure, axes = _axes(6, 3.2)
+    figure, axes = canvas(6, 3.2)
     axis = axes[0, 0]
     axis.plot(np.arange(1, len(counts) + 1), counts, color=COLOUR)
     axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
@@ -198,7 +155,7 @@ def _label(view: View) -> str:
     return f"Measured: profile {view.records['profile'].iloc[0]}, {data}"
 
 
-@_style()
+@style()
 def budgets(runs: Sequence[View]) -> Figure:
     """Scores against the FLOPs of pre-training, of runs that differ in their budget.
 
@@ -207,8 +164,8 @@ def budgets(runs: Sequence[View]) -> Figure:
     scores are on GLUE.
     """
     shown = runs[0]
-    figure, axes = _axes(5.2, 4.2)
-    axis, colours = axes[0, 0], _palette(shown.models)
+    figure, axes = canvas(5.2, 4.2)
+    axis, colours = axes[0, 0], palette(shown.models)
     looks = {
         model: {"color": colours[model], "marker": MARKERS[place % len(MARKERS)], "markersize": 5}
         for place, model in enumerate(shown.models)
@@ -260,7 +217,7 @@ def _references(axis: Axes, shown: View) -> None:
         axis.axhline(floor.median, color="0.1", linestyle="--", linewidth=1.2, label="bag of words")
 
 
-@_style()
+@style()
 def held_out(runs: Sequence[View], levels: Mapping[str, float]) -> Figure:
     """Loss on held-out documents, bits per byte, along each pre-training of `runs`.
 
@@ -268,8 +225,8 @@ def held_out(runs: Sequence[View], levels: Mapping[str, float]) -> Figure:
     across by name, what counting comes to.
     """
     shown = runs[0]
-    figure, axes = _axes(5.2, 4.0)
-    axis, colours = axes[0, 0], _palette(shown.models)
+    figure, axes = canvas(5.2, 4.0)
+    axis, colours = axes[0, 0], palette(shown.models)
     for place, model in enumerate(shown.models):
         label = paper.model_name(shown.published, model)
         for run in runs:
@@ -302,66 +259,3 @@ def _log(axis: Axes, below: str) -> None:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         everywhere = (np.inf, np.inf)
         axis.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=everywhere))
-
-
-@_style()
-def attention(index: np.ndarray) -> Figure:
-    """Where disentangled attention reads its positions.
-
-    `index`, int64 [L, L], is the row of the table that each pair of tokens reads
-    (`disentangled.shift` of `relative_rows`); beside it are the scores by relative position, with
-    the part of each row that the shift reads outlined.
-    """
-    length = len(index)
-    table = np.concatenate([index[-1], index[0, 1:], index[0, -1:]])  # distance L - 1 first
-    figure, axes = _axes(WIDTH, 3.4, columns=2)
-    left, right = axes[0]
-    _cells(left, index)
-    left.set(title="row of the table, δ(i, j)", xlabel="key j", ylabel="query i")
-    _cells(right, np.tile(table, (length, 1)))
-    for row in range(length):
-        corner = (length - 1 - row - 0.5, row - 0.5)
-        outline = {"fill": False, "edgecolor": "#d55e00", "linewidth": 2, "clip_on": False}
-        right.add_patch(Rectangle(corner, length, 1, **outline))
-    right.set(title="scores by row, and what is read", xlabel="column", ylabel="query i")
-    return figure
-
-
-def _cells(axis: Axes, values: np.ndarray) -> None:
-    """A matrix of small whole numbers, each written in its cell."""
-    axis.imshow(values, cmap="cividis", aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        dark = value < (values.min() + values.max()) / 2
-        colour = "white" if dark else "black"
-        axis.text(column, row, value, color=colour, ha="center", va="center", fontsize=7)
-    axis.set_xticks(range(values.shape[1]))
-    axis.set_yticks(range(values.shape[0]))
-    axis.grid(visible=False)
-
-
-@_style()
-def noise(boards: np.ndarray, flips: pd.DataFrame) -> Figure:
-    """What chance does to a leaderboard.
-
-    Left: leaderboards of equal models, the first of each filled; `boards` float64 [boards, models],
-    points from the true average. Right: how often the worse of two models is
-    ranked above the better one; `flips` by true difference, a column per protocol.
-    """
-    figure, axes = _axes(WIDTH, 3.6, columns=2)
-    left, right = axes[0]
-    look = {"linestyle": "none", "marker": "o", "color": COLOUR, "markersize": 5}
-    for place, board in enumerate(boards[:12], 1):
-        left.plot(np.full(len(board), place), board, fillstyle="none", **look)
-        left.plot(place, board.max(), **look)
-    left.axhline(0, color="0.4", linewidth=0.8)
-    left.set(title=f"{boards.shape[1]} equal models, one seed each")
-    left.set(xlabel="leaderboard", ylabel="average from the true one, points")
-    left.set_xticks(range(1, min(12, len(boards)) + 1))
-    colours = _palette(list(flips))
-    for name, style in zip(flips, ("-", "--", ":"), strict=True):
-        look = {"color": colours[name], "linestyle": style, "label": name}
-        right.plot(flips.index, 100 * flips[name], **look)
-    right.set(title="the worse model comes first", ylabel="of leaderboards, %")
-    right.set(xlabel="true difference of the averages, points", ylim=(0, 105))
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure

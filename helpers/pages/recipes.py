@@ -50,7 +50,7 @@ def measure(
     commits = {code["commit"] for part in ("code", "pretrain_code") for code in shown[part]}
     trained = [
         {"name": name, "base": base, "changes": list(changes), "seed": seed}
-        | _trained(shown[shown["model"] == name], name, profile)
+        | _trained(shown[shown["model"] == name], profile)
         | {key: held_out[name].get(key) for key in ("bits_per_byte", "auc", "effective_rank")}
         for name, (base, changes, seed) in split.items()
     ]
@@ -71,24 +71,15 @@ def measure(
     }
 
 
-def _trained(mine: pd.DataFrame, name: str, profile: config.Profile) -> dict[str, Any]:
+def _trained(mine: pd.DataFrame, profile: config.Profile) -> dict[str, Any]:
     """What one pre-training cost, and its scores by task, one per fine-tuning seed."""
-    scores = {}
-    for task in profile.tasks:
-        by_seed = mine[mine["task"] == task].set_index("seed")["score"]
-        lacking = [seed for seed in profile.seeds if seed not in by_seed.index]
-        if lacking:
-            raise UserError(
-                f"profile {profile.profile}: {name} has no record of {task}, seed {lacking[0]}; "
-                "finish the run first (make book)"
-            )
-        scores[task] = by_seed.loc[sorted(profile.seeds)].tolist()
-    first = mine.iloc[0]
+    by_seed = mine.set_index(["task", "seed"])["score"]
+    seeds, first = sorted(profile.seeds), mine.iloc[0]
     return {
         "steps": int(first["pretrain.steps"]),
         "tokens": int(first["pretrain.tokens"]),
         **{key: float(first[f"pretrain.{key}"]) for key in ("epochs", "flops", "seconds")},
-        "scores": scores,
+        "scores": {task: by_seed.loc[task].loc[seeds].tolist() for task in profile.tasks},
     }
 
 

@@ -125,14 +125,6 @@ def columns(view: View) -> dict[str, list[str]]:
     return alone | means(view)
 
 
-def _control(view: View, model: str) -> tuple[str, bool]:
-    """A model's control (`registry.control`), empty where there is none; whether the run has it."""
-    from helpers.model import registry  # torch
-
-    name = registry.control(model) or ""
-    return name, bool(len(view.of(name)))
-
-
 # --- scores ------------------------------------------------------------------------------------
 
 
@@ -177,11 +169,6 @@ def _median(view: View, model: str, tasks: Sequence[str]) -> Html | float:
     return html("{}{}", cell, ends) if found.n > 1 else cell
 
 
-def _by_model(view: View, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    index = pd.Index([_name(view, model) for model in view.models], name="Model")
-    return pd.DataFrame(list(rows), index=index)
-
-
 def grid(view: View) -> pd.DataFrame:
     """Tasks by models: measured, and below it what is published of the model, where it is on GLUE.
 
@@ -220,11 +207,14 @@ def controls(view: View) -> pd.DataFrame:
     is of `statistics.difference`: seeds alone, as if independent, so shared ones make it wider
     than need be.
     """
+    from helpers.model import registry  # torch
+
     rows = []
     for title, tasks in means(view).items():
         for model in view.models:
             found = statistics.mean_of_tasks(view.records, model, tasks)
-            other, ran = _control(view, model)
+            other = registry.control(model) or ""
+            ran = bool(len(view.of(other)))
             against = statistics.mean_of_tasks(view.records, other, tasks)
             gain, error, half = statistics.difference(found, against)
             rows.append(
@@ -361,7 +351,8 @@ def run(view: View) -> pd.DataFrame:
         spent = {title: quantity(mine[key].sum()) for title, key in spent.items()}
         return cells | {"Fine-tunings": len(mine)} | spent
 
-    return _by_model(view, map(row, view.models))
+    index = pd.Index([_name(view, model) for model in view.models], name="Model")
+    return pd.DataFrame([row(model) for model in view.models], index=index)
 
 
 def facts(view: View) -> pd.DataFrame:
@@ -388,7 +379,8 @@ def records(view: View) -> pd.DataFrame:
                 names = [names for names in ((model,), (model, task)) if names not in seen]
                 seen |= set(names)
                 marks = [html('<span id="{}"></span>', anchor(*key)) for key in names]
-                commit, clean = row["code"]["commit"], row["code"]["clean"]
+                commit = (row["code"]["commit"] or "")[:12]
+                changes = "" if row["code"]["clean"] else " and changes"
                 place = f"../records/{model}/{task}/seed-{row['seed']}"
                 told = records_of.folder(view.run, model, task) / f"seed-{row['seed']}.parquet"
                 digest = html("<code>{}</code>", row["predictions"][:12])
@@ -401,16 +393,14 @@ def records(view: View) -> pd.DataFrame:
                         "Predictions": link(digest, f"{place}.parquet")
                         if told.exists()
                         else digest,
-                        "Commit": _commit(commit, clean) if commit else math.nan,
+                        "Commit": html("<code>{}</code>{}", commit, changes)
+                        if commit
+                        else math.nan,
                         "Device": row["hardware"]["name"],
                         "Record": link("JSON", f"{place}.json"),
                     }
                 )
     return pd.DataFrame(found)
-
-
-def _commit(commit: str, clean: bool) -> Html:
-    return html("<code>{}</code>{}", commit[:12], "" if clean else " and changes")
 
 
 def summary(view: View) -> str:

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +208,8 @@ def _verify_tables(shown: view.View, labels: tables.Labels | None) -> Iterator[s
 
 
 def _first_difference(old: Path, new: Path) -> str:
-    """The first line that differs, its beginning and the place."""
-    lines = [path.read_text(encoding="utf-8").splitlines() for path in (old, new)]
-    for number, (one, two) in enumerate(zip(*lines, strict=False), 1):
-        if one != two:
-            shared = takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))
-            at = max(0, len(list(shared)) - 10)
-            had, gives = (f"{line[: min(at, 20)]}…{line[at : at + 30]}" for line in (one, two))
-            return f"line {number} has {had!r}, the records give {gives!r}"
-    return f"{len(lines[0])} lines, the records give {len(lines[1])}"
+    texts = (path.read_bytes().decode(errors="backslashreplace") for path in (old, new))
+    lines = (text.splitlines(keepends=True) for text in texts)
+    pairs = enumerate(zip_longest(*lines, fillvalue=""), 1)
+    number, had, gives = next((n, one, two) for n, (one, two) in pairs if one != two)
+    return f"line {number} has {had!r}, the records give {gives!r}"

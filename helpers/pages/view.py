@@ -35,24 +35,14 @@ ASIDE = {
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One run as the pages and tables read it.
+    """One run as the pages and tables read it."""
 
-    Attributes:
-        run: Its folder.
-        records: One row per fine-tuning (`load_records`), of the models and tasks asked for.
-        published: `paper.load`.
-        models: Rows asked for, in order; some may have no record.
-        tasks: Columns asked for, in order.
-        facts: ``run.json``: what else there is to say of the run.
-        floors: As records, of the bag of words and the most frequent class.
-    """
-
-    run: Path
-    records: pd.DataFrame
-    published: dict[str, Any]
-    models: tuple[str, ...]
-    tasks: tuple[str, ...]
-    facts: dict[str, Any]
+    run: Path  # its folder
+    records: pd.DataFrame  # one row per fine-tuning, of the models and tasks asked for
+    published: dict[str, Any]  # `paper.load`
+    models: tuple[str, ...]  # rows asked for, in order; some may have no record
+    tasks: tuple[str, ...]  # columns asked for, in order
+    facts: dict[str, Any]  # ``run.json``: what else there is to say of the run
     floors: pd.DataFrame  # records of `records.FLOORS`; empty where there are none
 
     @cached_property
@@ -130,9 +120,6 @@ def load_records(folder: Path) -> pd.DataFrame:
     `records.Record`, those of its parts with a dot (``pretrain.tokens``); scores are metric x 100,
     times in seconds.
     """
-    folder = Path(folder)
-    if folder.name != "records":
-        raise UserError(f"{folder}: the folder of a run's records is named records")
     cells = sorted(path.parent for path in folder.glob("*/*/manifest.json"))
     models, tasks = ({cell.parts[place] for cell in cells} for place in (-2, -1))
     found = records_of.read_all(folder.parent, sorted(models), sorted(tasks))
@@ -250,7 +237,7 @@ def kept_run(wanted: str = "") -> Path:
         kept = [path for path in kept if path.resolve() == files.resolve(wanted).resolve()]
         if not kept:
             raise UserError(f"run = {wanted!r}: no run is kept there; {KEEP}")
-    tokens = {path: files.read_json(path / "run.json")["tokens"] for path in kept}
+    tokens = {path: files.read_json(path / RUN)["tokens"] for path in kept}
     most = [path for path in kept if tokens[path] == max(tokens.values())]
     if len(most) > 1:
         names = ", ".join(os.path.relpath(path) for path in most)

@@ -630,7 +630,7 @@ def one_line(done, says):
     [
         ("notebooks/01_data.ipynb", "{", "parameters: not JSON"),
         ("notebooks/01_data.ipynb", "[1]", "parameters = [1]: must be a JSON object"),
-        ("notebooks/07_more.ipynb", "{}", "07_more.ipynb: not a stage"),
+        ("notebooks/07_more.ipynb", "{}", "07_more.ipynb: cannot read: No such file"),
     ],
 )
 def test_the_runner_refuses_in_one_line(tmp_path, notebook, parameters, says):

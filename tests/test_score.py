@@ -226,7 +226,7 @@ def test_names_of_nothing(model, says):
         foreign.resolve(model)
 
 
-def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_path, capsys):
+def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_path):
     folder.parent.rename(tmp_path / "models")
     monkeypatch.setattr(registry, "root", lambda: tmp_path)
     with pytest.raises(UserError, match=r"models/mine holds weights, model\.safetensors: it is"):
@@ -238,7 +238,6 @@ def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_pat
         prepare.prepare(parameters)
     (tmp_path / "models" / "mine" / "model.safetensors").unlink()
     prepare.prepare(parameters.model_copy(update={"profile": "none"}))
-    assert "models/mine/config.json: a bert without weights" in capsys.readouterr().out
 
 
 # --- scored

@@ -1,7 +1,6 @@
 """The command line, `small-bench`: each command is its help and a call."""
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -154,18 +153,11 @@ def verify(
     run: Annotated[str, Option(help="Folder of a run; else every kept one.")] = "",
     profile: Annotated[str, Option(help="The run of this profile.", autocompletion=_profiles)] = "",
     data: Annotated[str, Option(help="Folder with glue/: labels for kept runs.")] = "",
-    schema: Annotated[
-        bool, Option("--schema", help="Print the JSON Schema of a record instead.")
-    ] = False,
 ) -> int:
     """Recompute the scores and tables of the kept runs, or of a run."""
-    from helpers.train import loop, records
-
-    if schema:
-        print(json.dumps(records.Record.model_json_schema(by_alias=True), indent=2))
-        return 0
     from helpers.pages import verify as verifier
     from helpers.pages import view
+    from helpers.train import loop
 
     if run and profile:
         raise UserError(f"run = {run!r}, profile = {profile!r}: give one of them")

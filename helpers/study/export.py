@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from helpers.base import files
 from helpers.base.errors import UserError
@@ -63,17 +63,17 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> M
 
     Scores of the embedded world are named as such.
     """
-    embedded = bool((records["source"] == "embedded").all())
     size = manifest["size"]
-    tasks = [task for task in glue.TASKS if task in set(records["task"])]
-    cells = {task: statistics.mean_of_tasks(records, model, [task]) for task in tasks}
+    cells = {
+        task.name: statistics.mean_of_tasks(records, model, [key])
+        for key, task in glue.TASKS.items()
+        if key in set(records["task"])
+    }
     data = ModelCardData(
-        model_name=f"small-bench-nlp-{model}",
         language="en",
         library_name="transformers",
         pipeline_tag="fill-mask" if registry.get(model).objective == "mlm" else None,
         tags=["small-bench-nlp", size],
-        eval_results=[_result(task, found, embedded) for task, found in cells.items()],
     )
     return ModelCard.from_template(
         data,
@@ -81,24 +81,9 @@ def model_card(model: str, manifest: dict[str, Any], records: pd.DataFrame) -> M
         model=escape(model),
         size=escape(size),
         facts=_facts(model, manifest),
-        cells={glue.get(task).name: found for task, found in cells.items()},
-        embedded=embedded,
+        cells=cells,
+        embedded=bool((records["source"] == "embedded").all()),
         reduced=not records["complete"].all(),
-    )
-
-
-def _result(task: str, found: statistics.Summary, embedded: bool) -> EvalResult:
-    kind = glue.get(task)
-    name = f"{kind.name} of the embedded world (not GLUE)" if embedded else f"GLUE {kind.name}"
-    return EvalResult(
-        task_type="text-classification",
-        dataset_type="embedded-world" if embedded else "nyu-mll/glue",
-        dataset_name=name,
-        dataset_config=task,
-        dataset_split=kind.validation,
-        metric_type=kind.metric,
-        metric_value=round(found.median / 100, 4),
-        metric_name=f"{kind.metric}, median of {found.n} seeds",
     )
 
 

@@ -1,4 +1,4 @@
-"""Executes one notebook through papermill: checked parameters, one-line failures.
+"""Executes one notebook through papermill; a failure is one line.
 
 The executed notebook is written whether the run succeeds or fails. Progress lines go to the
 terminal, each with the job's name. While it runs, three files stand beside it (:func:`beside`).
@@ -31,7 +31,6 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
-LONGEST_PATH = 103  # bytes of a socket's path, the least of the systems' limits
 
 
 def executed(run: Path, stage: str, *parts: str) -> Path:
@@ -83,24 +82,12 @@ class _Labelled(io.TextIOBase):
         return len(text)
 
 
-def _check(notebook: Path, parameters: dict[str, object]) -> None:
-    """Checks parameters against the notebook's class before a kernel is started."""
-    cls = config.NOTEBOOKS.get(notebook.stem)
-    if cls is None:
-        hint = did_you_mean(notebook.stem, config.NOTEBOOKS)
-        raise UserError(f"{notebook.name}: not a stage; {hint}")
-    config.validate(cls, parameters, notebook.name)
-    if not notebook.is_file():
-        raise UserError(f"{notebook}: no such file")
-
-
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
     """Runs the notebook in the checkout's root and writes what came out to `out`.
 
     SIGTERM is passed on to the kernel, where a training loop saves its state and ends; then
     :class:`Preempted` is raised. A cell that fails is named with its error.
     """
-    _check(notebook, parameters)
     kernels: list[AsyncKernelManager] = []
     with _sigterm_to(kernels, out) as asked:
         try:
@@ -143,15 +130,34 @@ def _sigterm_to(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[b
 def _papermill(
     notebook: Path, out: Path, parameters: dict[str, object], kernels: list[AsyncKernelManager]
 ) -> None:
-    """Runs papermill on the file beside `out`, which takes its place however that ends."""
+    """Runs papermill on the file beside `out`, which takes its place however that ends.
+
+    The kernel's manager joins `kernels`.
+    """
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     part, told = beside(out, "ipynb"), beside(out, "progress.json")
     told.unlink(missing_ok=True)  # of a run that was killed
     os.environ.update(ENVIRONMENT | {progress.FILE: str(told)})
-    # Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
-    sockets = _socket_folder()
+    # Not in TMPDIR: a socket's path has 103 bytes at most.
+    sockets = tempfile.mkdtemp(prefix="kernel-", dir="/tmp")
+
+    class Manager(AsyncKernelManager):
+        """Starts this Python's own kernel, whatever is installed under its name.
+
+        Kernels of parallel jobs race for free ports; sockets in a folder of their own cannot.
+        """
+
+        def __init__(self, **options: object) -> None:
+            options |= {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
+            super().__init__(**options)
+            kernels.append(self)
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -162,7 +168,7 @@ def _papermill(
             language="python",
             progress_bar=False,
             stdout_file=_Labelled(out.stem),
-            kernel_manager_class=_kernel_manager(sockets, kernels),
+            kernel_manager_class=Manager,
             # A kernel that is shut down in the middle of an interrupt would log it.
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
@@ -173,37 +179,6 @@ def _papermill(
             files.write_text(out, part.read_text(encoding="utf-8"))
             part.unlink()
         told.unlink(missing_ok=True)
-
-
-def _socket_folder() -> str:
-    """A new temporary folder, in one whose path leaves room for the names of sockets."""
-    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        room = LONGEST_PATH - len("/kernel-12345678/kernel-ipc-5")
-        if len(os.fsencode(place)) <= room and os.access(place, os.W_OK):
-            return tempfile.mkdtemp(prefix="kernel-", dir=place)
-    raise UserError(
-        f"TMPDIR = {tempfile.gettempdir()!r}: longer than {room} bytes, which a kernel's sockets "
-        "do not fit in; give a shorter one"
-    )
-
-
-def _kernel_manager(folder: str, made: list[AsyncKernelManager]) -> type:
-    """A class of managers of this Python's own kernel; each that is made joins `made`.
-
-    Sockets are in `folder`. What kernels are installed under which name does not matter.
-    """
-
-    class SocketKernelManager(AsyncKernelManager):
-        def __init__(self, **options: object) -> None:
-            options |= {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-            super().__init__(**options)
-            made.append(self)
-
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(**get_kernel_dict())
-
-    return SocketKernelManager
 
 
 def run(notebook: Path, out: Path, parameters: dict[str, object]) -> int:
@@ -263,8 +238,6 @@ def _parts(parameters: config.Strict) -> list[str]:
 
 def main() -> int:
     """The grid's way in: a notebook, where to write it, its parameters as a JSON object."""
-    if len(sys.argv) != 4:
-        raise UserError("give a notebook, where to write it, and its parameters")
     source, out, text = sys.argv[1:]
     try:
         parameters = json.loads(text)

@@ -34,8 +34,6 @@ def prepare(parameters: S) -> S:
         name = foreign.bring(parameters.folder, parameters.model)["model"]
         print(f"models/{name}: the encoder of {parameters.model}, its weights as they are")
         parameters = parameters.model_copy(update={"model": name})
-    if isinstance(parameters, config.Pretrain):
-        _name_folder(parameters.model)
     if not (study := _study(parameters)):
         return parameters
     if isinstance(parameters, config.Tokenizer):
@@ -49,13 +47,6 @@ def prepare(parameters: S) -> S:
     elif any(parameters.folder.glob("records/*/*/seed-*.json")):  # the analysis of something
         _tasks(study, parameters.tasks)
     return parameters
-
-
-def _name_folder(model: str) -> None:
-    """Says where a model comes from that the registry does not hold; with weights it is refused."""
-    base, kind = registry.parts(model)[0], registry.get(model).model_type
-    if base not in registry.REGISTRY:
-        print(f"models/{base}/config.json: a {kind} without weights, pre-trained from random ones")
 
 
 def _study(parameters: config.Stage) -> config.Profile | None:

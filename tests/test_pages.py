@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from bs4 import BeautifulSoup
 from makers import PUBLISHED, ROOT, TASKS, make_run, run_page
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import BertConfig, BertModel, DebertaModel
 
-from helpers.base import files
+from helpers.base import config, files
 from helpers.data import glue
 from helpers.model import registry
 from helpers.pages import tables, view
@@ -112,16 +111,11 @@ def test_what_a_folder_says_of_its_data_is_shown_and_inert(tmp_path, kept):
 
 def test_the_differences_to_the_papers_profile_are_those_of_the_files():
     found = run_page("results").names["differences"].set_index("Parameter")
-    texts = [(ROOT / "profiles" / f"{name}.yaml").read_text() for name in ("tiny", "paper")]
-    theirs = yaml.safe_load(texts[0]) | yaml.safe_load(texts[1])
+    theirs = config.load_profile("paper").model_dump()
     kept = view.kept_run()
     ours = files.read_json(kept / "run.json")["parameters"]
-    technical = {"profile", "threads", "finetune_job", "world_words", "torch_compile"}
-    technical |= {"checkpoint_steps", "checkpoint_minutes"}
-    technical |= {"runs", "data", "checkpoints"}
-    wanted = {name for name in theirs if ours.get(name) != theirs[name]} - technical
-    listed = {name for name in found.index if name in theirs}
-    assert listed == wanted
+    wanted = {name for name in theirs if ours.get(name) != theirs[name]} - view.ASIDE
+    assert {name for name in found.index if name in theirs} == wanted
     for name in ("pretrain_learning_rate", "finetune_epochs", "finetune_swap_pairs", "seeds"):
         assert tuple(found.loc[name, ["paper.yaml", "This run"]]) == (
             str(theirs[name]),
@@ -188,18 +182,6 @@ def test_hours_that_are_computed_stand_apart_from_rates_that_were_measured(cost,
     assert measured["Hours"].to_numpy() == pytest.approx(hours.to_numpy())
     assert cost.names["facts"]["GPU"].tolist() == [gpu.name for gpu in gpus.values()]
     assert cost.names["given"]["Document"].tolist() == [gpu.source for gpu in gpus.values()]
-
-
-def test_speeds_are_those_of_the_file_in_one_number_format(cost):
-    rows = {row["work"].replace(", bfloat16", ""): [] for row in cost.names["bench"]["rows"]}
-    for row in cost.names["bench"]["rows"]:
-        rows[row["work"].replace(", bfloat16", "")].append(row)
-    shown = cost.names["speeds"]
-    assert len(shown) >= 6
-    for line in shown.to_dict("records"):
-        found = [row for row in rows[line["Work"]] if row["ratio"] == line["Ratio"]]
-        assert len(found) == 1
-        assert "float32" not in found[0]["work"] + found[0]["reference"].replace("bfloat16", "")
 
 
 def test_losses_of_both_sides_differ_as_the_page_says(cost):

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from makers import ROOT, SMALL, command, executed_notebook, small_profile
+from makers import ROOT, SMALL, STUDY, command, executed_notebook, small_profile, write_study
 
 from helpers.base import config, files, progress
-from helpers.base.errors import PREEMPTED
-from helpers.study import jobs
+from helpers.base.errors import PREEMPTED, UserError
+from helpers.study import cli, jobs
 from helpers.study.notebook import beside, executed
 from helpers.train import finetune
 
@@ -29,10 +28,6 @@ def notebook(path, *outputs, seconds=None):
     made.metadata["papermill"] = {"duration": seconds}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(made, path)
-
-
-def stream(*lines):
-    return nbformat.v4.new_output("stream", text="\n".join(lines) + "\n")
 
 
 def error(name, value):
@@ -145,18 +140,9 @@ def test_the_rest_is_told_from_what_is_finished(run):
     assert jobs.rest(run, dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (8.2, "8 s"),
-        (99, "99 s"),
-        (110, "2 min"),
-        (3 * 3600 + 1200, "3 h 20 min"),
-        (187200, "2 d 4 h"),
-    ],
-)
-def test_durations_are_said_as_one_says_them(seconds, text):
-    assert progress.duration(seconds) == text
+def test_durations_are_said_as_one_says_them():
+    found = [progress.duration(seconds) for seconds in (8.2, 110, 3 * 3600 + 1200, 187200)]
+    assert found == ["8 s", "2 min", "3 h 20 min", "2 d 4 h"]
 
 
 def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch, tmp_path):
@@ -240,23 +226,18 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
     (tmp_path / "grid").mkdir()
     for name in ("data", "tokenizer"):
         (tmp_path / "grid" / name).symlink_to(small_run.folder / name)
-    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text()) | SMALL
-    values |= {"runs": str(tmp_path), "profile": "grid", "pretrain_steps": 100_000}
-    values |= {"models": ["bert"], "tasks": ["rte"], "seeds": [0], "checkpoint_steps": 10**6}
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(values))
-    study = [sys.executable, "-m", "helpers.study.cli"]
-    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = subprocess.Popen(
-        [*study, "run", "--profile", str(path), "--cores", "1"], **quiet, process_group=0
-    )
+    changes = {"pretrain_steps": 100_000, "checkpoint_steps": 10**6, "models": ["bert"]}
+    path = write_study(tmp_path, "grid", **changes, tasks=["rte"])
+    call = [*STUDY, "run", "--profile", str(path), "--cores", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "process_group": 0}
+    running = subprocess.Popen(call, **quiet)
     try:
         told = beside(executed(tmp_path / "grid", "03_pretrain", "bert"), "progress.json")
         for _ in range(600):
             if told.exists() or running.poll() is not None:
                 break
             time.sleep(0.2)
-        done = command(*study[1:], "status", "--profile", str(path))
+        done = command(*STUDY[1:], "status", "--profile", str(path))
         assert done.returncode == 0, done.stderr
         assert f"held by process {running.pid}" in done.stdout
         assert re.search(r"03_pretrain +bert +running +0 %, \d+/100000 steps, .* left", done.stdout)
@@ -265,11 +246,9 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
     finally:
         os.kill(running.pid, signal.SIGTERM)
         assert running.wait() == PREEMPTED
-    done = command(*study[1:], "status", "--profile", str(path))
+    done = command(*STUDY[1:], "status", "--profile", str(path))
     assert "no grid is running" in done.stdout
-    assert re.search(r"03_pretrain +bert +stopped +.*bert: .* run it again", done.stdout), (
-        done.stdout
-    )
+    assert re.search(r"03_pretrain +bert +stopped +.*bert: .* run it again", done.stdout)
     assert json.loads((tmp_path / "grid" / "notebooks" / "03_pretrain-bert.ipynb").read_text())
 
 
@@ -301,10 +280,6 @@ def test_a_report_shows_what_is_finished_and_names_the_rest(run):
 
 
 def test_a_report_of_nothing_is_one_line(tmp_path):
-    values = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text())
-    path = tmp_path / "none.yaml"
-    path.write_text(yaml.safe_dump(values | {"runs": str(tmp_path), "profile": "none"}))
-    done = command("-m", "helpers.study.cli", "report", "--profile", str(path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "no fine-tuning is finished" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    path = write_study(tmp_path)
+    with pytest.raises(UserError, match=r"study: no fine-tuning is finished, so there is nothing"):
+        cli.command_line(["report", "--profile", str(path)])

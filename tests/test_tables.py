@@ -24,31 +24,27 @@ from makers import (
 
 from helpers.base import files
 from helpers.pages import plots, tables, view
-from helpers.score import paper, statistics
+from helpers.score import paper
 
 FIVE, EIGHT = "Mean of 5 complete", "Mean of 8 †"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def published():
     return paper.load(PUBLISHED)
 
 
-@pytest.fixture
-def embedded(tmp_path):
-    return make_view(tmp_path)
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    return make_view(tmp_path_factory.mktemp("embedded"))
 
 
-@pytest.fixture
-def folder_data(tmp_path):
-    return make_view(tmp_path, "folder")
+@pytest.fixture(scope="module")
+def folder_data(tmp_path_factory):
+    return make_view(tmp_path_factory.mktemp("folder"), "folder")
 
 
 # --- published figures
-
-
-def test_every_published_figure_has_a_known_source_and_status(published):
-    assert len(list(paper._figures(published, ""))) > 100
 
 
 def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
@@ -63,14 +59,6 @@ def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
     assert str(nasty).startswith("&lt;b&gt;")
 
 
-@pytest.mark.parametrize(
-    ("value", "rows", "expected"),
-    [(50.0, 2, False), (33.33, 3, False), (66.66, 3, False), (66.67, 3, False), (66.7, 3, True)],
-)
-def test_impossible_accuracies(value, rows, expected):
-    assert statistics.impossible(value, rows) is expected
-
-
 # --- measured
 
 
@@ -80,19 +68,15 @@ def cells(view, model="BERT"):
 
 
 def test_embedded_scores_are_never_called_glue(embedded):
-    assert "embedded world (not GLUE)" in tables.heading(embedded)
+    for word in ("(not GLUE)", "Profile tiny", "2.05 M", "AMD EPYC 7R13 (cpu, 1 thread)"):
+        assert word in tables.heading(embedded)
     assert "embedded world (not GLUE)" in tables.summary(embedded)
     assert "not GLUE scores and cannot be compared" in str(view.note(embedded))
     assert embedded.whole == []
 
 
-def test_the_heading_has_profile_source_tokens_and_hardware(embedded):
-    for word in ("Profile tiny", "2.05 M", "AMD EPYC 7R13 (cpu, 1 thread)"):
-        assert word in tables.heading(embedded)
-
-
 def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path):
-    bert = cells(make_view(tmp_path, seeds=(0, 1, 2)))
+    bert = cells(make_view(tmp_path, models=["bert"], seeds=(0, 1, 2)))
     assert bert["CoLA"] == "46.00 45.00 to 47.00"
     assert bert["Mean of 8"] == "56.50 55.50 to 57.50"
     assert (bert["Tokens read"], bert["Seeds"], bert["Parameters"]) == ("2.05 M", "3", "812 k")
@@ -103,17 +87,6 @@ def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path)
     assert cells(one)["Mean of 8"] == "55.50"
     assert tables.compared(one)[1:] == ([], {})
     assert tables.comparisons(one).empty
-
-
-def test_cells_lead_to_their_records(embedded):
-    page = BeautifulSoup(tables.show(tables.grid(embedded)).to_html(), "html.parser")
-    records = BeautifulSoup(tables.show(tables.records(embedded)).to_html(), "html.parser")
-    targets = {f"../book/results.html#{tag['id']}" for tag in records.select("span[id]")}
-    assert {link["href"] for link in page.find_all("a")} == targets
-    assert len(targets) == len(MODELS) * (len(TASKS) + 1)
-    links = {link["href"] for link in records.find_all("a")}
-    assert len(links) == 2 * len(embedded.records)
-    assert {f"../records/bert/cola/seed-0.{kind}" for kind in ("json", "parquet")} <= links
 
 
 def test_published_scores_stand_below_measured_ones_on_glue_alone(embedded, folder_data):
@@ -262,11 +235,8 @@ def test_records_of_two_profiles_are_not_mixed(tmp_path):
     ("change", "field"),
     [
         ({"score": "41"}, "score"),
-        ({"score": None}, "score"),
         ({"seed": True}, "seed"),
         ({"pretrain": {}}, "pretrain"),
-        ({"source": "web"}, "source"),
-        ({"rows": {"train": "many"}}, "rows"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -281,13 +251,10 @@ def test_a_broken_record_is_named_in_one_line(tmp_path, change, field):
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_or_missing_record_is_named(tmp_path):
+def test_a_missing_record_is_named(tmp_path):
     with pytest.raises(ValueError, match="no record"):
         view.load_records(tmp_path / "records")
     path = write_record(tmp_path / "records", make_record("bert", "cola", 0))
-    path.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"seed-0\.json"):
-        view.load_records(tmp_path / "records")
     path.unlink()
     with pytest.raises(ValueError, match=r"seed-0\.json"):
         view.load_records(tmp_path / "records")
@@ -302,37 +269,19 @@ def test_records_no_manifest_vouches_for_are_left_out(tmp_path):
     assert set(zip(frame["task"], frame["seed"], strict=True)) == {("cola", 0), ("cola", 1)}
 
 
-def test_a_published_figure_without_a_known_source_is_named(tmp_path):
-    data = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    data["reference"]["average"]["source"] = "hearsay"
-    path = tmp_path / "published.json"
-    path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"reference\.average\.source: 'hearsay'"):
-        paper.load(path)
-
-
-@pytest.mark.parametrize("key", ["best_of_ten", "electra_small_owt", "throughput"])
-def test_a_missing_part_of_the_published_figures_is_named(tmp_path, key):
-    data = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    del data[key]
-    path = tmp_path / "published.json"
-    path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{key} is missing"):
-        paper.load(path)
-
-
-def test_the_text_tables_have_the_same_bytes_twice_and_no_markup(tmp_path):
-    run = make_view(tmp_path / "run", models=["bert", "scratch"], tasks=["cola", "rte"])
-    for name in ("first", "second"):
-        tables.write(run, tmp_path / name)
-    names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == ["comparisons.json", "controls.csv", "summary.txt", "table1.csv"]
-    for name in names:
-        first, second = ((tmp_path / k / name).read_bytes() for k in ("first", "second"))
-        assert first == second, name
-        assert b"<" not in first
-    found = pd.read_csv(tmp_path / "first" / "table1.csv", index_col=[0, 1])
-    pd.testing.assert_frame_equal(found, tables.spread(run))
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("reference", {"source": "hearsay"}, r"reference\.source: 'hearsay' is not one of sources"),
+        ("reference", {"status": "measured"}, "field source is missing"),
+        ("throughput", [{}], "field model is missing"),
+    ],
+)
+def test_a_published_figure_without_its_source_or_fields_is_named(tmp_path, key, value, says):
+    data = json.loads(PUBLISHED.read_text(encoding="utf-8")) | {key: value}
+    files.write_json(tmp_path / "published.json", data)
+    with pytest.raises(ValueError, match=says):
+        paper.load(tmp_path / "published.json")
 
 
 def test_the_parameters_of_a_run_are_written_once(tmp_path):
@@ -346,18 +295,9 @@ def test_the_parameters_of_a_run_are_written_once(tmp_path):
     assert view.open_run(tmp_path).models == ("bert", "electra")
 
 
-def test_the_headline_ranks_the_means(embedded):
-    rows = shown(tables.headline(embedded))
-    means = embedded.records.groupby(["model", "seed"])["score"].mean().groupby("model").median()
-    names = means.rename(lambda model: paper.model_name(embedded.published, model))
-    values = [float(row["Mean of 8, × 100"]) for row in rows]
-    assert values == sorted(values, reverse=True)
-    assert {row["Model"] for row in rows} == set(names.index)
-    for row, mean in zip(rows, values, strict=True):
-        assert mean == pytest.approx(names[row["Model"]], abs=0.006)
-
-
-def test_the_headline_counts_the_complete_tasks_beside_the_published_mean(folder_data):
+def test_the_headline_ranks_and_counts_the_complete_tasks_beside_the_published_mean(folder_data):
+    means = [float(row["Mean of 5, × 100"]) for row in shown(tables.headline(folder_data))]
+    assert means == sorted(means, reverse=True)
     found = {row["Model"]: row for row in shown(tables.headline(folder_data))}
     theirs = {"ELECTRA-DeBERTa": 78.39, "ELECTRA": 77.56, "DeBERTa": 75.83, "BERT": 74.31}
     for name, mean in (theirs | {"RoBERTa": 73.98}).items():
@@ -374,7 +314,7 @@ def test_kept_comparisons_may_lack_a_pair(tmp_path):
     pairs = [["bert", "scratch", 5.0, 4.0, 6.0, 0.04], ["roberta", "scratch", 3, 1, 5, 0.06]]
     kept = {"tasks": TASKS, "models": names, "pairs": pairs}
     files.write_json(tmp_path / tables.COMPARISONS, kept)
-    frame = tables.comparisons(make_view(tmp_path))
+    frame = tables.comparisons(make_view(tmp_path, models=names))
     bert, roberta = (list(row.values()) for row in shown(frame))
     assert bert[1:] == ["–", "+5.00 (+4.00 to +6.00)"]
     assert roberta[1:] == ["", "+3.00 (+1.00 to +5.00)"]
@@ -400,11 +340,6 @@ def test_the_loss_is_drawn_against_tokens(columns, axes):
     assert {axis.get_ylabel() for axis in figure.axes} == {"loss, nats"}
 
 
-def test_a_log_without_its_columns_is_refused():
-    with pytest.raises(ValueError, match="column loss is missing, it has tokens"):
-        plots.loss(log())
-
-
 def test_labels_and_lengths_have_units():
     counts = pd.DataFrame(
         [("cola", "train", "acceptable", 3), ("cola", "train", "unacceptable", 1)],
@@ -428,9 +363,9 @@ def test_embedded_points_stand_apart_from_published_ones(embedded):
 
 
 def test_scores_along_the_budget_stand_beside_published_ones_on_the_same_tasks(
-    folder_data, published, tmp_path
+    folder_data, published
 ):
-    (axis,) = plots.budgets([folder_data, make_view(tmp_path / "other", "folder")]).axes
+    (axis,) = plots.budgets([folder_data, folder_data]).axes
     lines = [line for line in axis.lines if line.get_fillstyle() == "none"]
     main = folder_data.headline
     wanted = {

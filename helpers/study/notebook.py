@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
+LONGEST_PATH = 103  # bytes of a socket's path, the least of the systems' limits
 
 
 def executed(run: Path, stage: str, *parts: str) -> Path:
@@ -140,8 +141,7 @@ def _papermill(
     part, told = beside(out, "ipynb"), beside(out, "progress.json")
     told.unlink(missing_ok=True)  # of a run that was killed
     os.environ.update(ENVIRONMENT | {progress.FILE: str(told)})
-    # Not in TMPDIR: a socket's path has 103 bytes at most.
-    sockets = tempfile.mkdtemp(prefix="kernel-", dir="/tmp")
+    sockets = _socket_folder()
 
     class Manager(AsyncKernelManager):
         """Starts this Python's own kernel, whatever is installed under its name.
@@ -179,6 +179,18 @@ def _papermill(
             files.write_text(out, part.read_text(encoding="utf-8"))
             part.unlink()
         told.unlink(missing_ok=True)
+
+
+def _socket_folder() -> str:
+    """A new temporary folder, in one whose path leaves room for the names of sockets."""
+    room = LONGEST_PATH - len("/kernel-12345678/kernel-ipc-5")
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(os.fsencode(place)) <= room and os.access(place, os.W_OK):
+            return tempfile.mkdtemp(prefix="kernel-", dir=place)
+    raise UserError(
+        f"TMPDIR = {tempfile.gettempdir()!r}: longer than {room} bytes, which a kernel's sockets "
+        "do not fit in; give a shorter one"
+    )
 
 
 def run(notebook: Path, out: Path, parameters: dict[str, object]) -> int:

@@ -216,7 +216,7 @@ def test_text_from_data_is_inert(tmp_path):
     found.facts["parameters"]["profile"] = nasty
     frames = (tables.remarks(found), tables.facts(found), tables.records(found))
     texts = [tables.show(frame, tables.heading(found)).to_html() for frame in frames]
-    for text in (*texts, str(view.note(found))):
+    for text in (*texts, str(view.note(found, foot=True))):
         assert "<script" not in text
         page = BeautifulSoup(text, "html.parser")
         assert nasty in " ".join(page.get_text().split())

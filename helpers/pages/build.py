@@ -108,8 +108,8 @@ def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str
         if place in found:
             raise UserError(f"{path}: a second notebook for the page {place}; give one per stage")
         # The audit is of published figures, not of a run.
-        note = "" if path.stem == "06_audit" else view.note(shown)
-        found[place] = clean(path, str(note))
+        notes = [str(view.note(shown, foot=foot)) for foot in (False, True)]
+        found[place] = clean(path, *notes if path.stem != "06_audit" else ())
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     for stage in re.findall(r"file: (notebooks/\S+)", toc):
         if f"{stage}.ipynb" not in found and not partial:
@@ -119,11 +119,11 @@ def sources(run: Path, notebooks: list[Path], partial: bool = False) -> dict[str
     return found
 
 
-def clean(path: Path, note: str = "") -> bytes:
+def clean(path: Path, note: str = "", foot: str = "") -> bytes:
     """An executed notebook without widgets, run metadata, remote images and this machine's paths.
 
-    `note` is Markdown for a cell below its title. Parameters stand once, where they are declared,
-    with the values of the run.
+    `note` is Markdown for a cell below its title, `foot` for one at its end. Parameters stand once,
+    where they are declared, with the values of the run.
     """
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -138,9 +138,10 @@ def clean(path: Path, note: str = "") -> bytes:
         if cell["cell_type"] == "markdown":
             cell["source"] = REMOTE_IMAGE.sub(r"\1", "".join(cell["source"]))
     _show_parameters_once(cells)
-    if note:
-        cell = {"cell_type": "markdown", "id": "about-this-run", "metadata": {}, "source": note}
-        cells.insert(1, cell)
+    for place, text in ((1, note), (len(cells) + 1, foot)):
+        if text:
+            cell = {"cell_type": "markdown", "id": f"about-{place}", "metadata": {}, "source": text}
+            cells.insert(place, cell)
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     folders = {f"{ROOT}/": "", str(ROOT): "."}
     with contextlib.suppress(RuntimeError):  # in a container a user may have no home

@@ -201,13 +201,17 @@ def budgets(run: View) -> list[View]:
     return found
 
 
-def note(view: View, executed: bool = True) -> text.Html:
-    """What a reader must know of a run before its figures, by ``book/_note.html``; may be empty."""
+def note(view: View, executed: bool = True, foot: bool = False) -> text.Html:
+    """What a reader must know of a run before its figures, by ``book/_note.html``; may be empty.
+
+    At the `foot` of a page it is where the figures come from.
+    """
     template = jinja2.Environment(autoescape=True).from_string(
         files.find(NOTE).read_text(encoding="utf-8")
     )
     tokens = text.quantity(view.facts.get("tokens", 0))
-    shown = template.render(view.facts, tokens=tokens, embedded=view.embedded, executed=executed)
+    state = {"embedded": view.embedded, "executed": executed, "foot": foot}
+    shown = template.render(view.facts, tokens=tokens, **state)
     return text.Html(Markup(" ".join(shown.split())))
 
 

@@ -483,7 +483,7 @@ def test_size_and_tokens_are_those_of_the_records(entry):
 
 def test_levels_are_granted_by_what_was_verified(entry, labels):
     found = check.check_entry(entry, FIGURES, labels)
-    assert (found.error, found.level, found.undone) == ("", "reproduced", ())
+    assert (found.error, found.level, found.undone) == ("", "recorded", ())
     assert found.average == pytest.approx(stated(entry)["average"], abs=0.01)
     for task in TASKS:
         dev = labels.dev[task]
@@ -494,7 +494,7 @@ def test_levels_are_granted_by_what_was_verified(entry, labels):
     record("rte", 2, code={"commit": None, "clean": None})(entry)
     found = check.check_entry(entry, FIGURES, labels)
     assert found.level == "recomputed"
-    assert found.undone == ("not reproduced: 1 of 24 records missing or without a commit",)
+    assert found.undone == ("not recorded: 1 of 24 records missing or without a commit",)
 
     found = check.check_entry(entry, FIGURES, Labels())
     assert (found.error, found.level) == ("", "claimed")
@@ -613,7 +613,7 @@ def test_an_entry_made_from_a_run_passes_as_it_is(tmp_path, finished, labels):
     out = tmp_path / "leaderboard" / "mine"
     submit.submit(finished, "electra", out, ABOUT, FIGURES)
     (found,) = check.check(out.parent, FIGURES, labels)
-    assert (found.error, found.level) == ("", "reproduced")
+    assert (found.error, found.level) == ("", "recorded")
     assert found.stated.parameters.embeddings == 808
     assert found.stated.parameters.both == SIZE
     hardware = {"device": "NVIDIA V100", "gpus": 1, "hours": 0.017}
@@ -665,7 +665,7 @@ def test_an_entry_of_weights_from_elsewhere_says_what_is_known(tmp_path, labels)
     make_entry(out.parent / "mine", labels, quality=0.9)
     found = {entry.name: entry for entry in check.check(out.parent, FIGURES, labels)}
     entry = found["theirs"]
-    assert (entry.error, entry.level) == ("", "reproduced")
+    assert (entry.error, entry.level) == ("", "recorded")
     assert entry.stated.checkpoint.model_dump() == given
     assert (entry.stated.tokens, entry.stated.protocol.trials) == (None, 8)
     # Tuned and not tuned have a rank each, and no difference between them is given.

@@ -26,7 +26,7 @@ from helpers.score import statistics
 from helpers.score.predictions import Labels, read_predictions
 from helpers.train import records
 
-Level = Literal["reproduced", "recomputed", "claimed"]  # the strongest first
+Level = Literal["recorded", "recomputed", "claimed"]  # the strongest first
 LEVELS: tuple[Level, ...] = get_args(Level)
 Keys = set[tuple[str, int]]  # task and seed
 Records = Mapping[tuple[str, int], dict[str, Any]]
@@ -299,15 +299,15 @@ def _grade(kept: Records, found: int, labels: Labels) -> tuple[Level, tuple[str,
     if labels.absent:
         why = "; ".join(f"{task}: {reason}" for task, reason in labels.absent.items())
         return "claimed", (f"scores not recomputed on {why}",)
-    # Of weights from elsewhere, what is reproduced is the fine-tuning.
+    # Of weights from elsewhere, what is recorded is the fine-tuning.
     whole = sum(
         bool(r["code"]["commit"] and (r["pretrain_code"]["commit"] or r.get("checkpoint")))
         for r in kept.values()
     )
     if whole < found:
         without = f"{found - whole} of {found} records missing or without a commit"
-        return "recomputed", (f"not reproduced: {without}",)
-    return "reproduced", ()
+        return "recomputed", (f"not recorded: {without}",)
+    return "recorded", ()
 
 
 def check(folder: Path, figures: Mapping[str, Any], labels: Labels) -> list[Entry]:

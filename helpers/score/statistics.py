@@ -141,6 +141,10 @@ class Comparison:
         """Whether the checkpoints differ, at 5 % for all pairs compared together."""
         return self.p <= 1 - LEVEL
 
+    def __neg__(self) -> Comparison:
+        """Second minus first."""
+        return Comparison(-self.difference, -self.high, -self.low, self.p)
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number: at 5 %, 5 % of families have a false positive.

@@ -177,7 +177,7 @@ def test_a_defect_of_the_data_changes_nothing_that_was_made(tmp_path, name):
         pq.write_table(pa.table(change), path)
     with refused(says, parameters.folder):
         corpus.run(parameters)
-        glue.prepare(parameters)
+        glue.run(parameters, "cola")
     path.unlink()
     if whole:
         path.write_bytes(whole)

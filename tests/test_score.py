@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from makers import ROOT, SMALL, write_study
+from makers import ROOT, SMALL, make_folder, write_study
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -270,6 +270,36 @@ def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, 
     assert cli.command_line(command) == 0
     assert "every fine-tuning is done" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in run.glob("records/*/*/*")}
+
+
+@pytest.mark.slow
+def test_tasks_that_cannot_be_scored_are_left_out_before_any_work(folder, tmp_path, capsys):
+    """Labels of one value, hidden or missing ones, no rows: the others are scored all the same."""
+    data = make_folder(tmp_path / "data", ["cola", "sst2", "mrpc", "stsb", "qnli", "rte"], 40)
+    changes = {
+        ("cola", "validation"): ([1] * 40, "label = 1 in all of its 40 rows; to train and"),
+        ("sst2", "train"): ([0] * 40, "label = 0 in all of its 40 rows"),
+        ("mrpc", "validation"): ([-1] * 40, r"row 0: label = -1; .* hidden test labels"),
+        ("stsb", "validation"): ([1.0, None] * 20, "row 1: label = nan; it must be 0 to 5"),
+        ("qnli", "train"): ([], "has no rows"),
+    }
+    for (task, split), (labels, _) in changes.items():
+        path = data / "glue" / task / f"{split}.parquet"
+        pd.read_parquet(path).head(len(labels)).assign(label=labels).to_parquet(path)
+    tasks = [*(task for task, _ in changes), "qqp", "rte"]
+    command = ["score", str(folder), "--data", str(data), "--tasks", " ".join(tasks)]
+    command += ["--profile", str(write_study(tmp_path, "few", runs=str(tmp_path / "runs")))]
+    assert cli.command_line(command) == 0
+    said = capsys.readouterr().out
+    for (task, split), (_, why) in changes.items():
+        path = rf"glue/{task}/{split}\.parquet"
+        assert re.search(rf"^{task} is left out: .*{path}: .*{why}", said, re.M)
+    assert re.search(r"^qqp is left out: .*qqp/train\.parquet: no such file$", said, re.M)
+    (record,) = (tmp_path / "runs").rglob("mine@*/*/seed-0.json")
+    assert record.parent.name == "rte"
+    command[5] = "cola qqp"
+    with pytest.raises(UserError, match=r"^no task of cola, qqp can be scored; cola is left out: "):
+        cli.command_line(command)
 
 
 def test_tuning_holds_out_train_rows_and_both_orders_of_a_pair():

@@ -151,18 +151,44 @@ def _split_files(folder: Path, task: str, split: str) -> list[Path]:
 
 
 def available(source: str, data: str, tasks: list[str]) -> list[str]:
-    """Those of `tasks` that a source has: the folder `data` may lack some, not all of them."""
-    kinds = {name: get(name) for name in tasks}
-    if source != "folder":
-        return list(tasks)
-    folder = files.resolve(data)
-    there = [n for n, t in kinds.items() if all(_split_files(folder, n, s) for s in t.splits[:2])]
-    if not there:
-        raise UserError(
-            f"data: {folder}: none of {', '.join(tasks)} there; "
-            "expected glue/<task>/train.parquet and validation.parquet"
-        )
+    """Those of `tasks` that can be learnt and scored from a source, at least one."""
+    others = left_out(source, data, tasks)
+    if not (there := [name for name in tasks if name not in others]):
+        why = next(iter(others.values()))
+        raise UserError(f"no task of {', '.join(tasks)} can be scored; {why}")
     return there
+
+
+def left_out(source: str, data: str, tasks: list[str]) -> dict[str, str]:
+    """The others, each with a line: no files in the folder `data`, or labels that teach nothing.
+
+    The Hub's labels are seen when its rows are read; so is a damaged file.
+    """
+    folder, found = files.resolve(data), {}
+    for name in tasks:
+        task = get(name)
+        for split in task.splits[:2] if source == "folder" or task.own else ():
+            paths = _split_files(folder, name, split)
+            times = tuple(path.stat().st_mtime_ns for path in paths)
+            why = _why_not(name, tuple(paths), times) if paths else "no such file"
+            if why and name not in found:
+                place = "" if paths else f"{folder}/glue/{name}/{split}.parquet: "
+                found[name] = f"{name} is left out: {place}{why}"
+    return found
+
+
+@lru_cache
+def _why_not(name: str, paths: tuple[Path, ...], _: tuple[int, ...]) -> str:
+    """What is wrong with the labels of a split; empty where they can be learnt and scored."""
+    try:
+        tables = [read_parquet(path, ()) for path in paths]
+    except UserError:
+        return ""
+    try:
+        _check_labels(pd.concat(tables, ignore_index=True), get(name), str(paths[0]))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
@@ -171,17 +197,31 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
     The texts come first, then ``label`` (int64, float64 for a regression) and ``idx`` (int64). What
     is wrong is told in a :class:`UserError` that begins with `where`.
     """
-    types, texts = pd.api.types, list(task.columns)
-    for column in (*texts, "label"):
-        if column not in table:
-            raise UserError(f"{where}: has no column {column} (it has {', '.join(table.columns)})")
-    if table.empty:
-        raise UserError(f"{where}: has no rows")
+    texts = list(task.columns)
+    _require(table, texts, where)
+    label = _check_labels(table, task, where)
     for column in texts:
         value = _first(table[column], ~table[column].map(lambda value: isinstance(value, str)))
         if value:
             raise UserError(f"{where}: row {value[0]}: {column} = {value[1]!r}; it must be text")
-    label = table["label"]
+    idx = table.get("idx", pd.Series(range(len(table)), table.index))
+    if not pd.api.types.is_integer_dtype(idx) or idx.isna().any():
+        raise UserError(f"{where}: idx is {idx.dtype}; it must be a whole number")
+    return table[texts].assign(label=label, idx=idx.astype("int64")).reset_index(drop=True)
+
+
+def _require(table: pd.DataFrame, columns: list[str], where: str) -> None:
+    for column in columns:
+        if column not in table:
+            raise UserError(f"{where}: has no column {column} (it has {', '.join(table.columns)})")
+
+
+def _check_labels(table: pd.DataFrame, task: Task, where: str) -> pd.Series:
+    """The labels as numbers, whole ones for classes, of at least two values."""
+    _require(table, ["label"], where)
+    if table.empty:
+        raise UserError(f"{where}: has no rows")
+    label, types = table["label"], pd.api.types
     if task.own and task.labels and label.map(lambda value: isinstance(value, str)).any():
         if value := _first(label, ~label.isin(task.labels)):
             names = ", ".join(task.labels)
@@ -197,11 +237,16 @@ def check(table: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         raise UserError(
             f"{where}: row {value[0]}: label = {value[1]}; it must be {low} to {high}{hint}"
         )
-    idx = table.get("idx", pd.Series(range(len(table)), table.index))
-    if not types.is_integer_dtype(idx) or idx.isna().any():
-        raise UserError(f"{where}: idx is {idx.dtype}; it must be a whole number")
-    label = label.astype("int64" if task.labels else "float64")
-    return table[texts].assign(label=label, idx=idx.astype("int64")).reset_index(drop=True)
+    _check_alike(label, where)
+    return label.astype("int64" if task.labels else "float64")
+
+
+def _check_alike(label: pd.Series, where: str) -> None:
+    if label.nunique() < 2:
+        raise UserError(
+            f"{where}: label = {label.iloc[0]} in all of its {len(label)} rows; to train and "
+            "to score takes two values"
+        )
 
 
 def _first(values: pd.Series, bad: pd.Series) -> tuple[int, Any] | None:
@@ -239,10 +284,9 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     if path.suffix == ".csv":
         return _read_csv(path, columns)
     with corpus.reading(path):
-        table = pq.read_table(path)
-        wanted = [*columns, "label", "idx"]
-        if set(wanted[:-1]) <= set(table.column_names):
-            table = table.select([name for name in wanted if name in table.column_names])
+        there, wanted = pq.read_schema(path).names, [*columns, "label", "idx"]
+        known = set(wanted[:-1]) <= set(there)
+        table = pq.read_table(path, columns=[n for n in wanted if n in there] if known else None)
         try:
             table.validate(full=True)
         except pa.ArrowInvalid:
@@ -365,11 +409,7 @@ def _read(
     else:
         return pd.DataFrame()
     table = cap(table, limit, seed, name, split)
-    if table["label"].nunique() < 2:
-        raise UserError(
-            f"{where}: label = {table['label'][0]} in all of its {len(table)} rows; to train and "
-            "to score takes two values"
-        )
+    _check_alike(table["label"], where)
     return table
 
 

@@ -25,6 +25,8 @@ RUN_FILE = "run.json"  # what a run was asked for; Snakemake's jobs and the book
 def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
     """Runs what is not finished, then prints the table and the page to open."""
     folder = profile.folder
+    for line in glue.left_out(profile.source, profile.data, profile.tasks).values():
+        print(line)
     where = place(cores, gpu_jobs, cluster)
     with files.lock(folder) as lock:
         write_run(folder, profile)
@@ -145,5 +147,5 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
             print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{work:>12.3g}{size}")
             total += work
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
-    missing = [name for name in profile.tasks if name not in tasks]
-    print("missing from the source: " + (", ".join(missing) or "none"))
+    for line in glue.left_out(profile.source, profile.data, profile.tasks).values():
+        print(line)

@@ -254,5 +254,7 @@ def status(profile: Profile, side_by_side: int) -> str:
     """Who holds the run, its jobs, and how long the rest will take."""
     found, holder = survey(profile), files.lock_holder(profile.folder)
     about = f"held by process {holder}" if holder else "no grid is running"
-    head = f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}\n"
-    return "\n".join([head, table(found), "", *rest(profile, found, side_by_side)]).rstrip()
+    head = f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}"
+    others = glue.left_out(profile.source, profile.data, profile.tasks).values()
+    parts = [head, *others, "", table(found), "", *rest(profile, found, side_by_side)]
+    return "\n".join(parts).rstrip()

@@ -41,11 +41,11 @@ def prepare(parameters: S) -> S:
     elif isinstance(parameters, config.Pretrain):
         _packed(study, registry.get(parameters.model).tokenizer)
     elif isinstance(parameters, config.Finetune):
-        _tasks(study, parameters.tasks)
+        parameters = _tasks(study, parameters)
         if registry.get(parameters.model).objective != "given":
             _pretrained(study, parameters.model)
     elif any(parameters.folder.glob("records/*/*/seed-*.json")):  # the analysis of something
-        _tasks(study, parameters.tasks)
+        parameters = _tasks(study, parameters)
     return parameters
 
 
@@ -81,10 +81,14 @@ def _corpus(study: config.Profile) -> None:
         corpus.run(config.Data(**study.stage(config.Data)))
 
 
-def _tasks(study: config.Profile, tasks: list[str]) -> None:
-    for name in tasks:
+def _tasks(study: config.Profile, parameters: S) -> S:
+    for line in glue.left_out(study.source, study.data, parameters.tasks).values():
+        print(line)
+    names = glue.available(study.source, study.data, parameters.tasks)
+    for name in names:
         if _lacks(study, "01_data", f"data/glue/{name}"):
             glue.run(config.Data(**study.stage(config.Data)), name)
+    return parameters.model_copy(update={"tasks": names})
 
 
 def _packed(study: config.Profile, kind: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # all groups; this process's
 CORES = "SMALL_BENCH_CORES"  # environment variable with a study's own limit
 
 
@@ -32,7 +32,7 @@ def _limits(kind: str, *sets: list[str]) -> Iterator[list[int]]:
     roots = (CGROUPS, CGROUPS / kind)
     places = {*roots}
     with suppress(OSError):  # not Linux
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        for line in OWN.read_text(encoding="utf-8").splitlines():
             path = line.split(":", 2)[2].strip("/")
             places |= {one for root in roots for one in (root / path, *(root / path).parents)}
     for place in places:

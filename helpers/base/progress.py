@@ -17,7 +17,7 @@ from helpers.base.errors import UserError
 SHORTEST_SECONDS, LONGEST_SECONDS = 10.0, 600.0
 FILE = "SMALL_BENCH_PROGRESS"  # environment variable that names the file; without it there is none
 FILE_SECONDS = 5.0
-LINE = re.compile(r".+: +\d+ %, \d+/\d+ \S+, .* left\b")
+LINE = re.compile(r".+: +\d+ %, \d+/\d+ \S+")
 
 
 class Progress(tqdm):
@@ -35,7 +35,7 @@ class Progress(tqdm):
         found["rate"] = done / elapsed if elapsed and done else None
         rate = self.tokens / elapsed if elapsed and self.tokens else found["rate"]
         unit = "tokens" if self.tokens else self.unit.strip()
-        found["speed"] = f"{tqdm.format_sizeof(rate) if rate else '?'} {unit}/s"
+        found["speed"] = f"{tqdm.format_sizeof(rate)} {unit}/s" if rate else ""
         return found
 
     @property
@@ -92,7 +92,7 @@ def line(state: dict[str, Any]) -> str:
     """A state in words: ``25 %, 3/12 steps, 4.17k tokens/s, 00:07 left, loss 3.000``."""
     done, total, seconds = state["done"], state["total"], state["seconds_left"]
     share, amount = f"{100 * done // max(total, 1):3d} %", f"{done}/{total} {state['unit']}"
-    left = f"{'?' if seconds is None else tqdm.format_interval(seconds)} left"
+    left = "" if seconds is None else f"{tqdm.format_interval(seconds)} left"
     return ", ".join(filter(None, [share, amount, state["speed"], left, state["note"]]))
 
 

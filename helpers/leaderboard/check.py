@@ -128,7 +128,9 @@ def _impossible(stated: Submission) -> list[str]:
         rows = task.official_rows[task.validation]
         counted = task.metric == "accuracy"
         if counted and statistics.impossible(value, rows, stated.decimals, halves):
-            odd.append(f"scores.{name} = {value}: no count of right answers out of {rows} gives it")
+            exact = f"to {stated.decimals} decimal{'s' * (stated.decimals > 1)}"
+            line = f"no count of right answers out of {rows} gives it {exact}"
+            odd.append(f"scores.{name} = {value}: {line}")
     return odd
 
 

@@ -59,11 +59,16 @@ def model_name(published: dict[str, Any], model: str) -> str:
 
 
 def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) -> Html:
-    """A published figure with the number of its source, which leads to the list of sources."""
+    """A published figure with the number of its source, which leads to the list of sources.
+
+    A word says how it was found, where it was not read at the source.
+    """
     if figure["value"] is None:
         return html("not found")
     number = list(published["sources"]).index(figure["source"]) + 1
     value = figure["value"]
     text = value if isinstance(value, str) else f"{value:.{decimals}f}"
-    mark = link(f"[{number}]", f"../book/references.html#source-{number}")
-    return html('{}<sup title="{}">{}</sup>', text, published["statuses"][figure["status"]], mark)
+    status = published["statuses"][figure["status"]]
+    word = "" if figure["status"] == "R" else f", {status.split()[0]}"
+    mark = link(f"[{number}{word}]", f"../book/references.html#source-{number}")
+    return html('{}<sup title="{}">{}</sup>', text, status, mark)

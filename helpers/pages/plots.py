@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -28,7 +28,7 @@ MARKERS = "osD^vPX*<>hp"
 PALETTE = "colorblind"  # seaborn's, after Okabe and Ito's
 COLOUR = sns.color_palette(PALETTE)[0]
 WIDTH = 7.2  # inches: the book's column of text, so that letters keep their size
-FLOPS = "pretrain.flops"
+TOKENS = "tokens seen in pre-training"
 
 
 @contextmanager
@@ -156,8 +156,8 @@ def _label(view: View) -> str:
 
 
 @style()
-def budgets(runs: Sequence[View]) -> Figure:
-    """Scores against the FLOPs of pre-training, of runs that differ in their budget.
+def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> Figure:
+    """Scores against the FLOPs or tokens of pre-training, of runs that differ in their budget.
 
     The first run is the one that is shown. Filled: medians over seeds with their range, a line by
     model; controls are a band, the bag of words a line. Open: what others report, where measured
@@ -171,12 +171,12 @@ def budgets(runs: Sequence[View]) -> Figure:
         for place, model in enumerate(shown.models)
     }
     if not shown.embedded:
-        _published(axis, shown, looks)
+        _published(axis, shown, looks, by)
     for model, look in looks.items():
         points = []
         for run in runs:
             seeds = statistics.seed_means(run.records, model, shown.headline)
-            if len(seeds) and (spent := run.of(model)[FLOPS].max()):
+            if len(seeds) and (spent := run.of(model)[f"pretrain.{by}"].max()):
                 points.append((spent, seeds.median(), seeds.min(), seeds.max()))
         if points:
             spent, middle, low, high = np.array(sorted(points)).T
@@ -184,31 +184,34 @@ def budgets(runs: Sequence[View]) -> Figure:
             reach = (middle - low, high - middle)
             axis.errorbar(spent, middle, reach, **look, linewidth=1, elinewidth=1, label=name)
     _references(axis, shown)
-    _log(axis, "FLOPs of pre-training")
+    _log(axis, {"flops": "FLOPs of pre-training", "tokens": TOKENS}[by])
     tasks = f"mean of {len(shown.headline)} tasks{shown.mark(shown.headline)} × 100"
     axis.set(ylabel=tasks, title=_label(shown))
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]]) -> None:
+def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]], by: str) -> None:
     """Others' points, open: the study's models on the run's tasks, and a training of ELECTRA's."""
     open_ = {"fillstyle": "none", "linestyle": "none"}
     for model, look in looks.items():
         entry = shown.published["table1"]["models"].get(model)
         if entry and set(shown.headline) <= set(entry["scores"]):
             scores = [entry["scores"][task]["value"] for task in shown.headline]
-            axis.plot(entry["pretraining"]["flops"], np.mean(scores), **dict(look) | open_)
+            spent = entry["pretraining"]
+            spent = {"flops": spent["flops"], "tokens": 1e9 * spent["tokens_billions"]}
+            axis.plot(spent[by], np.mean(scores), **dict(look) | open_)
     counts = {one["method"]: 1e6 * one["mflop"] for one in shown.published["flop_per_token"]}
     along = [p for p in shown.published["quality_per_compute"] if " of the steps" in p["method"]]
-    x = [1e9 * point["tokens_billions"] * counts[point["flop"]] for point in along]
+    each = [counts[point["flop"]] if by == "flops" else 1 for point in along]
+    x = [1e9 * point["tokens_billions"] * work for point, work in zip(along, each, strict=True)]
     look = {"color": "0.4", "marker": "o", "fillstyle": "none", "linewidth": 1, "markersize": 5}
     axis.plot(x, [p["average"] for p in along], **look, label="ELECTRA-Small, published, mean of 8")
 
 
 def _references(axis: Axes, shown: View) -> None:
     """The controls without pre-training as a band, and the bag of words as a line."""
-    untrained = [model for model in shown.models if shown.of(model)[FLOPS].max() == 0]
+    untrained = [model for model in shown.models if shown.of(model)["pretrain.tokens"].max() == 0]
     means = [shown.over_seeds(model, shown.headline).median for model in untrained]
     if means := [value for value in means if np.isfinite(value)]:
         axis.axhspan(min(means) - 0.15, max(means) + 0.15, color="0.8", label="no pre-training")
@@ -243,7 +246,7 @@ def held_out(runs: Sequence[View], levels: Mapping[str, float]) -> Figure:
         axis.axhline(level, color="0.4", linestyle="--", linewidth=1)
         axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     axis.set(ylabel="held-out bits per byte", title=_label(shown))
-    _log(axis, "tokens seen in pre-training")
+    _log(axis, TOKENS)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 

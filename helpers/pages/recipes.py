@@ -8,7 +8,7 @@ measured on the same held-out rows: a difference is taken pair by pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +21,7 @@ from helpers.base.errors import UserError
 from helpers.score.statistics import holm
 
 LEVEL = 0.95
+SEEN = {"auc": "auc", "rank": "effective_rank"}  # beside bits per byte, as they are shown
 
 
 def measure(
@@ -51,7 +52,7 @@ def measure(
     trained = [
         {"name": name, "base": base, "changes": list(changes), "seed": seed}
         | _trained(shown[shown["model"] == name], profile)
-        | {key: held_out[name].get(key) for key in ("bits_per_byte", "auc", "effective_rank")}
+        | {key: held_out[name].get(key) for key in ("bits_per_byte", *SEEN.values())}
         for name, (base, changes, seed) in split.items()
     ]
     return {
@@ -87,11 +88,11 @@ def effects(study: Mapping[str, Any]) -> pd.DataFrame:
     """What each change was worth, against the same model and pre-training seed without it.
 
     One row per base and change: base, changes (empty for a base), pairs (pre-training seeds), bits
-    (held-out bits per byte, a mean over them), score (mean over tasks and seeds), flops (over the
-    base's); gain, the per cent of the base's bits per byte that the change saves, a mean over
-    pairs, with low and high, its 95 % interval by Student's t from two pairs on; p, of no gain,
-    adjusted for the number of changes by Holm; points, the difference of the scores. NaN where
-    there is none.
+    (held-out bits per byte, a mean over them), auc and rank (of the discriminator and of the last
+    hidden states, likewise), score (mean over tasks and seeds), flops (over the base's); gain, the
+    per cent of the base's bits per byte that the change saves, a mean over pairs, with low and
+    high, its 95 % interval by Student's t from two pairs on; p, of no gain, adjusted for the number
+    of changes by Holm; points, the difference of the scores. NaN where there is none.
     """
     groups: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for one in study["models"]:
@@ -99,6 +100,7 @@ def effects(study: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for (base, changes), runs in groups.items():
         row = {"base": base, "changes": changes, "pairs": len(runs), "bits": _mean(runs, _bits)}
+        row |= {key: _mean(runs, _held_out(name)) for key, name in SEEN.items()}
         row |= {"score": _mean(runs, _score), "flops": 1.0}
         if changes:
             pairs = [(one, groups[base, ""][seed]) for seed, one in runs.items()]
@@ -112,8 +114,11 @@ def effects(study: Mapping[str, Any]) -> pd.DataFrame:
     return found
 
 
-def _bits(one: Mapping[str, Any]) -> float:
-    return math.nan if one["bits_per_byte"] is None else one["bits_per_byte"]
+def _held_out(name: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda one: math.nan if one[name] is None else one[name]
+
+
+_bits = _held_out("bits_per_byte")
 
 
 def _score(one: Mapping[str, Any]) -> float:

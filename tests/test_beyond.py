@@ -133,6 +133,7 @@ def make_study(bits, scores=None):
             {
                 "name": name,
                 **{"base": base, "changes": list(changes), "seed": seed, "bits_per_byte": value},
+                **{"auc": None, "effective_rank": 9.0},
                 "flops": 0.5e9 if "quarter-generator" in changes else 1e9,
                 "scores": {"cola": (scores or {}).get(name, [40.0])},
             }

@@ -1,6 +1,7 @@
 """pyproject.toml, constraints.txt and environment.yml describe one environment."""
 
 import tomllib
+from importlib.metadata import distributions
 
 import yaml
 from makers import ROOT
@@ -39,6 +40,15 @@ def test_pins_are_public_versions_for_any_machine():
         assert Version(spec.version).local is None, pin
         assert not pin.name.startswith("nvidia") or pin.name == "nvidia-ml-py", "CUDA is torch's"
         assert pin.url is None
+
+
+def test_what_is_pinned_installs_on_the_oldest_python():
+    """Debian 12 has Python 3.11.2: a patch release may not be asked for."""
+    pinned, oldest = pins(), "3.11.0"
+    assert SpecifierSet(PROJECT["requires-python"]).contains(oldest)
+    for one in distributions():
+        if canonicalize_name(one.name) in pinned:
+            assert SpecifierSet(one.metadata["Requires-Python"] or "").contains(oldest), one.name
 
 
 def test_the_declared_ranges_admit_what_colab_has():

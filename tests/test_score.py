@@ -298,7 +298,7 @@ def test_tasks_that_cannot_be_scored_are_left_out_before_any_work(folder, tmp_pa
     (record,) = (tmp_path / "runs").rglob("mine@*/*/seed-0.json")
     assert record.parent.name == "rte"
     command[5] = "cola qqp"
-    with pytest.raises(UserError, match=r"^no task of cola, qqp can be scored; cola is left out: "):
+    with pytest.raises(UserError, match=r"^data: .*: no task of cola, qqp .*; cola is left out: "):
         cli.command_line(command)
 
 

@@ -154,8 +154,9 @@ def available(source: str, data: str, tasks: list[str]) -> list[str]:
     """Those of `tasks` that can be learnt and scored from a source, at least one."""
     others = left_out(source, data, tasks)
     if not (there := [name for name in tasks if name not in others]):
+        where = f"data: {files.resolve(data)}: " * (source == "folder")
         why = next(iter(others.values()))
-        raise UserError(f"no task of {', '.join(tasks)} can be scored; {why}")
+        raise UserError(f"{where}no task of {', '.join(tasks)} can be scored; {why}")
     return there
 
 

@@ -160,6 +160,13 @@ def available(source: str, data: str, tasks: list[str]) -> list[str]:
     return there
 
 
+def announce(source: str, data: str, tasks: list[str]) -> list[str]:
+    """The same, after a printed line for each of the others."""
+    for line in left_out(source, data, tasks).values():
+        print(line)
+    return available(source, data, tasks)
+
+
 def left_out(source: str, data: str, tasks: list[str]) -> dict[str, str]:
     """The others, each with a line: no files in the folder `data`, or labels that teach nothing.
 

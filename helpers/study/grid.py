@@ -25,8 +25,7 @@ RUN_FILE = "run.json"  # what a run was asked for; Snakemake's jobs and the book
 def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
     """Runs what is not finished, then prints the table and the page to open."""
     folder = profile.folder
-    for line in glue.left_out(profile.source, profile.data, profile.tasks).values():
-        print(line)
+    glue.announce(profile.source, profile.data, profile.tasks)
     where = place(cores, gpu_jobs, cluster)
     with files.lock(folder) as lock:
         write_run(folder, profile)
@@ -130,7 +129,7 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
     for where, values in layers.items():
         text = ", ".join(f"{n}={final[n]!r}" for n in values if stands[n] == where)
         print(textwrap.fill(f"from {where}: {text}", 100, subsequent_indent="  "), end="\n\n")
-    tasks = glue.available(profile.source, profile.data, profile.tasks)
+    tasks = glue.announce(profile.source, profile.data, profile.tasks)
     print(f"{'job':<38}{'steps':>12}{'tokens':>12}{'FLOPs':>12}{'parameters':>13}")
     total = 0.0
     for name in profile.models:
@@ -147,5 +146,3 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
             print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{work:>12.3g}{size}")
             total += work
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
-    for line in glue.left_out(profile.source, profile.data, profile.tasks).values():
-        print(line)

@@ -82,9 +82,7 @@ def _corpus(study: config.Profile) -> None:
 
 
 def _tasks(study: config.Profile, parameters: S) -> S:
-    for line in glue.left_out(study.source, study.data, parameters.tasks).values():
-        print(line)
-    names = glue.available(study.source, study.data, parameters.tasks)
+    names = glue.announce(study.source, study.data, parameters.tasks)
     for name in names:
         if _lacks(study, "01_data", f"data/glue/{name}"):
             glue.run(config.Data(**study.stage(config.Data)), name)

@@ -48,9 +48,7 @@ def load(name: str, rows: int, **changes: object) -> config.Profile:
 
 def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
     """Scores a checkpoint: brings it and the tasks into the run, says what is left, does it."""
-    tasks = glue.available(profile.source, profile.data, profile.tasks)
-    for line in glue.left_out(profile.source, profile.data, profile.tasks).values():
-        print(line)
+    tasks = glue.announce(profile.source, profile.data, profile.tasks)
     loop.begin(profile.threads)
     manifest = foreign.bring(profile.folder, model)
     glue.prepare(config.Data(**profile.stage(config.Data)), tasks)

@@ -180,6 +180,7 @@ def test_changes_are_compared_together():
 def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     names = ["electra-deberta", "electra-deberta+seed-1", "electra-deberta+no-dropout"]
     run = make_run(tmp_path / "records", "folder", models=names, tasks=TASKS)
+    make_run(run, "folder", models=["bag-of-words", "majority"], tasks=TASKS, seeds=[0])
     frame = view.load_records(run)
     profile = config.load_profile(
         "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
@@ -192,6 +193,8 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     assert found["models"][2]["base"] == "electra-deberta"
     assert [one["effective_rank"] for one in found["models"]] == [None, None, 3.5]
     assert found["train_rows"]["rte"] == mine["rows"].iloc[0]["train"]
+    floor = frame[(frame["model"] == "bag-of-words") & (frame["task"] == "rte")]["score"].tolist()
+    assert floor == [found["floors"]["bag-of-words"]["rte"]]
     files.write_json(tmp_path / "beyond.json", found)
     assert files.read_json(tmp_path / "beyond.json") == found
 

@@ -19,6 +19,7 @@ from scipy import stats
 from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.score.statistics import holm
+from helpers.train.records import FLOORS
 
 LEVEL = 0.95
 SEEN = {"auc": "auc", "rank": "effective_rank"}  # beside bits per byte, as they are shown
@@ -29,8 +30,8 @@ def measure(
 ) -> dict[str, Any]:
     """What ``results/beyond.json`` holds of a finished run: its models, and what they share.
 
-    `records` are of every model, task and seed of the profile; `held_out` is what the manifest of
-    a model says of held-out rows, by model.
+    `records` are of every model, task and seed of the profile, and of its floors; `held_out` is
+    what the manifest of a model says of held-out rows, by model.
     """
     from helpers.model import registry
 
@@ -48,6 +49,7 @@ def measure(
     shown = records[records["model"].isin(profile.models)]
     rows = {task: group["rows"].iloc[0]["train"] for task, group in shown.groupby("task")}
     shared = ("pretrain_", "rtd_", "finetune_", "precision", "segments", "bias_correction")
+    floors = {name: records[records["model"] == name].set_index("task")["score"] for name in FLOORS}
     commits = {code["commit"] for part in ("code", "pretrain_code") for code in shown[part]}
     trained = [
         {"name": name, "base": base, "changes": list(changes), "seed": seed}
@@ -68,6 +70,7 @@ def measure(
         "hardware": sorted({one["name"] for one in shown["pretrain_hardware"]}),
         "versions": shown["versions"].iloc[0],
         "commits": sorted(commit for commit in commits if commit),
+        "floors": {name: {task: scores[task] for task in rows} for name, scores in floors.items()},
         "models": trained,
     }
 

@@ -88,11 +88,11 @@ def test_a_head_on_deberta_is_drawn_as_the_releases_init_weights():
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "electra", "scratch"])
 def test_a_table_of_positions_may_start_from_sinusoids(name):
-    spec = registry.get(name)
-    torch.manual_seed(0)
-    released = objectives.build(spec, registry.get_size("small-released"), 100, 64)
-    torch.manual_seed(0)
-    task = objectives.build(spec, registry.get_size("small"), 100, 64)
+    def build(name):
+        torch.manual_seed(0)
+        return objectives.build(registry.get(name), registry.get_size("small"), 100, 64)
+
+    task, released = build(name), build(f"{name}+random-positions")
     table = registry.encoder(task.model).embeddings.position_embeddings
     width, skipped = table.weight.shape[1], {table.padding_idx} - {None}
     rows = [row for row in range(len(table.weight)) if row not in skipped]

@@ -44,6 +44,7 @@ class Recipe:
     batch: int = 1  # factor on the rows per step; steps are divided by it: as many rows
     rate: float = 1.0  # factor on the peak learning rate
     end_rate: float = 0.0  # part of the peak left at the last step; 1 is no decay at all
+    sinusoids: bool = True  # False: random positions, as released, where a size has sinusoids too
     seed: int = 0  # added to the seed of weights, order and masks
 
 
@@ -125,7 +126,7 @@ class Change:
 
     recipe: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
-    only: tuple[str, str] = ("", "")  # a field of the model and what it must be
+    only: tuple[str, ...] = ("",)  # a field of the model and what it may be
 
 
 _GENERATOR = ("objective", "rtd")
@@ -134,6 +135,7 @@ CHANGES: dict[str, Change] = {
     "large-batch": Change({"batch": 4, "rate": 2.0}),
     "high-rate": Change({"rate": 4.0}),
     "constant-rate": Change({"end_rate": 1.0}),
+    "random-positions": Change({"sinusoids": False}, only=("architecture", "bert", "roberta")),
     "quarter-generator": Change(spec={"generator_fraction": 0.25}, only=_GENERATOR),
     "tied-softmax": Change(spec={"tie_softmax": True}, only=_GENERATOR),
     # transformers has a pre-LN encoder of RoBERTa alone.
@@ -153,7 +155,6 @@ SIZES: dict[str, Size] = {
     # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
     "paper": Size(12, 256, 4, 1024, embedding=128, bert_positions=512),
     "small": Size(4, 256, 4, 1024, embedding=128, initial=0.06, sinusoids=0.06),
-    "small-released": Size(4, 256, 4, 1024, embedding=128, initial=0.06),
     "mini": Size(4, 128, 4, 512, embedding=64, initial=0.06),
     "tiny": Size(2, 128, 4, 512, embedding=128, initial=0.08),
 }
@@ -185,9 +186,10 @@ def get(name: str) -> Spec:
             known = [*CHANGES, "seed-1"]
             raise UserError(f"model = {name!r}: no such change; {did_you_mean(change, known)}")
         made = CHANGES[change]
-        key, must = made.only
-        if key and getattr(spec, key) != must:
-            raise UserError(f"model = {name!r}: {change} needs a model whose {key} is {must}")
+        key, *may = made.only
+        if key and getattr(spec, key) not in may:
+            allowed = " or ".join(may)
+            raise UserError(f"model = {name!r}: {change} needs a model whose {key} is {allowed}")
         if seen & {*made.spec, *made.recipe}:
             raise UserError(f"model = {name!r}: {change} changes what another change does")
         seen |= {*made.spec, *made.recipe}

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import ElectraForPreTraining
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from helpers.base.errors import UserError
 from helpers.model import disentangled, last_layer, registry
 from helpers.model.dropout import use_fast_dropout
 from helpers.model.flops import head_flops, token_flops
@@ -276,7 +277,9 @@ def build(
         task = ReplacedTokenDetection(spec, registry.masked_lm(narrow), discriminator)
     else:
         task = MaskedLanguageModel(spec, registry.masked_lm(config))
-    if size.sinusoids:
+    if not spec.recipe.sinusoids and not size.sinusoids:
+        raise UserError("random-positions: this size has no other; one that has is small")
+    if spec.recipe.sinusoids and size.sinusoids:
         fill_positions(task, size.sinusoids)
     return use_fast_dropout(disentangled.speed_up(task)) if fast else task
 

@@ -109,6 +109,21 @@ def test_a_table_of_positions_may_start_from_sinusoids(name):
         assert torch.equal(one, other) != key.endswith("position_embeddings.weight"), key
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra-deberta"])
+def test_token_types_may_start_from_zero(name):
+    for model, zero in ((name, True), (f"{name}+random-types", False)):
+        task = objectives.build(registry.get(model), registry.get_size("small"), 100, 64)
+        types = registry.encoder(task.model).embeddings.token_type_embeddings.weight
+        assert types.requires_grad
+        assert (not types.any()) == zero
+
+
+@pytest.mark.parametrize("change", ["random-positions", "random-types"])
+def test_a_start_that_a_size_has_already_is_refused(change):
+    with pytest.raises(UserError, match=change):
+        objectives.build(registry.get(f"bert+{change}"), registry.get_size("tiny"), 100, 64)
+
+
 def test_roberta_has_two_positions_less():
     config = at_paper_size("roberta").model.config
     assert config.max_position_embeddings == 128

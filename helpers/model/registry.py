@@ -45,6 +45,7 @@ class Recipe:
     rate: float = 1.0  # factor on the peak learning rate
     end_rate: float = 0.0  # part of the peak left at the last step; 1 is no decay at all
     sinusoids: bool = True  # False: random positions, as released, where a size has sinusoids too
+    zero_types: bool = True  # False: random token types, as released, where a size has zeros too
     seed: int = 0  # added to the seed of weights, order and masks
 
 
@@ -87,6 +88,9 @@ class Size:
     # random numbers as released. At a small budget such a table is learnt late or never: attention
     # stays uniform until then. It stays a parameter like any other.
     sinusoids: float = 0.0
+    # Whether token types start from zero, not from random numbers as released. Such a vector is the
+    # same for all tokens of a segment, and each layer of uniform attention makes it larger.
+    zero_types: bool = False
 
 
 # google-research/electra, which also trained the released BERT-small.
@@ -136,6 +140,7 @@ CHANGES: dict[str, Change] = {
     "high-rate": Change({"rate": 4.0}),
     "constant-rate": Change({"end_rate": 1.0}),
     "random-positions": Change({"sinusoids": False}, only=("architecture", "bert", "roberta")),
+    "random-types": Change({"zero_types": False}),
     "quarter-generator": Change(spec={"generator_fraction": 0.25}, only=_GENERATOR),
     "tied-softmax": Change(spec={"tie_softmax": True}, only=_GENERATOR),
     # transformers has a pre-LN encoder of RoBERTa alone.
@@ -154,7 +159,7 @@ nothing but another seed of weights, order and masks."""
 SIZES: dict[str, Size] = {
     # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
     "paper": Size(12, 256, 4, 1024, embedding=128, bert_positions=512),
-    "small": Size(4, 256, 4, 1024, embedding=128, initial=0.06, sinusoids=0.06),
+    "small": Size(4, 256, 4, 1024, embedding=128, initial=0.06, sinusoids=0.06, zero_types=True),
     "mini": Size(4, 128, 4, 512, embedding=64, initial=0.06),
     "tiny": Size(2, 128, 4, 512, embedding=128, initial=0.08),
 }

@@ -277,30 +277,33 @@ def build(
         task = ReplacedTokenDetection(spec, registry.masked_lm(narrow), discriminator)
     else:
         task = MaskedLanguageModel(spec, registry.masked_lm(config))
-    if not spec.recipe.sinusoids and not size.sinusoids:
-        raise UserError("random-positions: this size has no other; one that has is small")
-    if spec.recipe.sinusoids and size.sinusoids:
-        fill_positions(task, size.sinusoids)
+    for value, change in (("sinusoids", "random-positions"), ("zero_types", "random-types")):
+        if not getattr(spec.recipe, value) and not getattr(size, value):
+            raise UserError(f"model with {change}: this size starts so without it; small does not")
+    tables = [named for named in task.named_modules() if isinstance(named[1], nn.Embedding)]
+    for name, table in tables:
+        if name.endswith("position_embeddings") and spec.recipe.sinusoids and size.sinusoids:
+            fill_positions(table, size.sinusoids)
+        if name.endswith("token_type_embeddings") and spec.recipe.zero_types and size.zero_types:
+            nn.init.zeros_(table.weight)
     return use_fast_dropout(disentangled.speed_up(task)) if fast else task
 
 
 @torch.no_grad()
-def fill_positions(model: nn.Module, deviation: float) -> None:
-    """Fills every table of absolute positions in `model` with sinusoids, as `Size.sinusoids` says.
+def fill_positions(table: nn.Embedding, deviation: float) -> None:
+    """Fills a table of absolute positions with sinusoids, as `Size.sinusoids` says.
 
     Rows are positions; pairs of columns are sine and cosine of wavelengths from pi to 60 pi
     positions, in equal ratios: short enough to tell neighbours apart, and long enough for a row of
     128 tokens. (Vaswani et al. 2017, section 3.5, go to 10,000 x 2 pi.)
     """
-    for name, table in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
-            rows, width = table.weight.shape
-            wavelength = math.pi * 60 ** torch.linspace(0, 1, (width + 1) // 2)
-            angle = 2 * math.pi * torch.arange(rows)[:, None] / wavelength
-            waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
-            table.weight.copy_(waves * deviation * math.sqrt(2))  # a sine's deviation is sqrt(1/2)
-            if table.padding_idx is not None:  # of RoBERTa, which counts positions after it
-                table.weight[table.padding_idx] = 0
+    rows, width = table.weight.shape
+    wavelength = math.pi * 60 ** torch.linspace(0, 1, (width + 1) // 2)
+    angle = 2 * math.pi * torch.arange(rows)[:, None] / wavelength
+    waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
+    table.weight.copy_(waves * deviation * math.sqrt(2))  # a sine's deviation is sqrt(1/2)
+    if table.padding_idx is not None:  # of RoBERTa, which counts positions after it
+        table.weight[table.padding_idx] = 0
 
 
 def flops_per_token(task: nn.Module, length: int) -> float:

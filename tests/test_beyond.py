@@ -204,3 +204,12 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     alone = profile.model_copy(update={"models": ["bert", "bert+no-dropout+seed-1"]})
     with pytest.raises(UserError, match=r"has bert\+no-dropout\+seed-1, but not bert\+seed-1"):
         recipes.measure(frame, alone, unseen)
+
+
+def test_what_is_predicted_can_be_scored():
+    made = config.read_yaml(files.find("results/prediction.yaml"))
+    keys = [one["key"] for one in made["statements"]]
+    assert len(set(keys)) == len(keys) == 10
+    assert all(
+        0 < one["probability"] < 1 and one["says"] and one["why"] for one in made["statements"]
+    )

@@ -102,6 +102,7 @@ def test_a_change_leaves_the_encoder_as_large_as_it_was(change):
         ("bert+no-dropuot", "no such change; did you mean no-dropout"),
         ("bert+tied-softmax", "tied-softmax needs a model whose objective is rtd"),
         ("deberta+random-positions", "needs a model whose architecture is bert or roberta"),
+        ("deberta+random-types", "needs a model whose types is 1 or 2"),
         ("bert+no-dropout+no-dropout", "a change stands there twice"),
         ("bert+seed-1+seed-2", "a change stands there twice"),
         ("bert+high-rate+large-batch", "large-batch changes what another change does"),

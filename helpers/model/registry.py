@@ -130,7 +130,7 @@ class Change:
 
     recipe: dict[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
-    only: tuple[str, ...] = ("",)  # a field of the model and what it may be
+    only: tuple[Any, ...] = ("",)  # a field of the model and what it may be
 
 
 _GENERATOR = ("objective", "rtd")
@@ -140,7 +140,7 @@ CHANGES: dict[str, Change] = {
     "high-rate": Change({"rate": 4.0}),
     "constant-rate": Change({"end_rate": 1.0}),
     "random-positions": Change({"sinusoids": False}, only=("architecture", "bert", "roberta")),
-    "random-types": Change({"zero_types": False}),
+    "random-types": Change({"zero_types": False}, only=("types", 1, 2)),
     "quarter-generator": Change(spec={"generator_fraction": 0.25}, only=_GENERATOR),
     "tied-softmax": Change(spec={"tie_softmax": True}, only=_GENERATOR),
     # transformers has a pre-LN encoder of RoBERTa alone.
@@ -193,7 +193,7 @@ def get(name: str) -> Spec:
         made = CHANGES[change]
         key, *may = made.only
         if key and getattr(spec, key) not in may:
-            allowed = " or ".join(may)
+            allowed = " or ".join(map(str, may))
             raise UserError(f"model = {name!r}: {change} needs a model whose {key} is {allowed}")
         if seen & {*made.spec, *made.recipe}:
             raise UserError(f"model = {name!r}: {change} changes what another change does")

@@ -279,7 +279,7 @@ def build(
         task = MaskedLanguageModel(spec, registry.masked_lm(config))
     for value, change in (("sinusoids", "random-positions"), ("zero_types", "random-types")):
         if not getattr(spec.recipe, value) and not getattr(size, value):
-            raise UserError(f"model with {change}: this size starts so without it; small does not")
+            raise UserError(f"{change}: this size has no other start; one that has is small")
     tables = [named for named in task.named_modules() if isinstance(named[1], nn.Embedding)]
     for name, table in tables:
         if name.endswith("position_embeddings") and spec.recipe.sinusoids and size.sinusoids:

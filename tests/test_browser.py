@@ -1,19 +1,12 @@
 """The built book in a real browser: Chromium, with every address but localhost cut off."""
 
-import itertools
 import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import numpy as np
 import pytest
-import seaborn as sns
-from makers import ROOT
-
-from helpers.pages import plots
-from helpers.score import paper
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -128,23 +121,6 @@ class TestEveryPage:
             context.close()
 
 
-@pytest.mark.parametrize("words", ["disentangled attention", "ELECTRA-DeBERTa", "RoBERTa"])
-class TestSearch:
-    pytestmark = slow
-
-    def test_finds(self, page, address, words):
-        wrong = listen(page.context, address)
-        page.goto(f"/search.html?q={words.replace(' ', '+')}")
-        page.locator("#search-results li a").first.wait_for()
-        page.wait_for_function(
-            "document.querySelector('.search-summary').innerText.match(/finished|found/i)"
-        )
-        found = page.locator("#search-results li > a").evaluate_all("all => all.map(a => a.href)")
-        wanted = "method" if words.islower() else "leaderboard"
-        assert any(wanted in link for link in found), found
-        assert not wrong
-
-
 class TestPages:
     pytestmark = slow
 
@@ -207,65 +183,3 @@ class TestPages:
         boxes.first.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("document.activeElement.scrollLeft > 0")
-
-
-# --- colours, without a browser
-
-# Severity 1.0: Machado, Oliveira and Fernandes 2009, doi:10.1109/TVCG.2009.113, table of matrices.
-DEFICIENT = {
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "none": np.eye(3),
-}
-XYZ = np.array(  # of linear sRGB, IEC 61966-2-1
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
-)
-
-
-def linear(colour):
-    """Linear sRGB of one in 0 to 1."""
-    colour = np.asarray(colour)
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
-
-
-def lab(rgb):
-    """CIE L*a*b* of linear sRGB under D65."""
-    ratio = XYZ @ rgb / XYZ.sum(axis=1)
-    f = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-@pytest.mark.parametrize("eyes", DEFICIENT)
-def test_colours_of_models_differ_for_colour_blind_readers(eyes):
-    """A difference of 2.3 is just noticed; ten stands well clear of it."""
-    models = [*paper.load(ROOT / "results" / "published.json")["table1"]["models"], "x"]
-    colours = sns.color_palette(plots.PALETTE, len(models))
-    seen = [lab(np.clip(DEFICIENT[eyes] @ linear(colour), 0, 1)) for colour in colours]
-    for one, two in itertools.combinations(seen, 2):
-        assert np.linalg.norm(one - two) > 10
-    assert len(set(plots.MARKERS)) == len(plots.MARKERS) > len(models)
-
-
-def test_letters_in_plots_have_contrast():
-    """WCAG 2.2, 1.4.3: 4.5 to 1, for every colour a plot writes in."""
-    with plots.style():
-        import matplotlib as mpl
-
-        names = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-        letters = {mpl.colors.to_rgb(mpl.rcParams[name]) for name in names}
-        ground = mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])
-    for colour in letters:
-        light, dark = (float(XYZ[1] @ linear(c)) for c in (ground, colour))
-        assert (light + 0.05) / (dark + 0.05) >= 4.5

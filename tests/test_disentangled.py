@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, DebertaConfig, DebertaModel
@@ -88,12 +87,6 @@ def test_a_checkpoint_goes_both_ways(tmp_path):
     assert torch.equal(stock(tokens).last_hidden_state, again(tokens).last_hidden_state)
 
 
-def test_speeding_up_twice_changes_nothing():
-    fast = disentangled.speed_up(model(0, 2, -1))
-    attention = fast.encoder.layer[0].attention.self
-    assert disentangled.speed_up(fast).encoder.layer[0].attention.self is attention
-
-
 @pytest.mark.parametrize(
     ("kinds", "options"), [("c2p", {}), ("", {}), ("c2p|p2c", {"talking_head": True})]
 )
@@ -121,36 +114,3 @@ def test_half_precision_and_inference_stay_close(dtype):
         again = fast.eval()(tokens, attention_mask=mask, output_attentions=True)
     assert distance(whole, again.last_hidden_state) < 1e-5
     assert torch.allclose(again.attentions[0].sum(-1), torch.ones(2, 2, 10))
-
-
-@pytest.mark.parametrize(("length", "span"), [(8, 3), (5, 5), (12, 1), (3, 7)])
-def test_the_shift_reads_the_row_of_the_clipped_distance(length, span):
-    rows = disentangled.relative_rows(length, span, torch.device("cpu"))
-    found = disentangled.shift(rows.expand(length, -1).contiguous())
-    i, j = np.indices((length, length))
-    assert np.array_equal(found.numpy(), np.clip(i - j + span, 0, 2 * span - 1))
-
-
-def test_both_positional_terms_read_the_distance_from_query_to_key():
-    span, length = 3, 8
-    stock = model(0, 1, span).double().eval()
-    layer, table = stock.encoder.layer[0].attention.self, stock.encoder.rel_embeddings.weight
-    hidden = torch.randn(1, length, 8, dtype=torch.float64)
-    query, key, value = layer.in_proj(hidden[0]).chunk(3, -1)
-    query, value = query + layer.q_bias, value + layer.v_bias
-    keys, queries = layer.pos_proj(table), layer.pos_q_proj(table)
-    scores = torch.empty(length, length, dtype=torch.float64)
-    for i in range(length):
-        for j in range(length):
-            row = min(max(i - j + span, 0), 2 * span - 1)
-            scores[i, j] = query[i] @ key[j] + query[i] @ keys[row] + key[j] @ queries[row]
-    expected = (scores / (3 * 8) ** 0.5).softmax(-1) @ value
-    distances = torch.arange(length)[:, None] - torch.arange(length)
-    for attention in (layer, disentangled.Attention(layer)):
-        found = attention(
-            hidden,
-            torch.ones(1, 1, length, length),
-            relative_pos=distances[None],
-            rel_embeddings=table,
-        )
-        assert distance(expected, found[0][0]) < 1e-6

@@ -123,13 +123,8 @@ def test_a_record_of_an_old_schema_and_one_in_the_wrong_place(run):
     ("change", "says"),
     [
         (lambda t: t.drop(columns="idx"), "columns = 'split, prediction'"),
-        (lambda t: t.assign(label=1), "columns = 'split, idx, prediction, label'"),
-        (lambda t: t.assign(split="test"), "split = 'test'"),
         (lambda t: t.assign(prediction=t["prediction"] + 7), "prediction = 7|prediction = 8"),
-        (lambda t: t.assign(prediction=t["prediction"] * 1.0), "prediction is double"),
-        (lambda t: t.iloc[::-1], "row 0 is example 19, it must be 0"),
         (lambda t: t.iloc[:-1], "19 predictions for 20 examples"),
-        (lambda t: pd.concat([t, t.tail(1)]), "21 predictions for 20 examples"),
     ],
 )
 def test_wrong_predictions_are_one_line(run, tmp_path, change, says):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import nbformat
@@ -50,22 +49,6 @@ def test_this_python_runs_a_notebook_whatever_was_saved_and_however_long_tmpdir(
     assert done.returncode == 0, done.stderr[-2000:]
     (cell,) = (cell for cell in nbformat.read(out, as_version=4).cells if cell.outputs)
     assert cell.outputs[0].data["text/plain"] == repr(sys.executable)
-
-
-@pytest.mark.slow
-def test_a_notebook_alone_from_a_file_of_parameters(tmp_path):
-    """Plain papermill with -f and -p, as the README says; other stages' parameters are no harm."""
-    out = tmp_path / "out.ipynb"
-    done = command(
-        *("-m", "papermill", "-f", "profiles/tiny.yaml", "-p", "runs", str(tmp_path)),
-        *("-p", "documents", "50", "-p", "train_rows", "16", "-p", "dev_rows", "16"),
-        *("notebooks/01_data.ipynb", str(out)),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "tiny" / "data" / "glue" / "rte" / "manifest.json").exists()
-    shown = json.dumps(nbformat.read(out, as_version=4))
-    assert "image/png" in shown
-    assert "dev rows in train" in shown
 
 
 @pytest.mark.slow
@@ -211,12 +194,6 @@ def test_the_grid_runs_reruns_nothing_and_then_only_what_changed(grid):
     assert again.returncode != 0
     assert "[04_finetune-electra-cola] failed: " in again.stderr
     assert "index.html" not in again.stdout
-
-
-def test_make_help_lists_every_target():
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("book", "test", "test-long", "bench", "serve", "clean", "help"):
-        assert any(line.startswith(f"{target} ") for line in done.stdout.splitlines()), target
 
 
 def test_plan_counts_fine_tuning_steps():

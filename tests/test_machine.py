@@ -76,15 +76,6 @@ def test_a_checkout_of_another_user_has_its_commit_and_one_without_says_why(tmp_
     assert done.stdout.strip() == str({"commit": commit, "clean": True}), done.stderr
 
 
-def test_a_checkout_has_the_bytes_of_the_repository_whatever_git_is_set_to(tmp_path):
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    git("-c", "core.autocrlf=true", "clone", "-q", ROOT, tmp_path / "clone")
-    kept = sorted((tmp_path / "clone" / "results").rglob("*.json"))
-    assert kept
-    assert not [path for path in kept if b"\r\n" in path.read_bytes()]
-
-
 def test_a_table_is_printed_where_the_locale_lacks_a_sign():
     code = "from helpers.base import errors; errors.run_main(lambda: print('QQP \u2020'))"
     done = command("-c", code, env=os.environ | {"PYTHONIOENCODING": "ascii"})

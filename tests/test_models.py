@@ -36,24 +36,6 @@ def at_paper_size(name, **options):
         )
 
 
-@pytest.mark.parametrize("name", ["bert", "electra", "electra-deberta", "roberta"])
-def test_parameter_counts_of_the_paper(name):
-    counted = registry.count(registry.encoder(at_paper_size(name).model)) / 1e6
-    assert counted == pytest.approx(PUBLISHED[name]["parameters_millions"]["value"], abs=0.005)
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("electra", 70), ("bert", 62), ("electra-deberta", 143)],
-)
-def test_flops_per_token(name, millions):
-    # ELECTRA-Small 70 M and BERT-small 65 M are paper.md's; the released ELECTRA-DeBERTa's 166 M
-    # has the MLM head at every position, ours at 15 %: 166 - 0.85 x 3 x 7.88. So has ours the end
-    # of the last layer of a model that guesses: 0.85 x 3 x 1.18 less.
-    found = objectives.flops_per_token(at_paper_size(name), 128) / 1e6
-    assert found == pytest.approx(millions, abs=1)
-
-
 def test_generator_and_discriminator_share_their_token_embeddings():
     for name in ("electra", "electra-deberta"):
         task = at_paper_size(name)

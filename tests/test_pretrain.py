@@ -1,7 +1,6 @@
 """Objectives: masking, sampling, labels; and runs that are cut, repeated or wrong."""
 
 import doctest
-import filecmp
 import math
 from dataclasses import asdict, replace
 
@@ -307,27 +306,6 @@ def test_a_finished_run_says_what_it_was(small_run):
         assert np.isfinite(log.to_numpy(dtype=float)).all()
         if steps:
             assert log["loss"].iloc[-1] < log["loss"].iloc[0]
-
-
-@pytest.mark.parametrize("model", ["bert", "electra-deberta"])
-def test_a_run_that_was_cut_ends_with_the_same_bytes(small_run, own_run, monkeypatch, model):
-    real = loop.Upkeep.see
-    for cut in (6, 9):
-
-        def see(upkeep, loss, cut=cut):
-            if upkeep.state["step"] == cut:
-                raise KeyboardInterrupt  # stands for a kill
-            real(upkeep, loss)
-
-        monkeypatch.setattr(loop.Upkeep, "see", see)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain.run(pretraining(own_run, model))
-    monkeypatch.setattr(loop.Upkeep, "see", real)
-    pretrain.run(pretraining(own_run, model))
-    for name in ("encoder/model.safetensors", "log.csv"):
-        whole = small_run.folder / "models" / model / name
-        assert filecmp.cmp(whole, own_run.folder / "models" / model / name, shallow=False), name
-    assert not list((own_run.folder / "models" / model).glob("checkpoint-*"))
 
 
 def test_a_length_that_was_not_packed_is_an_error(small_run):

@@ -1,16 +1,13 @@
 """Nothing from outside is run: no pickles, no foreign code, no shell, no markup in the book."""
 
-import ast
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
 
-import nbformat
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,17 +15,16 @@ import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
-from makers import ROOT, SMALL, claimed, page_cells, run_page
+from makers import ROOT, SMALL, claimed, run_page
 
 from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
 from helpers.leaderboard import check
-from helpers.pages import tables
 from helpers.train import heads
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from helpers.study import cli, grid
+from helpers.study import grid
 
 HOSTILE = [
     "$(touch {mark})",
@@ -42,90 +38,6 @@ HOSTILE = [
     "--profile",
     "two words & 'quotes' \"too\" \\ #",
 ]
-
-# --- code: what must not stand in it -------------------------------------------------------------
-
-PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
-NEVER = {
-    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
-    *("pd.read_pickle", "pandas.read_pickle", "yaml.unsafe_load", "yaml.full_load"),
-    *("yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all", "eval", "exec"),
-}
-
-
-def faults(source):
-    """What a text of Python does that could run what it reads."""
-    tree = ast.parse(source)
-    safe = {"yaml.SafeLoader"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(b) in safe for b in node.bases):
-            safe.add(node.name)
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            names = [node.module or "", *names] if isinstance(node, ast.ImportFrom) else names
-            found += [f"imports {n}" for n in names if n.split(".")[0] in PICKLES]
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-        if name in NEVER:
-            found.append(name)
-        if given.get("shell", "False") != "False":
-            found.append(f"{name} in a shell")
-        if given.get("trust_remote_code", "False") != "False":
-            found.append(f"{name} trusts remote code")
-        if given.get("allow_pickle", "False") != "False":
-            found.append(f"{name} reads pickles")
-        if name.endswith("torch.load") and given.get("weights_only") != "True":
-            found.append("torch.load without weights_only")
-        if name == "yaml.load" and given.get("Loader") not in safe:
-            found.append("yaml.load without a safe loader")
-        loads = re.match(r"AutoModel.*\.from_pretrained$", name)
-        if loads and "True" not in (given.get("use_safetensors"), given.get("weights_only")):
-            found.append(f"{name} may read a pickle")
-    return found
-
-
-def sources():
-    for folder in ("helpers", "scripts", "book/_ext"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield pytest.param(path.read_text(encoding="utf-8"), id=str(path.relative_to(ROOT)))
-    for path in sorted((ROOT / "book").glob("*.md")):
-        yield pytest.param("\n".join(page_cells(path)), id=path.stem)
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
-        text = "\n".join(line for c in cells for line in c.splitlines() if line[:1] not in "%!")
-        assert not any(line.startswith("!") for c in cells for line in c.splitlines())
-        yield pytest.param(text, id=path.stem)
-
-
-@pytest.mark.parametrize("source", list(sources()))
-def test_the_code_runs_nothing_that_it_reads(source):
-    assert faults(source) == []
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "from joblib import load",
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "np.load(path, allow_pickle=True)",
-        "yaml.load(text)",
-        "yaml.load(text, Loader=yaml.Loader)",
-        "class A(yaml.Loader): pass\nyaml.load(text, Loader=A)",
-        "subprocess.run(line, shell=True)",
-        "os.system(line)",
-        "AutoModel.from_pretrained(folder)",
-        "AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
-        "eval(text)",
-    ],
-)
-def test_the_search_finds_what_must_not_be(source):
-    assert faults(source)
 
 
 def test_a_checkpoint_in_pickles_is_refused(tmp_path, small_run):
@@ -201,13 +113,6 @@ def test_what_is_given_to_make_is_never_a_command(make, tmp_path, text):
     assert not mark.exists()
 
 
-def test_every_recipe_reads_what_is_given_from_the_environment():
-    text = (ROOT / "Makefile").read_text()
-    names = re.search(r"^OPTIONS := (.*)$", text, re.M)[1].split()
-    recipes = [line for line in text.splitlines() if line.startswith("\t")]
-    assert not [line for line in recipes if re.search(rf"\$[({{]({'|'.join(names)})[)}}]", line)]
-
-
 @pytest.mark.parametrize("name", ["", ".", "..", "../results", "a/b", "/"])
 def test_clean_deletes_a_run_and_nothing_else(make, name):
     done = make("clean", f"PROFILE={name}")
@@ -225,29 +130,6 @@ def write_source(folder):
     (folder / "corpus").mkdir()
     pq.write_table(pa.table({"text": ["One two.", "Three."]}), folder / "corpus" / "a.parquet")
     return folder
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_folder_of_any_name_works_and_a_profile_of_any_name_is_one_line(tmp_path, capsys, text):
-    text = text.format(mark="mark")
-    folder = write_source(tmp_path / text)
-    assert not cli.command_line(["plan", f"--data={folder}", "--models=bert"])
-    assert "04_finetune bert cola" in capsys.readouterr().out
-    for option in ("profile", "data", "models", "tasks", "seeds"):
-        with pytest.raises(UserError) as caught:
-            cli.command_line(["plan", f"--{option}={text}"])
-        assert len(str(caught.value).splitlines()) == 1
-    assert not list(tmp_path.rglob("mark"))
-
-
-def test_every_name_in_a_shell_command_of_the_grid_is_quoted():
-    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
-    commands = [line for line in text.splitlines() if "{PYTHON}" in line and 'f"' in line]
-    assert len(commands) == 2
-    for line in commands:
-        assert all(name.endswith(":q") for name in re.findall(r"\{\{(.*?)\}\}", line)), line
-        assert set(re.findall(r"(?<!\{)\{([^{}]*)\}(?!\})", line)) == {"PYTHON"}
-    assert text.count("shell:") == text.count("shell:\n        NOTEBOOK\n") + 1
 
 
 @pytest.mark.slow
@@ -297,8 +179,8 @@ MARKUP = [
 ]
 
 
-@pytest.mark.parametrize("text", MARKUP)
-def test_what_a_submission_says_is_text_on_the_page(monkeypatch, text):
+def test_what_a_submission_says_is_text_on_the_page(monkeypatch):
+    text = "\n".join(MARKUP)
     entries = [claimed("a", 80.0), claimed("b", 79.9), check.Entry(text, "refused")]
     said = {"title": text, "corpus": text, "authors": [text, text], "licence": text}
     for place, entry in enumerate(entries[:2]):  # past the check, which refuses the worst of it
@@ -310,15 +192,3 @@ def test_what_a_submission_says_is_text_on_the_page(monkeypatch, text):
     assert not page.select("script, img, em, code, h1, h2, a[href^=javascript], .math, li li")
     assert not [tag for tag in page.find_all(True) if any(a.startswith("on") for a in tag.attrs)]
     assert sum(text in cell.get_text() for cell in page.select("td")) == 13
-
-
-def test_a_corpus_of_markup_is_text_in_the_notebooks():
-    """pandas escapes a frame of its own accord, and `tables.show` tells a Styler to."""
-    page = pd.DataFrame({"text": MARKUP})
-    for shown in (page, tables.show(page)):
-        found = BeautifulSoup(shown._repr_html_(), "html.parser")
-        assert not found.select("script, img, a, em, code")
-        assert [cell.get_text() for cell in found.select("td")] == MARKUP
-    stages = (ROOT / "notebooks").glob("0[1-5]*.ipynb")  # the audit shows no text of the data
-    cells = [cell for path in stages for cell in nbformat.read(path, 4).cells]
-    assert not [cell.source for cell in cells if ".style" in cell.source]

@@ -310,24 +310,3 @@ def test_a_table_of_text_says_its_row(tmp_path, folder, monkeypatch):
     place.write_text("sentence,label\n1984,yes\n2001,nay\n")
     with pytest.raises(UserError, match="row 1: label = 'nay'; it must be one of no, yes"):
         glue.run(parameters, "three")
-
-
-def test_the_embedded_world_goes_through_the_same_door(small_run):
-    for name, task in glue.TASKS.items():
-        manifest = files.read_json(small_run.folder / "data" / "glue" / name / "manifest.json")
-        assert list(manifest["rows"]) == list(task.splits)
-        assert not manifest["complete"]
-        assert manifest["rows"]["train"] == small_run.train_rows
-
-
-@pytest.mark.parametrize(("documents", "characters"), [(1, 1), (3, 50), (40, 20), (7, 10**9)])
-def test_portions_keep_every_document_and_their_bounds(documents, characters):
-    rng = np.random.default_rng(0)
-    texts = [None if n == 9 else "x" * int(n) for n in rng.integers(0, 30, 100)]
-    found = list(corpus.portions(iter(texts), documents, characters))
-    assert [text for portion in found for text in portion] == texts
-    for portion in found:
-        assert 1 <= len(portion) <= documents
-        # Without its last document a portion is below the bound: one more would not have come.
-        assert sum(len(text or "") for text in portion[:-1]) < characters
-    assert list(corpus.portions([], documents, characters)) == []

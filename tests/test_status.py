@@ -140,11 +140,6 @@ def test_the_rest_is_told_from_what_is_finished(run):
     assert jobs.rest(run, dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
 
 
-def test_durations_are_said_as_one_says_them():
-    found = [progress.duration(seconds) for seconds in (8.2, 110, 3 * 3600 + 1200, 187200)]
-    assert found == ["8 s", "2 min", "3 h 20 min", "2 d 4 h"]
-
-
 def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch, tmp_path):
     """Against a clock of the test's own: rates are this process's, whatever was done before."""
     told = tmp_path / "progress.json"

@@ -3,7 +3,6 @@
 import errno
 import filecmp
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -84,20 +83,21 @@ def test_a_checkpoint_is_due_by_steps_or_by_time(monkeypatch):
     assert not checkpoint.Timer(10, 0.0).due(22)
 
 
+@pytest.mark.parametrize("model", ["bert", "electra-deberta"])
 def test_sigterm_saves_and_the_next_run_ends_with_the_same_bytes(
-    small_run, own_run, tmp_path, monkeypatch
+    small_run, own_run, tmp_path, monkeypatch, model
 ):
     go_on = stop_training(monkeypatch, at=6)
     drive = tmp_path / "drive"
     with pytest.raises(Preempted, match="stopped by SIGTERM, saved at step 7; run it again"):
-        pretrain.run(pretraining(own_run, "bert", checkpoints=str(drive), checkpoint_steps=1000))
+        pretrain.run(pretraining(own_run, model, checkpoints=str(drive), checkpoint_steps=1000))
     (found,) = drive.rglob("checkpoint-*")
-    assert found.parts[-4:-1] == (own_run.profile, "pretrain", "bert")
+    assert found.parts[-4:-1] == (own_run.profile, "pretrain", model)
     go_on()
-    pretrain.run(pretraining(own_run, "bert", checkpoints=str(drive)))
+    pretrain.run(pretraining(own_run, model, checkpoints=str(drive)))
     for name in ("encoder/model.safetensors", "log.csv"):
-        whole = small_run.folder / "models" / "bert" / name
-        assert filecmp.cmp(whole, own_run.folder / "models" / "bert" / name, shallow=False), name
+        whole = small_run.folder / "models" / model / name
+        assert filecmp.cmp(whole, own_run.folder / "models" / model / name, shallow=False), name
     assert not list(drive.rglob("checkpoint-*"))
 
 
@@ -137,27 +137,6 @@ def test_kills_of_the_whole_study_change_nothing(tmp_path, whole_study):
     path = write_study(tmp_path, **LONGER)
     assert kills.kill_study([*STUDY, "run", "--profile", str(path), "--cores", "2"], 3, Random(0))
     assert kills.outcome(tmp_path / "study") == whole_study
-
-
-def test_a_second_run_of_a_profile_says_who_holds_it(tmp_path):
-    folder = tmp_path / "tiny"
-    with (
-        files.lock(folder),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
-        files.lock(folder),
-    ):
-        pass
-    with files.lock(folder):  # free again
-        pass
-
-
-def test_a_folder_that_cannot_be_held_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(UserError, match="file/run: cannot write"),
-        files.lock(tmp_path / "file" / "run"),
-    ):
-        pass
 
 
 def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):

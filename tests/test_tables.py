@@ -231,26 +231,6 @@ def test_records_of_two_profiles_are_not_mixed(tmp_path):
         view.select(view.load_records(folder), ["bert"], TASKS)
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"score": "41"}, "score"),
-        ({"seed": True}, "seed"),
-        ({"pretrain": {}}, "pretrain"),
-        ({"surprise": 1}, "surprise"),
-    ],
-)
-def test_a_broken_record_is_named_in_one_line(tmp_path, change, field):
-    path = write_record(tmp_path / "records", make_record("bert", "cola", 0))
-    record = {**make_record("bert", "cola", 0), **change}
-    path.write_text(json.dumps(record), encoding="utf-8")
-    files.write_manifest(path.parent, {"spec": ""}, [path.name])
-    with pytest.raises(ValueError, match=field) as caught:
-        view.load_records(tmp_path / "records")
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_missing_record_is_named(tmp_path):
     with pytest.raises(ValueError, match="no record"):
         view.load_records(tmp_path / "records")

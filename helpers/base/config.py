@@ -326,7 +326,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if (size := path.stat().st_size) > YAML_LIMIT:
             raise UserError(f"{path}: size = {size} bytes: at most {YAML_LIMIT} are read")
         refuse_pointer(path)
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)  # noqa: S506
     except UserError:
         raise
     except OSError as error:

@@ -198,31 +198,15 @@ def reading(path: Path) -> Iterator[None]:
 def read_file(path: Path) -> Iterator[str]:
     """The documents of one Parquet file, its column ``text``; a null becomes an empty text."""
     with reading(path), pq.ParquetFile(path) as file:
-        schema, row = file.schema_arrow, 0
+        schema = file.schema_arrow
         if "text" not in schema.names:
             raise UserError(f"{path}: has no column text (it has {', '.join(schema.names)})")
         kind = schema.field("text").type
         if not is_text(kind):
             raise UserError(f"{path}: column text is {kind}; it must be a string")
         for batch in file.iter_batches(1024, columns=["text"]):
-            yield from (text or "" for text in decode(batch.column(0), path, "text", row))
-            row += len(batch)
-
-
-def decode(column: pa.Array, path: Path, name: str, row: int = 0) -> list[str | None]:
-    """The texts of a column of a file, after `row` rows of it.
-
-    A :class:`UserError` names the first row that is not UTF-8: another encoding, a lone surrogate.
-    """
-    texts = []
-    try:
-        for value in column:
-            texts.append(value.as_py())
-    except UnicodeDecodeError as error:
-        where = f"{path}: row {row + len(texts)}: {name}"
-        byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-        raise UserError(f"{where} is not UTF-8 ({byte}); convert the texts to UTF-8") from None
-    return texts
+            batch.validate(full=True)  # that texts are UTF-8
+            yield from (text or "" for text in batch.column(0).to_pylist())
 
 
 def is_text(kind: pa.DataType) -> bool:

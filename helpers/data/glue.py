@@ -295,13 +295,7 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         there, wanted = pq.read_schema(path).names, [*columns, "label", "idx"]
         known = set(wanted[:-1]) <= set(there)
         table = pq.read_table(path, columns=[n for n in wanted if n in there] if known else None)
-        try:
-            table.validate(full=True)
-        except pa.ArrowInvalid:
-            for column in table.column_names:
-                if corpus.is_text(table[column].type):
-                    corpus.decode(table[column], path, column)
-            raise
+        table.validate(full=True)  # that texts are UTF-8
         for number, field_ in enumerate(table.schema):
             if pa.types.is_dictionary(field_.type):  # a pandas category
                 plain = table[field_.name].cast(field_.type.value_type)

@@ -21,8 +21,6 @@ from helpers.train import records
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = "runs"  # where `site` builds, in a folder of its own
-LARGEST = 500_000  # bytes of a file that is kept
-TOTAL = 10_000_000  # bytes of all kept runs together
 
 
 def report(profile: Profile) -> int:
@@ -95,28 +93,9 @@ def keep(profile: Profile, remark: str) -> int:
     kept = ROOT / page_view.MEASURED / profile.profile
     with files.building(kept) as target:
         count = _keep(profile, found, target, remark)
-        size = _check_sizes(target, [path for path in kept.parent.glob("[!.]*") if path != kept])
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"kept {count} records in {os.path.relpath(kept)}, {size / 1e6:.1f} MB in all")
     return 0
-
-
-def _check_sizes(target: Path, others: list[Path]) -> int:
-    """The bytes of a run to keep; a large file, or many beside the other kept runs, is refused."""
-    sizes = {
-        folder: {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-        for folder in (target, *others)
-    }
-    for path, size in sizes[target].items():
-        if size > LARGEST:
-            name = path.relative_to(target)
-            raise UserError(f"{name}: {size:,} bytes: a file that is kept has at most {LARGEST:,}")
-    total = sum(sum(found.values()) for found in sizes.values())
-    if total > TOTAL:
-        raise UserError(
-            f"{page_view.MEASURED}: {total:,} bytes with this run: all kept runs together have at "
-            f"most {TOTAL:,}; those there: {', '.join(path.name for path in others) or 'none'}"
-        )
-    return sum(sizes[target].values())
 
 
 def _finished(profile: Profile) -> dict[jobs.Job, jobs.State]:

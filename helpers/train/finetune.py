@@ -23,7 +23,7 @@ from helpers.model import registry
 from helpers.model.flops import token_flops
 from helpers.train import batches, checkpoint, graphs, loop, provenance, records, tuning
 from helpers.train.batches import Encoded, collate
-from helpers.train.heads import check_tokenizer, layer_rates, open_encoder
+from helpers.train.heads import layer_rates, open_encoder
 
 EVALUATION_BATCH = 128
 REPLAYED = 16  # lengths of batches are multiples of it where steps are replayed, so that few differ
@@ -326,7 +326,6 @@ def _open(parameters: config.Finetune) -> list[_Cell]:
     data = {name: files.require_intact(folder / name, "01_data") for name in parameters.tasks}
     loop.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
-    check_tokenizer(source / "encoder", tok)
     parameters = _fitted(parameters, pretrained)
     positions = pretrained["specification"].get("parameters", {}).get("max_length", math.inf)
     if parameters.max_length > positions:

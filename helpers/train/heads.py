@@ -8,7 +8,6 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from helpers.base.errors import UserError, one_line
@@ -172,18 +171,6 @@ def check_weights(where: str, model: nn.Module, missing: list[str]) -> None:
     if bad := checkpoint.not_finite(model.state_dict()):
         line = f"its weights hold {bad}, which is not finite; train it again or give others"
         raise UserError(f"{where} {line}")
-
-
-def check_tokenizer(folder: Path, tok: Tokenizer) -> None:
-    """Checks that a checkpoint has an embedding for every token and pads with the same one."""
-    about = AutoConfig.from_pretrained(folder, local_files_only=True)
-    broken = ""
-    if len(tok) > about.vocab_size:
-        broken = f"has {len(tok)} tokens, the checkpoint {about.vocab_size}"
-    elif tok.pad_token_id != about.pad_token_id:
-        broken = f"pads with {tok.pad_token_id}, the checkpoint with {about.pad_token_id}"
-    if broken:
-        raise UserError(f"{folder}: tokenizer.json {broken}: they do not belong together")
 
 
 def positions(base: nn.Module) -> int | None:

@@ -295,11 +295,6 @@ def _run(
     device = registry.device()
     dtype, reason = loop.choose_precision(parameters.precision, device)
     tok = tokenizer.load(source)
-    if len(tok) != packed["vocabulary"]:
-        raise UserError(
-            f"{source}: has {len(tok)} tokens, its manifest says {packed['vocabulary']}; delete it "
-            "and run notebooks/02_tokenizer.ipynb again"
-        )
     torch.manual_seed(seeding.derive_seed(parameters.pretrain_seed, "weights"))
     shape = (size, len(tok), parameters.max_length, parameters.pretrain_dropout)
     task = objectives.build(spec, *shape, parameters.generator_fraction).to(device)

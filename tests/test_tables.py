@@ -320,20 +320,6 @@ def test_the_loss_is_drawn_against_tokens(columns, axes):
     assert {axis.get_ylabel() for axis in figure.axes} == {"loss, nats"}
 
 
-def test_labels_and_lengths_have_units():
-    counts = pd.DataFrame(
-        [("cola", "train", "acceptable", 3), ("cola", "train", "unacceptable", 1)],
-        columns=["task", "split", "label", "rows"],
-    )
-    axis = plots.labels(counts).axes[0]
-    assert [bar.get_height() for bar in axis.patches] == [75.0, 25.0]
-    assert axis.get_ylabel() == "share of rows, %"
-    values = pd.DataFrame({"name": ["corpus"] * 4, "length": [3, 3, 4, 90]})
-    axis = plots.lengths(values).axes[0]
-    assert sum(bar.get_height() for bar in axis.patches) == pytest.approx(100)
-    assert axis.get_xlabel() == "length, words"
-
-
 def test_embedded_points_stand_apart_from_published_ones(embedded):
     (axis,) = plots.budgets([embedded]).axes
     assert "not GLUE" in axis.get_title()

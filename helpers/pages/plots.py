@@ -16,7 +16,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from helpers.base import files
@@ -42,16 +41,6 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tupl
     """A figure that is not registered with pyplot, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _panels(names: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for each name, four in a row."""
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = canvas(9 if columns > 1 else 6, 2.2 * rows + 0.4, rows, columns)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    return figure, dict(zip(names, axes.flat, strict=False))
 
 
 def palette(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
@@ -96,50 +85,6 @@ def loss(log: pd.DataFrame, title: str = "", levels: Mapping[str, float] | None 
         axis.set(xlabel="tokens seen, millions", ylabel="loss, nats")
         if len(present) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(title)
-    return figure
-
-
-@style()
-def labels(counts: pd.DataFrame, title: str = "") -> Figure:
-    """Label balance of each task and split: columns task, split, label (text), rows (count)."""
-    total = counts.groupby(["task", "split"])["rows"].transform("sum")
-    counts = counts.assign(share=100 * counts["rows"] / total)
-    colours = palette(counts["split"].unique())
-    figure, panels = _panels(counts["task"].unique())
-    look = {"x": "label", "y": "share", "hue": "split", "hue_order": list(colours)}
-    for task, axis in panels.items():
-        part = counts[counts["task"] == task]
-        sns.barplot(part, **look, palette=colours, ax=axis, legend=False)
-        axis.set(title=task, xlabel="label", ylabel="share of rows, %")
-        axis.tick_params(axis="x", labelrotation=20)
-    handles = [Patch(color=colour, label=split) for split, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(title)
-    return figure
-
-
-@style()
-def lengths(values: pd.DataFrame, title: str = "") -> Figure:
-    """Lengths in words: columns name (task or corpus) and length (count)."""
-    figure, panels = _panels(values["name"].unique())
-    for name, axis in panels.items():
-        found = values.loc[values["name"] == name, "length"]
-        width = -(-(found.max() - found.min() + 1) // 20)  # whole counts, some 20 bars
-        edges = np.arange(found.min(), found.max() + width + 1, width) - 0.5
-        sns.histplot(x=found, stat="percent", bins=edges, color=COLOUR, ax=axis)
-        axis.set(title=name, xlabel="length, words", ylabel="share, %")
-    figure.suptitle(title)
-    return figure
-
-
-@style()
-def ranks(counts: np.ndarray, title: str = "") -> Figure:
-    """Occurrences by rank, both axes logarithmic; `counts` int64 [n], largest first."""
-    figure, axes = canvas(6, 3.2)
-    axis = axes[0, 0]
-    axis.plot(np.arange(1, len(counts) + 1), counts, color=COLOUR)
-    axis.set(xscale="log", yscale="log", xlabel="rank of the token", ylabel="occurrences")
     figure.suptitle(title)
     return figure
 

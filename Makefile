@@ -57,7 +57,7 @@ test: .venv/ready ## lint, then run the tests
 	$(BIN)/lint-imports
 	$(PYTEST) -m "not long"
 
-test-long: .venv/ready ## run the tests that take minutes each: Colab, a study under kills, Slurm
+test-long: .venv/ready ## run the tests that take minutes each: Colab, a study under kills, Slurm, every type of encoder
 	$(PYTEST) -m long
 
 bench: .venv/ready ## time ours against stock transformers, side by side; DATA as for book

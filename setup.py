@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithFiles(build_py):
-    """Puts the files that notebooks read into ``helpers/shipped``, where ``config.find`` looks."""
+    """Puts the files that notebooks read into ``helpers/shipped``, where ``files.find`` looks."""
 
     def run(self) -> None:
         """Builds the modules; an editable install reads the checkout's own files."""

@@ -8,7 +8,6 @@ from makers import PUBLISHED, ROOT, run_page
 from matplotlib.figure import Figure
 from scipy import integrate, stats
 
-from helpers.data import glue
 from helpers.model import registry
 from helpers.score import audit, paper, statistics
 
@@ -114,12 +113,6 @@ def test_five_accuracies_of_the_small_dev_sets_are_no_single_runs(names):
     ]
     assert found[found["step"] < 0.01]["possible"].all()
     assert (found["runs"] == 1).tolist() == found["possible"].tolist()
-
-
-def test_rows_of_the_published_figures_are_glues_own(published):
-    for task, count in published["dev_rows"].items():
-        spec = glue.TASKS[task]
-        assert count["value"] == spec.official_rows[spec.validation]
 
 
 # --- best of n

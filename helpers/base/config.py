@@ -1,7 +1,7 @@
 """Parameters of the study: one class per stage, every field typed, bounded and with its unit.
 
-A profile (``profiles/*.yaml``) is a flat mapping of fields, so the same file is a papermill
-parameter file (``papermill -f``). ``tiny.yaml`` holds every field, the others say what differs. A
+A profile (``profiles/*.yaml``) is a flat mapping of fields. ``tiny.yaml`` holds every one, so it is
+a papermill parameter file too (``papermill -f``); the others say what differs from their base. A
 notebook reads the fields of its own stage with :func:`read`; the audit belongs to no profile.
 """
 

@@ -157,7 +157,7 @@ CHANGES: dict[str, Change] = {
 nothing but another seed of weights, order and masks."""
 
 SIZES: dict[str, Size] = {
-    # paper.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
+    # book/method.md, "Recipes as released"; RoBERTa's configuration leaves the embedding at 256.
     "paper": Size(12, 256, 4, 1024, embedding=128, bert_positions=512),
     "small": Size(4, 256, 4, 1024, embedding=128, initial=0.06, sinusoids=0.06, zero_types=True),
     "mini": Size(4, 128, 4, 512, embedding=64, initial=0.06),

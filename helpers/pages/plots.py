@@ -1,4 +1,4 @@
-"""Figures of a run and of a corpus; the look of all: seaborn's, colour-blind safe, with units.
+"""Figures of a run; the look of all: seaborn's, colour-blind safe, with units.
 
 A figure that one page draws stands there: ``with style(): figure, axes = canvas(width, height)``.
 """

@@ -159,6 +159,10 @@ def test_a_kept_run_is_checked_without_labels_and_with_them(
     assert status == 0
     assert "12 scores recomputed from labels; comparisons.json too" in said
     assert "not recomputed" not in said
+    # A scored encoder has records and no tables.
+    (kept / "run.json").rename(tmp_path / "run.json")
+    assert verify("--data", data)[1].rstrip().endswith("together; 12 scores recomputed from labels")
+    (tmp_path / "run.json").rename(kept / "run.json")
 
     # Labels of other rows are told from a wrong score.
     path = data / "glue" / "stsb" / "validation.parquet"

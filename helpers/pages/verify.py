@@ -34,7 +34,8 @@ class Finding:
     records: int = 0
     recomputed: int = 0  # scores, from predictions and labels
     skipped: Counter[str] = field(default_factory=Counter)  # scores that were not, by reason
-    comparisons: bool = False  # whether the intervals between models were computed again
+    tables: bool = False  # whether they were computed again, and
+    comparisons: bool = False  # the intervals between models
     first: dict[tuple[str, str], tuple[Path, Any]] = field(default_factory=dict)
 
     def same(self, path: Path, name: str, value: object, of: str) -> Iterator[str]:
@@ -46,16 +47,17 @@ class Finding:
     def __str__(self) -> str:
         if self.wrong:
             return f"{len(self.wrong)} differences"
-        done = [f"{self.records} records hold together, and the tables follow from them"]
+        done = [f"{self.records} records hold together"]
+        done[0] += ", and the tables follow from them" * self.tables
         done += [f"{self.recomputed} scores recomputed from labels"] * bool(self.recomputed)
         done += [f"{tables.COMPARISONS} too"] * self.comparisons
         left = [f"{count} scores ({reason})" for reason, count in sorted(self.skipped.items())]
-        left += [tables.COMPARISONS] * (not self.comparisons)
+        left += [tables.COMPARISONS] * (self.tables and not self.comparisons)
         return "; ".join(done) + ("\nnot recomputed: " + ", ".join(left)) * bool(left)
 
 
 def verify(run: Path, data: Path | None = None) -> Finding:
-    """Recomputes what can be of a run: of the cells and tables that its ``run.json`` names.
+    """Recomputes what can be of a run: of its cells, and of the tables of one with a ``run.json``.
 
     Labels are those of the run's own ``data``, else of the folder `data`, ``glue/<task>/``, where
     its rows are those that were scored.
@@ -67,7 +69,8 @@ def verify(run: Path, data: Path | None = None) -> Finding:
     labels, absent = _read_labels(run, data, sorted({cell.name for cell in cells}))
     for cell in cells:
         found.wrong += _verify_cell(run, cell, labels, absent, found)
-    if not found.wrong:
+    found.tables = (run / view.RUN).exists()
+    if found.tables and not found.wrong:
         shown = view.open_run(run)
         whole = set(shown.headline) <= set(labels) and not found.skipped[NO_PREDICTIONS]
         found.wrong += _verify_tables(shown, labels if whole else None)
@@ -85,13 +88,14 @@ def _read_labels(
         return {}, dict.fromkeys(tasks, NO_LABELS)
     if not (data / "glue").is_dir():
         raise UserError(f"data = {data}: has no folder glue/")
-    facts = files.read_json(run / view.RUN)
-    labels, absent, asked = {}, {}, facts["parameters"]
+    facts = files.read_json(run / view.RUN) if (run / view.RUN).exists() else {}
+    labels, absent, asked = {}, {}, facts.get("parameters", {})
+    digests = facts.get("labels", {})
     for task in tasks:
         there = glue.read_dev(data, task, asked.get("dev_rows", 0), asked.get("world_seed", 0))
         if not there:
             absent[task] = f"{task} is not in the data"
-        elif glue.digest_dev(there) != facts.get("labels", {}).get(task):
+        elif digests and glue.digest_dev(there) != digests.get(task):
             absent[task] = f"{task} has other rows there than were scored"
         else:
             labels[task] = there

@@ -154,7 +154,7 @@ def verify(
     profile: Annotated[str, Option(help="The run of this profile.", autocompletion=_profiles)] = "",
     data: Annotated[str, Option(help="Folder with glue/: labels for kept runs.")] = "",
 ) -> int:
-    """Recompute the scores and tables of the kept runs, or of a run."""
+    """Recompute the scores and tables of what is kept in results/, or of a run."""
     from helpers.pages import verify as verifier
     from helpers.pages import view
     from helpers.train import loop
@@ -164,7 +164,8 @@ def verify(
     loop.begin(1)
     named = config.load_profile(profile).folder if profile else files.resolve(run)
     wrong = []
-    for folder in [named] if run or profile else view.kept_runs():
+    kept = [*view.kept_runs(), *sorted(files.find("results/scored").iterdir())]
+    for folder in [named] if run or profile else kept:
         found = verifier.verify(folder, files.resolve(data) if data else None)
         wrong += found.wrong
         print(f"{os.path.relpath(folder)}: {found}")

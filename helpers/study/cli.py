@@ -164,8 +164,10 @@ def verify(
     loop.begin(1)
     named = config.load_profile(profile).folder if profile else files.resolve(run)
     wrong = []
-    kept = [*view.kept_runs(), *sorted(files.find("results/scored").iterdir())]
-    for folder in [named] if run or profile else kept:
+    every = [named]
+    if not (run or profile):
+        every = [*view.kept_runs(), *sorted(files.find("results/scored").iterdir())]
+    for folder in every:
         found = verifier.verify(folder, files.resolve(data) if data else None)
         wrong += found.wrong
         print(f"{os.path.relpath(folder)}: {found}")

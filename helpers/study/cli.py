@@ -154,7 +154,7 @@ def verify(
     profile: Annotated[str, Option(help="The run of this profile.", autocompletion=_profiles)] = "",
     data: Annotated[str, Option(help="Folder with glue/: labels for kept runs.")] = "",
 ) -> int:
-    """Recompute the scores and tables of what is kept in results/, or of a run."""
+    """Recompute the scores and tables of what is kept, or of a run."""
     from helpers.pages import verify as verifier
     from helpers.pages import view
     from helpers.train import loop

@@ -166,7 +166,7 @@ def verify(
     wrong = []
     every = [named]
     if not (run or profile):
-        every = [*view.kept_runs(), *sorted(files.find("results/scored").iterdir())]
+        every = [*view.kept_runs(), *sorted(files.find("results/scored").glob("*"))]
     for folder in every:
         found = verifier.verify(folder, files.resolve(data) if data else None)
         wrong += found.wrong

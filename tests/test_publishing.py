@@ -15,13 +15,13 @@ import yaml
 from bs4 import BeautifulSoup
 from makers import ROOT, command, executed_notebook, make_folder, run_page, small_profile
 
-from helpers.base import files
+from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.train import records
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from helpers.pages import build, view
-from helpers.study import cli, publish
+from helpers.study import cli, notebook, publish
 
 BIN = Path(sys.executable).parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -205,10 +205,14 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
     kept = tmp_path / "measured" / "small"
     monkeypatch.setattr(view, "MEASURED", str(kept.parent))
     monkeypatch.setattr(publish, "RUNS", str(tmp_path / "runs"))
+    analysis = notebook.executed(profile.folder, "05_analysis")
+    notebook.execute(ROOT / "notebooks" / analysis.name, analysis, profile.stage(config.Analysis))
     assert publish.keep(profile, "") == 0
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     assert {path.suffix for path in map(Path, names)} == {".json", ".csv", ".txt", ".parquet"}
     assert {"run.json", "comparisons.json", "summary.txt", "models/roberta/log.csv"} <= names
+    heads = pd.read_csv(kept / "heads.csv").set_index(["model", "layer", "head"])["ratio"]
+    assert heads.index.is_unique and heads.gt(0).all() and len(heads.groupby("model")) == 2
     assert "notebooks/04_finetune.json" in names
     assert len([name for name in names if "/seed-" in name]) == 24  # half of them the floors'
     for path in kept.rglob("*.json"):

@@ -27,6 +27,7 @@ from helpers.pages import cells, tables, view
 
 ROOT = Path(__file__).resolve().parents[2]
 # What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
+READ = {".json", ".csv", ".yaml", ".py", ".html"}  # what pages compute from
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
 DECLARED = re.compile(r"^(\w+)(: \w+) = (.*?)(  # .*)$", re.MULTILINE)
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
@@ -80,12 +81,12 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
 
 def inputs(run: Path) -> str:
     """A digest of all that pages compute from, so that cells run again when it has changed."""
-    names = ("records", "run.json", tables.COMPARISONS, "data/glue", "models")
+    names = ("records", "run.json", tables.COMPARISONS, tables.HEADS, "data/glue", "models")
     folders = [ROOT / name for name in (view.NOTE, "results", "leaderboard", "helpers")]
     found = []
     for folder in (*folders, *(run / name for name in names)):
         for path in [folder] if folder.is_file() else sorted(folder.rglob("*")):
-            read = path.suffix in {".json", ".yaml", ".py", ".html"} or folder.name == "leaderboard"
+            read = path.suffix in READ or folder.name == "leaderboard"
             if read and path.is_file():
                 found.append(files.sha256(path))
     return files.digest(found)[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from helpers.train import records as records_of
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 PARTS = ("pretrain_hardware", "hardware")
 COMPARISONS = "comparisons.json"
+HEADS = "heads.csv"  # of notebook 05: attention from a sentence to the same words of another
 BELOW = " ▾"  # behind a score that is not above the bag of words
 BITS = "Held-out bits per byte"
 Labels = dict[str, dict[str, pd.DataFrame]]  # task to dev split to rows with idx and label
@@ -231,6 +233,24 @@ def controls(view: View) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows).set_index("Model")
+
+
+def heads(view: View) -> pd.DataFrame:
+    """The head of each model that best finds a word of one sentence in the other; may be empty."""
+    place = view.run / HEADS
+    if not place.exists():
+        return pd.DataFrame()
+    found = pd.read_csv(place)
+    best = found.loc[found.groupby("model", sort=False)["ratio"].idxmax()].set_index("model")
+    best = best.loc[[model for model in view.models if model in best.index]]
+    rows = {
+        "Ratio": best["ratio"],
+        "Layer": best["layer"] + 1,
+        "Head": best["head"] + 1,
+        "STS-B": [view.over_seeds(model, ["stsb"]).median for model in best.index],
+    }
+    table = pd.DataFrame(rows).rename_axis("Model")
+    return table.rename(index=partial(_name, view))
 
 
 def headline(view: View) -> pd.DataFrame:

@@ -53,8 +53,9 @@ def report(profile: Profile) -> int:
 
 
 def _logs(folder: Path) -> list[str]:
-    """The loss logs of a run and what their manifests say, within its folder."""
-    found = [*folder.glob("models/*/log.csv"), *folder.glob("models/*/manifest.json")]
+    """What a page reads of a run's models: logs, manifests and, where there are any, encoders."""
+    names = ("log.csv", "manifest.json", "encoder")
+    found = [path for name in names for path in folder.glob(f"models/*/{name}")]
     return [str(path.relative_to(folder)) for path in sorted(found)]
 
 
@@ -135,6 +136,8 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
     frame = page_view.load_records(target / "records")
     whole = page_view.open_run(profile.folder, profile.models, profile.tasks)
     tables_of.write(whole, target)
+    if (heads := profile.folder / tables_of.HEADS).exists():
+        shutil.copyfile(heads, target / tables_of.HEADS)
     if not (shown := _shown(found)):
         raise UserError(f"{profile.profile}: has no executed notebook to keep")
     for stage, place in shown.items():
@@ -176,7 +179,8 @@ def site(run: str) -> int:
     given = {"profile": "site", "runs": RUNS, "models": shown["models"], "tasks": shown["tasks"]}
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
-        _link(kept, view, ["records", "run.json", tables_of.COMPARISONS, *_logs(kept)])
+        tables = (tables_of.COMPARISONS, tables_of.HEADS)
+        _link(kept, view, ["records", "run.json", *tables, *_logs(kept)])
         stages = sorted((kept / "notebooks").glob("*.json"))
         if build.build(view, [*stages, *_analyse(view, given)], partial=True):
             return 1

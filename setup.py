@@ -14,7 +14,7 @@ class BuildWithFiles(build_py):
         """Builds the modules; an editable install reads the checkout's own files."""
         super().run()
         if not self.editable_mode:
-            for name in ("leaderboard", "profiles", "results"):
+            for name in ("leaderboard", "notebooks", "profiles", "results"):
                 target = Path(self.build_lib) / "helpers" / "shipped" / name
                 shutil.copytree(name, target, dirs_exist_ok=True)
 

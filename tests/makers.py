@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +20,6 @@ import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
-from docutils.core import publish_parts
-from myst_parser.parsers.docutils_ import Parser
 
 from helpers.base import config, files, progress
 from helpers.data import corpus, glue, tokenizer
@@ -437,24 +434,6 @@ def executed_notebook(path, stage):
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
-
-
-def render(text):
-    """HTML of a page of the book: MyST with the extensions of ``_config.yml``."""
-    extensions = yaml.safe_load((ROOT / "_config.yml").read_text())["parse"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        parts = publish_parts(
-            text,
-            parser=Parser(),
-            writer_name="html5",
-            settings_overrides={
-                "myst_enable_extensions": extensions["myst_enable_extensions"],
-                "report_level": 5,
-                "embed_stylesheet": False,
-            },
-        )
-    return BeautifulSoup(parts["html_body"], "html.parser")
 
 
 def page_cells(path):

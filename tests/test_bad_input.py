@@ -612,7 +612,6 @@ def test_a_damaged_notebook_is_one_line(tmp_path, text):
         (["verify", "--profile", "{proc}"], "no record; run notebooks/04_finetune"),
         (["check", "--folder", "{bad}"], "bad.yaml: no such folder"),
         (["submit", "--run", "{bad}", "--model=x", "--out", "{out}"], "no finished records"),
-        (["export", "--run", "{bad}"], "no finished model there"),
     ],
 )
 def test_commands_refuse_in_one_line(tmp_path, arguments, says):

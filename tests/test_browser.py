@@ -133,26 +133,6 @@ class TestPages:
         assert image["y"] + image["height"] <= DESKTOP["height"]
         assert image["width"] > 400
 
-    def test_the_leaderboard_sorts_and_filters_by_keyboard(self, page):
-        page.goto("/book/leaderboard.html")
-        table = page.locator(".sortable").first
-        column = table.locator("thead th").all_inner_texts()
-        place = next(k for k, name in enumerate(column) if name.startswith("Average"))
-        button = table.locator("thead button").nth(place)
-        button.focus()
-        for direction in (1, -1):
-            page.keyboard.press("Enter")
-            cells = table.locator(f"tbody td:nth-child({place + 1})").all_inner_texts()
-            values = [float(cell) for cell in cells]
-            assert len(values) == 5
-            assert values == sorted(values)[::direction]
-        table.locator("input").focus()
-        page.keyboard.type("electra deb")
-        rows = table.locator("tbody tr:visible")
-        assert rows.count() == 1
-        assert "ELECTRA-DeBERTa" in rows.inner_text()
-        assert "1 of 5 rows" in table.locator("[role=status]").inner_text()
-
     @pytest.mark.parametrize("place", ["book/index", "book/leaderboard", "notebooks/03_pretrain"])
     def test_the_tab_key_reaches_everything(self, page, place):
         page.goto(f"/{place}.html")
@@ -176,7 +156,7 @@ class TestPages:
     def test_what_scrolls_has_a_name(self, page):
         page.set_viewport_size(PHONE)
         page.goto("/book/leaderboard.html")
-        boxes = page.locator(".sortable .output[tabindex='0'], .tag_sortable .output[tabindex='0']")
+        boxes = page.locator(".cell_output .output[tabindex='0']")
         assert boxes.count() == 2
         for box in boxes.all():
             assert box.get_attribute("aria-label").startswith("Table, scrolls: Leaderboard")

@@ -15,11 +15,10 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from makers import ROOT, make_record, paired_bootstrap, render
+from makers import ROOT, make_record, paired_bootstrap
 
 from helpers.base import config
 from helpers.base.errors import LINE_LIMIT, UserError
-from helpers.base.text import escape
 from helpers.data import glue, packing, tokenizer
 from helpers.leaderboard import submission
 from helpers.score import statistics
@@ -297,27 +296,3 @@ def test_a_statement_edited_by_hand_is_equal_or_refused(tmp_path, name, value):
         one_line(error)
         return
     assert getattr(found, name) == value or found.model_dump(exclude_unset=True)[name] == value
-
-
-# --- text on a page ------------------------------------------------------------------------------
-
-PRINTABLE = st.text(
-    st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=60
-)
-MARKS = st.text(st.sampled_from("<>[](){}`*_#$|\\!&;:%=+-~^'\"@/ ab1.\n"), max_size=40)
-
-
-@given(st.lists(PRINTABLE | MARKS, min_size=1, max_size=20))
-def test_any_text_is_the_same_text_on_the_page(texts):
-    lines = [" ".join(text.split()) for text in texts]
-    wanted = [line for line in lines if line]
-    cells = render(
-        "| n | text |\n| :-- | --: |\n" + "".join(f"| 1 | {escape(t)} |\n" for t in wanted)
-    )
-    assert [row.find_all("td")[1].get_text() for row in cells.select("tbody tr")] == wanted
-    tags = {"main", "table", "thead", "tbody", "tr", "th", "td", "p", "colgroup", "col"}
-    assert {tag.name for tag in cells.find_all(True)} <= tags
-    for text in wanted:  # and at the start of a line of its own
-        page = render(f"- {escape(text)}\n")
-        assert [item.get_text().strip() for item in page.select("li")] == [text]
-        assert {tag.name for tag in page.find_all(True)} <= {"main", "ul", "li", "p"}

@@ -11,16 +11,6 @@ from markupsafe import Markup
 NONE = "–"
 
 
-def escape(text: object) -> str:
-    """Text from outside on one line, inert in Markdown: entities for all that begins markup."""
-    line = " ".join(str(text).split())
-    return re.sub(
-        r"[^\w .,:;()+/%=×·–'\-]|(?<![^\W_])_|_(?![^\W_])|^\W|^\d(?=\d*[.)](?: |$))",
-        lambda match: f"&#{ord(match[0])};",
-        line,
-    )
-
-
 def quantity(value: float) -> str:
     """A count in a short form: 2048000 is ``2.05 M``; zero is ``0``."""
     for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -235,15 +235,11 @@ def kept_runs() -> list[Path]:
 
 
 def kept_run(wanted: str = "") -> Path:
-    """The run named, of those in ``results/measured``, or the one that read most tokens."""
+    """The run named, of those in ``results/measured``, or the last that read most tokens."""
     kept = kept_runs()
     if wanted:
         kept = [path for path in kept if path.resolve() == files.resolve(wanted).resolve()]
         if not kept:
             raise UserError(f"run = {wanted!r}: no run is kept there; {KEEP}")
-    tokens = {path: files.read_json(path / RUN)["tokens"] for path in kept}
-    most = [path for path in kept if tokens[path] == max(tokens.values())]
-    if len(most) > 1:
-        names = ", ".join(os.path.relpath(path) for path in most)
-        raise UserError(f"run = '': several runs read as many tokens, name one: {names}")
-    return most[0]
+    facts = {path: files.read_json(path / RUN) for path in kept}
+    return max(kept, key=lambda path: (facts[path]["tokens"], facts[path].get("finished", "")))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -13,7 +12,7 @@ from pydantic import Field
 
 from helpers.base import config, files
 from helpers.base.config import Strict, validate
-from helpers.base.errors import UserError, did_you_mean
+from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.model.flops import token_flops
@@ -38,17 +37,6 @@ class Gpus(Strict):
 
     about: str
     gpus: dict[str, Gpu] = Field(min_length=1)
-
-
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Assumptions(Strict):
-    """What the estimates rest on beside FLOP and data sheets."""
-
-    utilisation: float = Field(gt=0, le=1, description="the model's own FLOP over the GPU's peak")
-    price_per_hour: dict[str, Price] = Field(description="price of one hour, by GPU")
-    price_per_kwh: Price | None = Field(description="price of a kWh")
 
 
 def load(path: Path) -> dict[str, Gpu]:
@@ -89,26 +77,19 @@ def table(
     names: Sequence[str] | None = None,
     profile: str = "paper",
     utilisation: float = UTILISATION,
-    price_per_hour: Mapping[str, float] | None = None,
-    price_per_kwh: float | None = None,
 ) -> pd.DataFrame:
-    """Rates, hours, energy and price of each model's pre-training on each GPU.
+    """Rates, hours and energy of each model's pre-training on each GPU.
 
     `published` (`paper.load`) has the rates that peers measured; `names` are registry entries,
-    every one that is pre-trained where None; prices are in any one currency, and a GPU without one
-    has no rent. What is unknown or out of range is a `UserError`.
+    every one that is pre-trained where None. What is unknown or out of range is a `UserError`.
 
     One row per model and GPU, followed by the rates others measured on the pair. Columns: model,
     gpu (short names), tokens (read in all), measured (bool), source and status (keys of the
     published figures; empty for an estimate), utilisation (0 to 1), tokens_per_second, hours, kwh
-    (board power x hours), rent, electricity (NaN without a price).
+    (board power x hours).
     """
-    prices = dict(price_per_hour or {})
-    given = {"utilisation": utilisation, "price_per_hour": prices, "price_per_kwh": price_per_kwh}
-    validate(Assumptions, given, "costs")
-    for key in set(prices) - set(gpus):
-        hint = did_you_mean(key, gpus)
-        raise UserError(f"costs: price_per_hour: {key!r}: no such GPU; {hint}")
+    if not 0 < utilisation <= 1:
+        raise UserError(f"costs: utilisation = {utilisation!r}: must be above 0 and at most 1")
     study = config.load_profile(profile)
     if names is None:
         names = [name for name, spec in registry.REGISTRY.items() if spec.objective != "none"]
@@ -131,8 +112,6 @@ def table(
     found["tokens_per_second"] = rate
     found["hours"] = found["tokens"] / rate / 3600
     found["kwh"] = found["hours"] * own.map(lambda gpu: gpu.watts) / 1000
-    found["rent"] = found["hours"] * found["gpu"].map(prices)
-    found["electricity"] = found["kwh"] * (math.nan if price_per_kwh is None else price_per_kwh)
     return found
 
 

@@ -7,5 +7,4 @@ notebook  one notebook through papermill
 prepare   what a notebook opened alone needs
 score     an encoder from elsewhere: one command from a checkpoint to its row
 publish   the book of an unfinished or a kept run, and what is kept
-export    a model for the Hub; card.md is its card
 """

@@ -177,18 +177,6 @@ def verify(
 
 
 @_command
-def export(
-    run: Annotated[str, Option(help="Folder of the run.")] = "runs/tiny",
-    model: Annotated[str, Option(help="One model; else every finished one.")] = "",
-    out: Annotated[str, Option(help="Folder to write into; else <run>/export.")] = "",
-) -> None:
-    """Write the models of a run as folders for the Hugging Face Hub."""
-    from helpers.study import export as exporter
-
-    exporter.export_run(run, model, out)
-
-
-@_command
 def score(
     model: Annotated[str, Argument(help="owner/name[@revision] on the Hub, or a folder.")],
     cores: Cores,

@@ -59,7 +59,7 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
         return 0
     out = notebook.executed(profile.folder, STAGE, manifest["model"])
     if not (finetune.finished(parameters) and out.exists() and not notebook.failure(out)):
-        source = files.root() / "notebooks" / f"{STAGE}.ipynb"
+        source = files.find(f"notebooks/{STAGE}.ipynb")
         if status := notebook.run(source, out, values):
             return status
     floor.run(config.Data(**profile.stage(config.Data)), tasks)
@@ -93,7 +93,8 @@ def time_step(parameters: config.Finetune, name: str) -> float:
     dtype, _ = loop.choose_precision(parameters.precision, device)
     step, order = finetune.Step(parameters, model, dtype), np.argsort(data.lengths)
     labels, spent = torch.tensor(data.labels, device=device), []
-    for index in [order[:size], *np.array_split(order, STEPS)]:  # the first is slower
+    parts = np.array_split(order, min(STEPS, len(order)))
+    for index in [order[:size], *parts]:  # the first is slower
         began = time.perf_counter()
         batch = batches.collate(data, index, tok, device, step.shapes)
         step(batch, labels[torch.as_tensor(index, device=device)], 0.0)

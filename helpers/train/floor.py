@@ -132,8 +132,8 @@ def predict(
         return majority(name, train, others)  # nothing to learn, or nothing to learn from
     features = _features(vectors.fit(texts), task, train)
     aside = seeding.numpy_generator("floor", 0).random(len(train)) < ASIDE
-    scores = {}
-    for strength in STRENGTHS if len(train) >= FEW else ():
+    scores, enough = {}, len(train) >= FEW and len(np.unique(labels[~aside])) > 1
+    for strength in STRENGTHS if enough else ():
         model = _fit(task, features[~aside], labels[~aside], strength)
         answers = _answer(task, model, features[aside])
         scores[strength] = metrics.score(name, answers, labels[aside])[0]

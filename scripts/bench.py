@@ -44,9 +44,7 @@ SHAPES = {
     "paper": {"batch": 16, "vocabulary": 30_522, "dropout": 0.1},
     "small": {"batch": 32, "vocabulary": 8000, "dropout": 0.0},
 }
-# Goals in bfloat16 on a CPU: ratios to a plain loop, and the part of a step that its products take.
-GOALS = {"bert": 2.5, "electra": 2.5, "deberta": 3.0, "electra-deberta": 3.0}
-PRODUCTS = 0.65
+MODELS = ("bert", "electra", "deberta", "electra-deberta")
 SIDES = ("stock", "ours, float32", "ours, bfloat16")
 POINT, END = 10, 50  # steps averaged into one point of a curve, and into the final loss
 PEAK_RATE = 2e-3  # of the curves
@@ -85,9 +83,6 @@ class Work(NamedTuple):
     steps: int  # in one timing
     ours: Callable[[], Timed]
     theirs: Callable[[], Timed]
-    goal: float | None = None  # ratio aimed at
-    flops: float | None = None  # matrix-product FLOP of our model per unit
-    dtype: str = "float32"  # of our products
 
 
 class Side:
@@ -253,19 +248,15 @@ def pretraining(place: Place) -> Iterator[Work]:
     gpu = place.device.type == "cuda"
     forms = ("bfloat16",) if gpu or place.size == "small" else ("float32", "bfloat16")
     about = ("tokens/s", place.batch * LENGTH, place.steps)
-    for name, goal in GOALS.items():
-        flops = objectives.flops_per_token(build(place, name), LENGTH)
+    for name in MODELS:
         for dtype in forms:
             ours, theirs = (partial(one, place, name, dtype) for one in (our_step, plain_step))
-            aim = {"goal": goal if dtype == "bfloat16" and not gpu else None}
-            aim |= {"flops": flops, "dtype": dtype}
             label = f"pre-train {name}, {place.size}, {dtype}"
-            yield Work(label, "plain loop", *about, ours, theirs, **aim)
+            yield Work(label, "plain loop", *about, ours, theirs)
         if not gpu:
-            aim = {"goal": PRODUCTS, "flops": flops, "dtype": "bfloat16"}
             sides = partial(our_step, place, name), partial(products, place, name)
             label = f"{name}, {place.size}, bfloat16"
-            yield Work(label, "its matrix products alone", *about, *sides, **aim)
+            yield Work(label, "its matrix products alone", *about, *sides)
 
 
 def our_epoch(place: Place, parameters: config.Finetune, name: str, encoder: Path) -> Timed:
@@ -307,7 +298,7 @@ def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
     build(place, "electra", stock=True).model.save_pretrained(encoder)
     changes = {"finetune_batch_size": 32, "max_length": LENGTH, "finetune_learning_rate": 1e-4}
     parameters = config.Finetune(**profile.stage(config.Finetune) | changes)
-    for name, goal in (("cola", 5.0), ("sst2", 5.0), ("rte", 1.5)):
+    for name in ("cola", "sst2", "rte"):
         glue.run(config.Data(**profile.stage(config.Data)), name)
         count = len(glue.load(profile.folder, name, "train"))
         label = (
@@ -317,7 +308,7 @@ def finetuning(place: Place, options: argparse.Namespace) -> Iterator[Work]:
         sides = (
             partial(one, place, parameters, name, encoder) for one in (our_epoch, trainer_epoch)
         )
-        yield Work(*about, *sides, goal)
+        yield Work(*about, *sides)
 
 
 def our_packing(place: Place) -> Timed:
@@ -335,7 +326,7 @@ def tokenising(place: Place) -> Iterator[Work]:
     """From texts to rows against the tokenizer library's encoding alone."""
     size = sum(len(text.encode()) for text in place.texts) / 1e6
     about = ("tokenise and pack, in memory", "encode_batch_fast alone", "MB/s", size, 1)
-    yield Work(*about, partial(our_packing, place), partial(encoding, place), 0.85)
+    yield Work(*about, partial(our_packing, place), partial(encoding, place))
 
 
 PARTS = ("pretrain", "finetune", "pack", "profile", "curves")
@@ -347,7 +338,7 @@ def compare(work: Work, ours: Timed, theirs: Timed, pairs: int) -> dict[str, obj
     The warm-up is what that pair took beyond the median: compiling, first allocations.
     """
     timings = [(theirs(work.steps), ours(work.steps)) for _ in range(pairs + 1)]
-    first, found = timings[0], timings[1:]
+    found = timings[1:]  # the first is slower
     ratios = [other / mine for other, mine in found]
     other, mine = (median(side) for side in zip(*found, strict=True))
     return {
@@ -355,25 +346,7 @@ def compare(work: Work, ours: Timed, theirs: Timed, pairs: int) -> dict[str, obj
         "ours": work.units * work.steps / mine,
         "theirs": work.units * work.steps / other,
         **{"ratio": median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)},
-        "goal": work.goal,
-        **{"warmup_ours": max(0.0, first[1] - mine), "warmup_theirs": max(0.0, first[0] - other)},
     }
-
-
-def squares(device: torch.device, threads: int, dtype: str) -> Timed:
-    """Products of large square matrices."""
-    torch.set_num_threads(threads)
-    side = 8192 if device.type == "cuda" else 2048
-    square = torch.randn(side, side, device=device).to(getattr(torch, dtype))
-    return timed(partial(torch.matmul, square, square), device)
-
-
-def peak(place: Place, dtype: str) -> float:
-    """FLOP/s: the best of ten products."""
-    side = Side(partial(squares, place.device, place.threads, dtype))
-    seconds = min(side(1) for _ in range(10))
-    side.end()
-    return 2 * (8192 if place.device.type == "cuda" else 2048) ** 3 / seconds
 
 
 def works(place: Place, options: argparse.Namespace) -> Iterator[Work]:
@@ -388,17 +361,16 @@ def works(place: Place, options: argparse.Namespace) -> Iterator[Work]:
 
 def speeds(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
     """bench.json, after every row."""
-    rows, peaks = [], {dtype: peak(places[0], dtype) for dtype in ("float32", "bfloat16")}
+    rows = []
     for work in chain.from_iterable(works(place, options) for place in places):
         ours, theirs = sides = Side(work.ours), Side(work.theirs)
         row = compare(work, ours, theirs, options.pairs)
-        row["mfu"] = row["ours"] * work.flops / peaks[work.dtype] if work.flops else None
         for side in sides:
             side.end()
         rows.append(row)
         form = "{work:<42}{reference:<28}{ours:>11,.1f}{theirs:>11,.1f} {unit:<11}{ratio:>6.2f}x"
         print((form + " ({ratio_low:.2f} to {ratio_high:.2f})").format(**row), flush=True)
-        yield {"peaks": peaks, "rows": rows}
+        yield {"rows": rows}
 
 
 def operations(places: list[Place], _: argparse.Namespace) -> Iterator[dict]:
@@ -418,7 +390,7 @@ def curves(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
     """curves.json: equal quality, the losses of this project's steps beside transformers'."""
     (place,) = places
     vocabulary, runs = objectives.Vocabulary.of(place.tok, place.device, segments=1), []
-    for name, side, seed in product(GOALS, SIDES, range(options.seeds)):
+    for name, side, seed in product(MODELS, SIDES, range(options.seeds)):
         rows = batches.Rows(place.rows, place.tok, place.batch, seed, place.device)
         seeded, found = place._replace(seed=seed), []
         task = build(seeded, name, stock=side == "stock")

@@ -15,18 +15,19 @@ from helpers.base import files
 
 def test_a_ratio_is_the_median_of_pairs_and_the_first_pair_is_thrown_away():
     theirs, ours = iter([90.0, 4.0, 6.0, 8.0]), iter([30.0, 2.0, 2.0, 2.0])
-    work = bench.Work("a", "b", "tokens/s", 10.0, 3, None, None, 2.5)
+    work = bench.Work("a", "b", "tokens/s", 10.0, 3, None, None)
     row = bench.compare(work, lambda _: next(ours), lambda _: next(theirs), 3)
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (3.0, 2.0, 4.0)
     assert (row["ours"], row["theirs"]) == (15.0, 5.0)
-    assert (row["warmup_ours"], row["warmup_theirs"]) == (28.0, 84.0)
-    assert (row["n"], row["goal"]) == (3, 2.5)
+    assert row["n"] == 3
 
 
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}  # it takes a minute
 # Both objectives and both kinds of attention.
-GOALS = {name: bench.GOALS[name] for name in ("bert", "electra-deberta")}
-CODE = f"import sys; sys.path[:0] = ['scripts']; import bench; bench.GOALS = {GOALS}; bench.main()"
+MODELS = ("bert", "electra-deberta")
+CODE = (
+    f"import sys; sys.path[:0] = ['scripts']; import bench; bench.MODELS = {MODELS}; bench.main()"
+)
 SMALL = ("--size", "tiny", "--pairs", "1", "--batch", "2", "--rows", "8", "--threads", "1")
 
 
@@ -58,7 +59,7 @@ def test_every_comparison_is_made(measured):
     said, rows = measured[0], measured[1]["bench"]["rows"]
     names = [re.sub(r" \(.*\)", "", row["work"]) for row in rows]
     wanted = []
-    for model in GOALS:
+    for model in MODELS:
         steps = [f"pre-train {model}, tiny, {dtype}" for dtype in ("float32", "bfloat16")]
         wanted += [*steps, f"{model}, tiny, bfloat16"]
     wanted += ["fine-tune CoLA", "fine-tune SST-2", "fine-tune RTE", "tokenise and pack, in memory"]
@@ -66,7 +67,6 @@ def test_every_comparison_is_made(measured):
     for row in rows:
         assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
         assert row["work"] in said
-        assert row["unit"] != "tokens/s" or 0 < row["mfu"] < 1
 
 
 @pytest.mark.slow
@@ -80,6 +80,6 @@ def test_a_profile_names_the_operations_of_a_step(measured):
 @pytest.mark.slow
 def test_losses_of_both_sides_are_of_one_size(measured):
     found = {(run["model"], run["side"]): run["final"] for run in measured[1]["curves"]["runs"]}
-    assert len(found) == len(GOALS) * len(bench.SIDES)
+    assert len(found) == len(MODELS) * len(bench.SIDES)
     for (name, _), final in found.items():
         assert final == pytest.approx(found[name, "stock"], rel=0.05)

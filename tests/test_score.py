@@ -20,8 +20,8 @@ from helpers.base.errors import UserError
 from helpers.data import glue, metrics, tokenizer
 from helpers.leaderboard import submission
 from helpers.model import registry
-from helpers.pages import beside, view
-from helpers.study import cli, prepare
+from helpers.pages import beside
+from helpers.study import cli, jobs, prepare
 from helpers.train import batches, finetune, floor, foreign, records, tuning
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -438,11 +438,8 @@ def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
     frame = beside.table(beside.open_run(profile.folder, ["three"]), name)
     assert frame["three"].iloc[0] == pytest.approx(record["score"])
     assert len(frame) == 3  # with the floors; nothing of the kept run
-    # In a run of both it has a table of its own, and no part in the mean of GLUE's.
-    run = view.open_run(profile.folder, [name], both)
-    (own,) = view.own_tasks(run)
-    assert (run.tasks, own.tasks) == (("rte",), ("three",))
-    assert {"three"} == set(own.records["task"])
+    with pytest.raises(UserError, match="three: a study has GLUE's tasks alone; small-bench score"):
+        jobs.load("tiny", tasks=both)
 
 
 @pytest.mark.parametrize(

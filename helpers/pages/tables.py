@@ -21,7 +21,7 @@ from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.base.text import NONE, Html, anchor, html, link, quantity, record_link, span
 from helpers.data import glue
-from helpers.pages.view import View, own_tasks
+from helpers.pages.view import View
 from helpers.score import audit, paper, predictions, statistics
 from helpers.score.paper import cited
 from helpers.score.statistics import Comparison, Summary
@@ -447,8 +447,7 @@ def write(view: View, folder: Path, labels: Labels | None = None) -> None:
 
     Numbers have six decimals, which do not depend on the processor or a library's version.
     """
-    text = "\n".join(summary(part) for part in (view, *own_tasks(view)))
-    files.write_text(folder / "summary.txt", text)
+    files.write_text(folder / "summary.txt", summary(view))
     files.write_text(folder / "table1.csv", spread(view).to_csv(float_format="%.6f"))
     files.write_text(folder / "controls.csv", controls(view).to_csv(float_format="%.6f"))
     tasks, names, pairs = compared(view, labels)

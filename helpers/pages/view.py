@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,30 +150,17 @@ def open_run(
     tasks: Sequence[str] = (),
     published: str = "results/published.json",
 ) -> View:
-    """Reads a run; without `models` and `tasks`, those that its ``run.json`` names.
-
-    Tasks of your own beside GLUE's are left to :func:`own_tasks`.
-    """
+    """Reads a run; without `models` and `tasks`, those that its ``run.json`` names."""
     asked = {"models": list(models), "tasks": list(tasks)} if models and tasks else {}
     there = (run / RUN).exists() or not asked
     facts = files.read_json(run / RUN) if there else {}
     parameters = facts.get("parameters", {}) | asked
     every = load_records(run / "records")
-    columns = [name for name in parameters["tasks"] if not glue.get(name).own]
-    names = tuple(parameters["models"]), tuple(columns or parameters["tasks"])
+    names = tuple(parameters["models"]), tuple(parameters["tasks"])
     records = select(every, *names)
     floors = every[every["model"].isin(records_of.FLOORS)].reset_index(drop=True)
     facts["parameters"] = parameters
     return View(run, records, paper.load(files.find(published)), *names, facts, floors)
-
-
-def own_tasks(view: View) -> list[View]:
-    """The run's tasks of your own, where GLUE's are shown; they have a table of theirs."""
-    rest = [name for name in view.facts["parameters"]["tasks"] if name not in view.tasks]
-    every = load_records(view.run / "records") if rest else view.records
-    if not every["task"].isin(rest).any():
-        return []
-    return [replace(view, records=select(every, view.models, rest), tasks=tuple(rest))]
 
 
 def save_facts(view: View) -> None:

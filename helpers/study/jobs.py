@@ -16,6 +16,7 @@ from pathlib import Path
 
 from helpers.base import config, files, progress
 from helpers.base.config import Profile
+from helpers.base.errors import UserError
 from helpers.base.progress import duration
 from helpers.data import glue
 from helpers.model import registry
@@ -65,6 +66,9 @@ def load(name: str, **changes: object) -> Profile:
             from helpers.score import costs
 
             costs.outline(model, profile)
+    if own := [task for task in profile.tasks if glue.get(task).own]:
+        told = "a study has GLUE's tasks alone; small-bench score takes tasks of your own"
+        raise UserError(f"tasks = {', '.join(own)}: {told}")
     glue.available(profile.source, profile.data, profile.tasks)
     return profile
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 from makers import (
-    PUBLISHED,
     ROOT,
     command,
     data_stage,
@@ -33,7 +32,6 @@ from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import corpus, glue, packing, tokenizer
 from helpers.model import registry
-from helpers.score import paper
 from helpers.score.predictions import read_splits
 from helpers.study import cli
 from helpers.train import checkpoint, finetune, heads, objectives, pretrain, records
@@ -352,14 +350,12 @@ READERS = {
     "models/scratch/manifest.json": lambda path: files.require_intact(path.parent, "stage"),
     "records/scratch/cola/seed-0.json": records.read,
     "records/scratch/cola/seed-0.parquet": lambda path: read_splits(path, "cola"),
-    "published.json": paper.load,
 }
 
 
 @pytest.mark.parametrize("place", READERS)
 def test_a_file_with_damaged_bytes_is_read_or_refused_in_one_line(run, place):
     path, chance = run.folder / place, random.Random(0)
-    shutil.copy(PUBLISHED, run.folder / "published.json")
     whole = path.read_bytes()
     for _ in range(40):
         start = chance.randrange(len(whole))

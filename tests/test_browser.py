@@ -157,9 +157,9 @@ class TestPages:
         page.set_viewport_size(PHONE)
         page.goto("/book/leaderboard.html")
         boxes = page.locator(".cell_output .output[tabindex='0']")
-        assert boxes.count() == 2
+        assert boxes.count() >= 2
         for box in boxes.all():
-            assert box.get_attribute("aria-label").startswith("Table, scrolls: Leaderboard")
+            assert box.get_attribute("aria-label").startswith("Table, scrolls: ")
         boxes.first.focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("document.activeElement.scrollLeft > 0")

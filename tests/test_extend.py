@@ -20,7 +20,7 @@ def test_the_entries_of_the_page_are_models(monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     assert len(entries()) == 2
     for line in entries():
-        exec(line, {"REGISTRY": registry.REGISTRY, "Spec": registry.Spec})
+        exec(line, dict(vars(registry)))
     for name in ("electra-half", "roformer"):
         task = objectives.build(registry.get(name), registry.get_size("tiny"), 100, 32)
         assert registry.count(registry.encoder(task.model)) > 10_000
@@ -29,7 +29,7 @@ def test_the_entries_of_the_page_are_models(monkeypatch):
 @pytest.mark.slow
 def test_the_worked_example_reaches_every_table(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
-    exec(entries()[1], {"REGISTRY": registry.REGISTRY, "Spec": registry.Spec})
+    exec(entries()[1], dict(vars(registry)))
     profile = small_profile(tmp_path)
     profile.folder.mkdir()
     for name in ("data", "tokenizer"):

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from makers import PUBLISHED, ROOT, TASKS, make_run, run_page
+from makers import PUBLISHED, ROOT, TASKS, make_run, page_cells, run_page
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import BertConfig, BertModel, DebertaModel
 
 from helpers.base import config, files
-from helpers.data import glue
+from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.pages import tables, view
 from helpers.score import costs, paper
@@ -249,3 +249,27 @@ def test_what_a_page_tells_to_run_runs(block, capsys):
     exec(compile(block, "page", "exec"), {})
     if "print" in block:
         assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("strength", "low", "high"), [(0.0, 1 - 1e-5, 1 + 1e-5), (8.0, 5, 1e9)])
+def test_a_head_that_compares_words_is_told_from_one_that_does_not(small_run, strength, low, high):
+    (cell,) = [c for c in page_cells(ROOT / "notebooks/05_analysis.ipynb") if "def likes" in c]
+    names = {}
+    exec(cell, names)
+    tok = tokenizer.load(small_run.folder / "tokenizer" / "wordpiece")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    shape |= {"intermediate_size": 16, "vocab_size": len(tok), "attn_implementation": "eager"}
+    encoder = BertModel(BertConfig(**shape)).eval()
+    with torch.no_grad():
+        encoder.embeddings.position_embeddings.weight.zero_()
+        encoder.embeddings.token_type_embeddings.weight.zero_()
+        for one in (
+            encoder.encoder.layer[0].attention.self.query,
+            encoder.encoder.layer[0].attention.self.key,
+        ):
+            one.weight.copy_(strength**0.5 * torch.eye(16))
+            one.bias.zero_()
+    found = names["likes"](encoder, tok, [("a b c d e f", "f a d"), ("g h k", "k m")])
+    assert found.shape == (1, 1)
+    assert low < found.item() < high

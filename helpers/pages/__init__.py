@@ -6,6 +6,5 @@ beside   an encoder from elsewhere beside the others
 plots    figures
 recipes  what each change of a recipe was worth
 build    the pages built from a run
-cells    their cells executed
 verify   from a run's files back to its figures
 """

@@ -23,11 +23,17 @@ import yaml
 
 from helpers.base import files
 from helpers.base.errors import UserError, run_main
-from helpers.pages import cells, tables, view
+from helpers.pages import tables, view
 
 ROOT = Path(__file__).resolve().parents[2]
-# What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
+# Of the kernels that execute pages.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 READ = {".json", ".csv", ".yaml", ".py", ".html"}  # what pages compute from
+KERNEL = """c.InteractiveShellApp.matplotlib = "inline"
+c.InlineBackend.figure_formats = {"svg"}
+c.IPKernelApp.log_level = "CRITICAL"
+"""
+# What Jupyter Book loads by itself and this book does without: it only adds remote scripts.
 UNUSED = ("sphinx_thebe", "sphinx_comments", "sphinx.ext.intersphinx")
 DECLARED = re.compile(r"^(\w+)(: \w+) = (.*?)(  # .*)$", re.MULTILINE)
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
@@ -60,8 +66,11 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     for other in cache.parent.glob("*"):
         if other != cache:
             shutil.rmtree(other)
+    kernel = cache / "ipython" / "profile_default" / "ipython_kernel_config.py"
+    files.write_text(kernel, KERNEL)
     before = dict(os.environ)
-    os.environ |= cells.ENVIRONMENT | {view.VARIABLE: str(run.resolve())}
+    os.environ |= ENVIRONMENT
+    os.environ |= {view.VARIABLE: str(run.resolve()), "IPYTHONDIR": str(kernel.parents[1])}
     try:
         # A process of its own: sphinx-external-toc looks at every object alive, and dies of some.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -190,6 +199,7 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
     """Build with the configuration Jupyter Book makes of ``_config.yml``; warnings are errors."""
     sys.dont_write_bytecode = True  # of the extensions, which lie in the source
     from jupyter_book.config import get_final_config
+    from myst_nb.core.execute.base import ExecutionError
     from sphinx.application import Sphinx
     from sphinx.errors import SphinxError
     from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -205,12 +215,16 @@ def _sphinx(source: Path, pages: Path, cache: Path, every: bool) -> int:
         folders = (source, None, pages, cache / "doctrees")
         strict = {"warning": sys.stderr, "warningiserror": True, "keep_going": True}
         app = Sphinx(*folders, "html", config, status=None, **strict)
-        app.connect("env-before-read-docs", cells.execute)
         app.connect("html-page-context", _no_launch, priority=400)
         try:
             app.build(force_all=every)
         except SphinxError as error:
             raise UserError(str(error)) from None
+        except ExecutionError as error:
+            page, why = os.path.relpath(str(error), source), error.__cause__
+            named = hasattr(why, "ename")
+            why = f"{why.ename}: {why.evalue}" if named else str(why).splitlines()[0]
+            raise UserError(f"{page}: {why}") from None
         return app.statuscode
 
 

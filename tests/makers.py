@@ -25,13 +25,13 @@ from helpers.base import config, files, progress
 from helpers.data import corpus, glue, tokenizer
 from helpers.leaderboard import check
 from helpers.pages import tables, view
-from helpers.score import paper, statistics
+from helpers.score import statistics
 from helpers.study import grid
 from helpers.train import floor
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.json"
-FIGURES = paper.load(PUBLISHED)
+FIGURES = files.read_json(PUBLISHED)
 TASKS = list(glue.TASKS)
 MODELS = ["bert", "roberta", "deberta", "electra", "electra-deberta", "scratch"]
 SEEDS = [0, 1, 2]

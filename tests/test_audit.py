@@ -8,20 +8,21 @@ from makers import PUBLISHED, ROOT, run_page
 from matplotlib.figure import Figure
 from scipy import integrate, stats
 
+from helpers.base import files
 from helpers.model import registry
-from helpers.score import audit, paper, statistics
+from helpers.score import audit, statistics
 
 RESAMPLES = 20_000
 
 
 @pytest.fixture
 def published():
-    return paper.load(PUBLISHED)
+    return files.read_json(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
 def gains():
-    return audit.best_of(audit.deviations(paper.load(PUBLISHED)), RESAMPLES, seed=0)
+    return audit.best_of(audit.deviations(files.read_json(PUBLISHED)), RESAMPLES, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from makers import (
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.pages import build, tables, view
-from helpers.score import paper
 
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
 NASTY = "<script>alert(1)</script> | *x* `y` [z](http://a) $q$ {{ r }}"
@@ -163,7 +162,7 @@ def test_launch_and_download_buttons_point_at_notebooks(run, pages):
 
 @pytest.mark.slow
 def test_built_tables_hold_every_published_cell(pages):
-    published = paper.load(PUBLISHED)
+    published = files.read_json(PUBLISHED)
     caption = pages["book/results.html"].find("caption", string=re.compile("^GLUE dev scores"))
     table = caption.find_parent("table")
     [mark.decompose() for mark in table.find_all("sup")]

@@ -5,17 +5,17 @@ import re
 import pytest
 from makers import PUBLISHED, ROOT
 
-from helpers.base import config
+from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.model import registry
-from helpers.score import costs, paper
+from helpers.score import costs
 
 GPUS = ROOT / "results" / "gpus.json"
 
 
 @pytest.fixture(scope="module")
 def published():
-    return paper.load(PUBLISHED)
+    return files.read_json(PUBLISHED)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from helpers.base import config, files
 from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.pages import tables, view
-from helpers.score import costs, paper
+from helpers.score import costs
 from helpers.study import grid
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -25,7 +25,7 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 
 @pytest.fixture(scope="module")
 def published():
-    return paper.load(PUBLISHED)
+    return files.read_json(PUBLISHED)
 
 
 # --- objectives

@@ -31,7 +31,7 @@ FIVE, EIGHT = "Mean of 5 complete", "Mean of 8 †"
 
 @pytest.fixture(scope="module")
 def published():
-    return paper.load(PUBLISHED)
+    return files.read_json(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_records_no_manifest_vouches_for_are_left_out(tmp_path):
 
 
 def test_every_published_figure_has_a_known_source_and_status():
-    published, seen = paper.load(PUBLISHED), []
+    published, seen = files.read_json(PUBLISHED), []
 
     def look(value):
         if isinstance(value, dict) and {"source", "status"} & value.keys():
@@ -355,7 +355,7 @@ def test_scores_along_the_budget_stand_beside_published_ones_on_the_same_tasks(
 
 def test_runs_of_one_recipe_differ_in_their_budget_alone(folder_data, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "find", lambda path: tmp_path / path)
-    monkeypatch.setattr(paper, "load", lambda path: folder_data.published)
+    files.write_json(tmp_path / "results" / "published.json", folder_data.published)
     facts = {"pretrain_steps": 10, "clip": 1.0, "models": ["bert"], "tasks": ["cola"]}
     for name, changes in {
         "longer": {"pretrain_steps": 30, "profile": "x"},

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from helpers.base import files, text
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.score import paper, statistics
+from helpers.score import statistics
 from helpers.train import records as records_of
 
 MEASURED = "results/measured"  # runs that are kept in the repository
@@ -39,7 +39,7 @@ class View:
 
     run: Path  # its folder
     records: pd.DataFrame  # one row per fine-tuning, of the models and tasks asked for
-    published: dict[str, Any]  # `paper.load`
+    published: dict[str, Any]  # results/published.json
     models: tuple[str, ...]  # rows asked for, in order; some may have no record
     tasks: tuple[str, ...]  # columns asked for, in order
     facts: dict[str, Any]  # ``run.json``: what else there is to say of the run
@@ -160,7 +160,7 @@ def open_run(
     records = select(every, *names)
     floors = every[every["model"].isin(records_of.FLOORS)].reset_index(drop=True)
     facts["parameters"] = parameters
-    return View(run, records, paper.load(files.find(published)), *names, facts, floors)
+    return View(run, records, files.read_json(files.find(published)), *names, facts, floors)
 
 
 def save_facts(view: View) -> None:

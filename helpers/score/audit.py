@@ -1,6 +1,6 @@
 """What the published figures say of chance; the audit's notebook does the rest.
 
-`published` is the mapping of `paper.load`. Scores are metric x 100, models and tasks have the short
+`published` is results/published.json. Scores are metric x 100, models and tasks have the short
 names of the file.
 """
 

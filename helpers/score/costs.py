@@ -80,8 +80,9 @@ def table(
 ) -> pd.DataFrame:
     """Rates, hours and energy of each model's pre-training on each GPU.
 
-    `published` (`paper.load`) has the rates that peers measured; `names` are registry entries,
-    every one that is pre-trained where None. What is unknown or out of range is a `UserError`.
+    `published` (results/published.json) has the rates that peers measured; `names` are registry
+    entries, every one that is pre-trained where None. What is unknown or out
+    of range is a `UserError`.
 
     One row per model and GPU, followed by the rates others measured on the pair. Columns: model,
     gpu (short names), tokens (read in all), measured (bool), source and status (keys of the

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from helpers.base import files
 from helpers.base.text import Html, html, link
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The published figures as they stand in the file."""
-    return files.read_json(Path(path))
 
 
 def task_name(published: dict[str, Any], task: str) -> str:

@@ -208,10 +208,10 @@ def check(
 ) -> int:
     """Check every entry of the leaderboard."""
     from helpers.leaderboard import check as checker
-    from helpers.score import paper, predictions
+    from helpers.score import predictions
 
     labels = predictions.read_labels(files.resolve(data) if data else None)
-    entries = checker.check(folder, paper.load(files.find("results/published.json")), labels)
+    entries = checker.check(folder, files.read_json(files.find("results/published.json")), labels)
     for entry in entries:
         if entry.error:
             print(f"error: {entry.error}")
@@ -238,12 +238,11 @@ def submit(
 ) -> None:
     """Make an entry of the leaderboard from finished records."""
     from helpers.leaderboard import submit as submitter
-    from helpers.score import paper
 
     facts = {"title": title, "link": link, "authors": authors, "licence": licence}
     given = config.read_yaml(Path(about)) if about else {}
     given |= {name: value for name, value in facts.items() if value}
-    figures = paper.load(files.find("results/published.json"))
+    figures = files.read_json(files.find("results/published.json"))
     submitter.submit(run, model, out, given, figures, selection)
     print(f"{out}: written and checked; small-bench check --data recomputes its scores")
     print("nothing was sent; this opens the pull request:")

@@ -58,7 +58,7 @@ def resolve(model: str) -> Source:
     if not model:
         raise UserError("model = '': give an id of the Hub, owner/name[@revision], or a folder")
     if folder := _local(model):
-        place = folder.resolve()
+        place = folder.absolute()  # a link by its own name
         place = place.parent if place.name == "encoder" else place  # of a model of a run
         title = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name).strip("-._")
         found = Source(folder, title or "checkpoint")

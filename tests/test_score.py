@@ -380,7 +380,7 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     assert frame.index[0] == "some/encoder@01234567"
     assert (row["Protocol"], row["Collapsed"]) == ("tuned, 8 trials", 1)
     assert row["Parameters"] == "25 M (outside the class)"
-    assert frame["Protocol"].iloc[-1] == "fixed, profile cpu"
+    assert frame["Protocol"].iloc[-1] == "fixed, profile small-30m"
 
 
 @pytest.mark.long

@@ -27,7 +27,10 @@ from helpers.pages import tables, view
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the kernels that execute pages.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+}
 READ = {".json", ".csv", ".yaml", ".py", ".html"}  # what pages compute from
 KERNEL = """c.InteractiveShellApp.matplotlib = "inline"
 c.InlineBackend.figure_formats = {"svg"}

@@ -73,7 +73,10 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     files.write_text(kernel, KERNEL)
     before = dict(os.environ)
     os.environ |= ENVIRONMENT
-    os.environ |= {view.VARIABLE: str(run.resolve()), "IPYTHONDIR": str(kernel.parents[1])}
+    os.environ |= {
+        view.VARIABLE: str(run.resolve()),
+        "IPYTHONDIR": str(kernel.parents[1].resolve()),
+    }
     try:
         # A process of its own: sphinx-external-toc looks at every object alive, and dies of some.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:

@@ -228,14 +228,16 @@ def test_status_while_a_grid_runs_and_after_it_was_killed(small_run, tmp_path):
     running = subprocess.Popen(call, **quiet)
     try:
         told = beside(executed(tmp_path / "grid", "03_pretrain", "bert"), "progress.json")
-        for _ in range(600):
+        for _ in range(3000):
             if told.exists() or running.poll() is not None:
                 break
             time.sleep(0.2)
         done = command(*STUDY[1:], "status", "--profile", str(path))
         assert done.returncode == 0, done.stderr
         assert f"held by process {running.pid}" in done.stdout
-        assert re.search(r"03_pretrain +bert +running +0 %, \d+/100000 steps, .* left", done.stdout)
+        assert re.search(
+            r"03_pretrain +bert +running +\d+ %, \d+/100000 steps, .* left", done.stdout
+        )
         assert re.search(r"04_finetune +bert +rte +waiting", done.stdout)
         assert "cannot be told" in done.stdout
     finally:

@@ -26,12 +26,9 @@ from helpers.base.errors import UserError, run_main
 from helpers.pages import tables, view
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of the kernels that execute pages.
-ENVIRONMENT = {
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
-}
 READ = {".json", ".csv", ".yaml", ".py", ".html"}  # what pages compute from
+# Of the kernels that execute pages.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 KERNEL = """c.InteractiveShellApp.matplotlib = "inline"
 c.InlineBackend.figure_formats = {"svg"}
 c.IPKernelApp.log_level = "CRITICAL"

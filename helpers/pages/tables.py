@@ -33,6 +33,10 @@ COMPARISONS = "comparisons.json"
 HEADS = "heads.csv"  # of notebook 05: attention from a sentence to the same words of another
 BELOW = " ▾"  # behind a score that is not above the bag of words
 BITS = "Held-out bits per byte"
+QUESTIONS = {  # pairs of models that differ in one idea of the paper, which the first has
+    "detection": (("electra", "bert"), ("electra-deberta", "deberta")),
+    "attention": (("deberta", "bert"), ("electra-deberta", "electra")),
+}
 Labels = dict[str, dict[str, pd.DataFrame]]  # task to dev split to rows with idx and label
 WORDS = "text-align: left; white-space: normal; min-width: 7rem"
 
@@ -314,6 +318,59 @@ def compared(
     stacks, truth = predictions.stacked(view.run, view.records, headline)
     names = [m for m in view.models if m in stacks and min(map(len, stacks[m].values())) > 1]
     return tasks, names, statistics.compare({name: stacks[name] for name in names}, truth)
+
+
+def questions(view: View) -> pd.DataFrame:
+    """The pairs of `QUESTIONS` that were compared, a row each: what, model, other, `Comparison`'s.
+
+    A difference is the first model's; ``resolved`` says whether the two differ.
+    """
+    _, _, pairs = compared(view)
+    pairs |= {(two, one): -pair for (one, two), pair in pairs.items()}
+    rows = [
+        {"what": what, "model": one, "other": two, "resolved": pairs[one, two].resolved}
+        | asdict(pairs[one, two])
+        for what, asked in QUESTIONS.items()
+        for one, two in asked
+        if (one, two) in pairs
+    ]
+    columns = ["what", "model", "other", *Comparison.__dataclass_fields__, "resolved"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def key_figures(view: View) -> dict[str, Any]:
+    """What the first sentences of a page say of a run: values for `view.inline`, by name.
+
+    The best model, with its median over seeds of the headline's mean, beside the floor and its own
+    control; by question the pairs that were compared, and in how many of them the model that has
+    the idea is ahead, and behind, where the two differ.
+    """
+    main = view.headline
+    medians = {model: view.over_seeds(model, main).median for model in view.models}
+    best = max(medians, key=lambda model: (medians[model] == medians[model], medians[model]))
+    floor = view.over_seeds(records_of.FLOORS[0], main).median
+    worth = controls(view).loc[[_name(view, best)]].iloc[0]
+    read = view.records["pretrain.tokens"]
+    unknown = "not measured"
+    found = {
+        "best": _name(view, best),
+        "score": medians[best],
+        "tasks": len(main),
+        "seeds": view.over_seeds(best, main).n,
+        "floor": f"{floor:.2f}" if floor == floor else unknown,
+        "tokens": span(read[read > 0]) if read.any() else "no",
+        "gain": unknown,
+    }
+    if worth["Difference"] == worth["Difference"]:
+        ends = f"{worth['95 % from']:+.2f} to {worth['95 % to']:+.2f}"
+        found["gain"] = f"{worth['Difference']:+.2f} (95 %: {ends})"
+    asked = questions(view)
+    for what in QUESTIONS:
+        one = asked[asked["what"] == what]
+        clear = one.loc[one["resolved"], "difference"]
+        found |= {f"{what}_pairs": len(one), f"{what}_ahead": (clear > 0).sum()}
+        found |= {f"{what}_behind": (clear < 0).sum()}
+    return found
 
 
 def comparisons(view: View) -> pd.DataFrame:

@@ -136,7 +136,7 @@ def test_held_out_losses_are_the_manifests_in_bits(small_run, monkeypatch):
     for column, key in [("Held-out", "loss"), ("Words shuffled", "shuffled"), ("Bigram", "bigram")]:
         bits = made[key] / np.log(2) * about["tokens"] / about["bytes"]
         assert row[column] == pytest.approx(bits)
-    assert row["Rank"] == made["effective_rank"]
+    assert row["Directions"] == made["effective_rank"]
 
 
 # --- cost and speed

@@ -415,7 +415,8 @@ def claimed(name, average, selection="median", **changes):
 
 def paired_bootstrap(first, second, labels, resamples=1000, seed=0):
     models = {"first": first, "second": second}
-    return statistics.compare(models, labels, resamples, seed)["first", "second"]
+    sampled = statistics.resample(models, labels, resamples, seed)
+    return statistics.compare(sampled, labels)["first", "second"]
 
 
 def executed_notebook(path, stage):

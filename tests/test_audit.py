@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from scipy import integrate, stats
 
 from helpers.base import files
-from helpers.model import registry
 from helpers.score import audit, statistics
 
 RESAMPLES = 20_000
@@ -184,27 +183,6 @@ def test_neighbours_and_what_a_best_explains(names):
     assert last["deviations"] == pytest.approx(0.04 / (math.sqrt(2) * 0.32), rel=0.02)
 
 
-# --- the generator
-
-
-def test_published_flop_are_met_and_by_which_head(names):
-    found = names["flop"]
-    none, masked, everywhere = found.columns[:3]
-    assert found["matches"].to_dict() == {
-        "electra": masked,
-        "bert": masked,
-        "deberta": none,
-        "electra-deberta": everywhere,
-        "electra-deberta+quarter-generator": "",
-    }
-    # The head: to the embedding's width of 128, then to 30,522 tokens; a product is 2 FLOP a
-    # multiplication, and a step three forwards.
-    for model, hidden in (("bert", 256), ("electra", 64), ("electra-deberta", 256)):
-        head = 3 * 2 * (hidden * 128 + 128 * 30_522) / 1e6
-        rest = found.loc[model, everywhere] - found.loc[model, masked]
-        assert rest == pytest.approx((1 - registry.MASK_FRACTION) * head)
-
-
 # --- noise
 
 
@@ -265,7 +243,7 @@ def test_the_sentences_say_what_the_cells_compute(names):
     average, pairs = names["averages"]["printed"], names["neighbours"]
     ten, gaps = gains.loc[10], names["below"]
     each, flips = ten[audit.EACH], 100 * names["flips"]
-    best, flop = published["best_of_ten"], names["flop"]
+    best = published["best_of_ten"]
     deviations = audit.deviations(published)
     assert names["identity"].sum(axis=1).tolist() == [0, 8, 0, 0, 0]
     for sentence in (
@@ -298,8 +276,6 @@ def test_the_sentences_say_what_the_cells_compute(names):
         f"In the second case {pairs['as_medians'][0]:.2f} points are left",
         f"DeBERTa and BERT in {100 * pairs['reversed'][2]:.0f} % of cases",
         f"BERT and RoBERTa in {100 * pairs['reversed'][3]:.0f} %",
-        f"ELECTRA-DeBERTa's {flop.loc['electra-deberta', 'published']} MFLOP include",
-        f"takes {flop.iloc[3, 1]:.0f}, and {flop.iloc[4, 1]:.0f} with a generator a quarter",
         f"{len(names['untrained'])} of {len(names['everything'])} parameter tensors with",
         f"{names['weights']:,} weights ({names['share']:.1f} % of all)",
         f"199 of 277 is {19900 / 277:.2f} and 200 of 277 is {20000 / 277:.2f}",

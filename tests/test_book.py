@@ -51,7 +51,9 @@ def make_tables_and_notebooks(run):
     write_record(run / "records", record)
     shown = view.open_run(run, MODELS, TASKS)
     view.save_facts(shown)
-    files.write_json(run / tables.COMPARISONS, {"tasks": TASKS, "models": MODELS, "pairs": []})
+    files.write_json(
+        run / tables.COMPARISONS, {"tasks": TASKS, "models": MODELS, "pairs": [], "without": {}}
+    )
     paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
     for stage, path in zip(STAGES, paths, strict=True):
         executed_notebook(path, stage)

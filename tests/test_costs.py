@@ -52,9 +52,9 @@ def test_rates_hours_and_energy_follow_from_flop(estimates, gpus):
         assert row["kwh"] == pytest.approx(row["hours"] * gpu.watts / 1000)
 
 
-def test_flop_are_the_published_ones(published):
+def test_flop_are_those_counted_by_hand():
     study = config.load_profile("paper")
-    counts = {entry["model"]: entry["mflop"] for entry in published["flop_per_token"]}
+    counts = {"bert": 65, "electra": 70}
     # Ours leaves out the end of the last layer where nothing is guessed: BERT's is 256 and 1,024
     # wide, ELECTRA's generator a quarter of that.
     for name, h, f in [("bert", 256, 1024), ("electra", 64, 256)]:

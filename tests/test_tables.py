@@ -1,7 +1,6 @@
 """Frames of made-up records, published figures, and figures drawn."""
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +24,7 @@ from makers import (
 from helpers.base import files
 from helpers.pages import plots, tables, view
 from helpers.score import paper
+from helpers.score.statistics import Comparison
 
 FIVE, EIGHT = "Mean of 5 complete", "Mean of 8 †"
 
@@ -85,7 +85,7 @@ def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path)
     assert "58.50 (55.50 to 61.50, 98 %)" in tables.summary(many)
     one = make_view(tmp_path / "one", models=["bert"], seeds=(0,))
     assert cells(one)["Mean of 8"] == "55.50"
-    assert tables.compared(one)[1:] == ([], {})
+    assert tables.compared(one)[1:] == ([], {}, {task: {} for task in TASKS})
     assert tables.comparisons(one).empty
 
 
@@ -106,7 +106,7 @@ def test_the_mean_of_the_complete_tasks_comes_first_and_that_of_all_is_marked(fo
     own, every = (part.groupby("seed")["score"].mean() for part in (own, mine))
     assert column[FIVE].startswith(f"{own.median():.2f} ")
     assert column[EIGHT].startswith(f"{every.median():.2f} ")
-    groups = tables.controls(folder_data)["Tasks"].tolist()
+    groups = tables.controls(folder_data, {})["Tasks"].tolist()
     assert groups == ["5 complete"] * len(MODELS) + ["8 †"] * len(MODELS)
     assert tables.spread(folder_data).loc[("BERT", FIVE), "median"] == own.median()
 
@@ -130,7 +130,7 @@ def test_missing_tasks_and_models_are_dashes_and_named(tmp_path):
     assert ("ELECTRA", "CoLA", "no record") in found
     marks = {(row["Task"], row["Mark"]) for row in shown(tables.rows(asked))}
     assert {("QQP", "no record"), ("MNLI", "not asked for")} <= marks
-    for frame in (tables.controls(asked), tables.run(asked)):
+    for frame in (tables.controls(asked, {}), tables.run(asked)):
         assert shown(frame)
 
 
@@ -181,17 +181,15 @@ def test_a_cell_with_fewer_seeds_says_so(tmp_path):
 def test_what_pretraining_is_worth_is_the_difference_to_the_same_architecture(tmp_path):
     asked = ["bert", "roberta", "electra-deberta", "scratch", "scratch-roberta"]
     run = make_view(tmp_path, models=asked)
-    found = tables.controls(run)
+    pairs = {("scratch", "bert"): Comparison(-5.0, -7.0, -3.0, 0.01)}
+    found = tables.controls(run, pairs)
     bert = found.loc["BERT"]
-    error = math.hypot(0.5, 0.5)  # two seeds a point apart on both sides
     assert (bert["Control"], bert["Seeds / control's"]) == ("scratch", "2 / 2")
-    assert (bert["Difference"], bert["Error"]) == pytest.approx((5, error))
-    # Two degrees of freedom: 4.30 errors, not 2.
-    assert bert["95 % from"] == pytest.approx(5 - 4.3027 * error, abs=1e-3)
+    assert tuple(bert[["Difference", "95 % from", "95 % to"]]) == (5, 3, 7)
     assert found.loc["RoBERTa", "Control"] == "scratch-roberta"
     absent = found.loc["ELECTRA-DeBERTa"]
     assert absent["Control"] == "scratch-deberta, not run"
-    assert absent[["Difference", "Error", "95 % to"]].isna().all()
+    assert absent[["Difference", "95 % to"]].isna().all()
     assert pd.isna(found.loc["scratch", "Control"])
 
 
@@ -293,7 +291,7 @@ def test_the_headline_ranks_and_counts_the_complete_tasks_beside_the_published_m
 def test_kept_comparisons_may_lack_a_pair(tmp_path):
     names = ["bert", "roberta", "scratch"]
     pairs = [["bert", "scratch", 5.0, 4.0, 6.0, 0.04], ["roberta", "scratch", 3, 1, 5, 0.06]]
-    kept = {"tasks": TASKS, "models": names, "pairs": pairs}
+    kept = {"tasks": TASKS, "models": names, "pairs": pairs, "without": {}}
     files.write_json(tmp_path / tables.COMPARISONS, kept)
     frame = tables.comparisons(make_view(tmp_path, models=names))
     bert, roberta = (list(row.values()) for row in shown(frame))
@@ -334,7 +332,7 @@ def test_scores_along_the_budget_stand_beside_published_ones_on_the_same_tasks(
 ):
     (axis,) = plots.budgets([folder_data], "tokens").axes
     read = [max(line.get_xdata()) for line in axis.lines if line.get_fillstyle() == "none"]
-    assert read == pytest.approx([16.4e9] * len(read))
+    assert read == pytest.approx([16.4e9] * len(read), rel=0.02)  # RoBERTa reads two less a row
     (axis,) = plots.budgets([folder_data, folder_data]).axes
     lines = [line for line in axis.lines if line.get_fillstyle() == "none"]
     main = folder_data.headline
@@ -346,7 +344,7 @@ def test_scores_along_the_budget_stand_beside_published_ones_on_the_same_tasks(
     assert {line.get_ydata()[0] for line in lines if len(line.get_ydata()) == 1} == wanted
     (along,) = (line for line in lines if len(line.get_ydata()) > 1)
     assert max(along.get_ydata()) == 79.9
-    assert max(along.get_xdata()) == pytest.approx(16.4e9 * 70e6)
+    assert max(along.get_xdata()) == pytest.approx(16.4e9 * 70e6, rel=0.01)
     handles = axis.get_legend_handles_labels()[0]
     measured = [one for one in handles if hasattr(one, "has_yerr") and one.has_yerr]
     assert measured

@@ -119,8 +119,8 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
 def _impossible(stated: Submission) -> list[str]:
     """Accuracies that no count of right answers gives."""
     n = stated.protocol.n
-    # The median of an even number of runs is a half count; a published row's n is a least one.
-    even = n is None or n % 2 == 0 or stated.published is not None
+    # The median of an even number of runs is a half count.
+    even = n is None or n % 2 == 0
     halves = stated.protocol.selection == "median" and even
     odd = []
     for name, value in stated.scores:

@@ -67,7 +67,8 @@ def gap(first: Entry, second: Entry, figures: Mapping[str, Any], labels: Labels)
             return Gap(difference, ONE_SEED)
         truth = {task: dev["label"].to_numpy() for task, dev in labels.dev.items()}
         pair = {"first": first.predictions, "second": second.predictions}
-        (found,) = statistics.compare(pair, truth, RESAMPLES).values()
+        sampled = statistics.resample(pair, truth, RESAMPLES)
+        (found,) = statistics.compare(sampled, truth).values()
         return Gap(difference, "" if found.resolved else PAIRED, found.low, found.high)
     noise = 1.96 * math.sqrt(2) * audit.average_deviation(figures)
     least = noise + _worth(first, figures) - _worth(second, figures)
@@ -107,8 +108,7 @@ def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) 
 
 def _made_of(entry: Entry) -> str:
     protocol = entry.stated.protocol
-    least = "≥ " if entry.stated.published else ""
-    many = f" of {least}{protocol.n}" if protocol.n else ""
+    many = f" of {protocol.n}" if protocol.n else ""
     many += f", tuned by {protocol.trials} trials" if protocol.trials else ""
     if entry.level == "claimed":
         return protocol.selection + many

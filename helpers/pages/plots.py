@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
-from helpers.base import files
+from helpers.base import config, files
 from helpers.pages.view import View
 from helpers.score import paper, statistics
 from helpers.train.records import FLOORS
@@ -138,18 +138,21 @@ def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> F
 
 def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]], by: str) -> None:
     """Others' points, open: the study's models on the run's tasks, and a training of ELECTRA's."""
-    open_ = {"fillstyle": "none", "linestyle": "none"}
+    from helpers.score import costs  # torch
+
+    study, open_ = config.load_profile("paper"), {"fillstyle": "none", "linestyle": "none"}
+
+    def spent(model: str) -> float:
+        read = costs.tokens(model, study)
+        return read * costs.flops(model, study) if by == "flops" else read
+
     for model, look in looks.items():
         entry = shown.published["table1"]["models"].get(model)
         if entry and set(shown.headline) <= set(entry["scores"]):
             scores = [entry["scores"][task]["value"] for task in shown.headline]
-            spent = entry["pretraining"]
-            spent = {"flops": spent["flops"], "tokens": 1e9 * spent["tokens_billions"]}
-            axis.plot(spent[by], np.mean(scores), **dict(look) | open_)
-    counts = {one["method"]: 1e6 * one["mflop"] for one in shown.published["flop_per_token"]}
+            axis.plot(spent(model), np.mean(scores), **dict(look) | open_)
     along = [p for p in shown.published["quality_per_compute"] if " of the steps" in p["method"]]
-    each = [counts[point["flop"]] if by == "flops" else 1 for point in along]
-    x = [1e9 * point["tokens_billions"] * work for point, work in zip(along, each, strict=True)]
+    x = [spent("electra") * p["tokens_billions"] / along[0]["tokens_billions"] for p in along]
     look = {"color": "0.4", "marker": "o", "fillstyle": "none", "linewidth": 1, "markersize": 5}
     axis.plot(x, [p["average"] for p in along], **look, label="ELECTRA-Small, published, mean of 8")
 

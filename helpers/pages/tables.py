@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
@@ -37,6 +38,7 @@ QUESTIONS = {  # pairs of models that differ in one idea of the paper, which the
     "detection": (("electra", "bert"), ("electra-deberta", "deberta")),
     "attention": (("deberta", "bert"), ("electra-deberta", "electra")),
 }
+Pairs = dict[tuple[str, str], Comparison]
 Labels = dict[str, dict[str, pd.DataFrame]]  # task to dev split to rows with idx and label
 WORDS = "text-align: left; white-space: normal; min-width: 7rem"
 
@@ -206,12 +208,11 @@ def grid(view: View) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index", columns=names).rename_axis("Task")
 
 
-def controls(view: View) -> pd.DataFrame:
+def controls(view: View, pairs: Pairs) -> pd.DataFrame:
     """What pre-training is worth: means over seeds, and the difference to the model's control.
 
-    That is its own architecture without pre-training; NaN where the run has none. The interval
-    is of `statistics.difference`: seeds alone, as if independent, so shared ones make it wider
-    than need be.
+    That is its own architecture without pre-training; NaN where the run has none. The interval is
+    of `pairs`, those of `compared`, which are of the headline's tasks.
     """
     from helpers.model import registry  # torch
 
@@ -222,17 +223,16 @@ def controls(view: View) -> pd.DataFrame:
             other = registry.control(model) or ""
             ran = bool(len(view.of(other)))
             against = statistics.mean_of_tasks(view.records, other, tasks)
-            gain, error, half = statistics.difference(found, against)
+            pair = both_ways(pairs).get((model, other)) if tasks == view.headline else None
             rows.append(
                 {
                     "Model": _name(view, model),
                     "Tasks": title.removeprefix("Mean of "),
                     "Mean": found.mean,
                     "Control": (other if ran else f"{other}, not run") if other else math.nan,
-                    "Difference": gain,
-                    "Error": error,
-                    "95 % from": gain - half,
-                    "95 % to": gain + half,
+                    "Difference": found.mean - against.mean,
+                    "95 % from": pair.low if pair else math.nan,
+                    "95 % to": pair.high if pair else math.nan,
                     "Seeds / control's": f"{found.n} / {against.n}" if ran else f"{found.n}",
                 }
             )
@@ -296,86 +296,146 @@ def remarks(view: View) -> pd.DataFrame:
 # --- comparisons -------------------------------------------------------------------------------
 
 
-def compared(
-    view: View, labels: Labels | None = None
-) -> tuple[list[str], list[str], dict[tuple[str, str], Comparison]]:
-    """The tasks of the headline, the models that have them all and two seeds, and every pair.
+class Compared(NamedTuple):
+    """Every pair of checkpoints by the mean of the headline's tasks; the bag of words is one."""
+
+    tasks: list[str]
+    models: list[str]  # that have all tasks, with two seeds
+    pairs: Pairs
+    without: dict[str, Pairs]  # the same, one task left out
+
+
+def both_ways(pairs: Pairs) -> Pairs:
+    """The pairs in either order."""
+    return pairs | {(two, one): -pair for (one, two), pair in pairs.items()}
+
+
+def compared(view: View, labels: Labels | None = None) -> Compared:
+    """What `Compared` says.
 
     A run kept without its data has the comparisons in a file of their own, of the tasks that it
     names, which is read where no `labels` are given; it may lack pairs, those of models that were
     run in different places.
     """
     kept = view.run / COMPARISONS
-    if kept.exists() and labels is None:
-        found = files.read_json(kept)
-        if not set(found["tasks"]) <= set(view.present):
-            raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
-        pairs = {(one, two): Comparison(*values) for one, two, *values in found["pairs"]}
-        return found["tasks"], found["models"], pairs
-    tasks = view.headline
-    labels = labels or {task: glue.load_dev(view.run, task) for task in tasks}
+    if labels is not None:
+        return _compare(view, labels)
+    if not kept.exists():
+        return _compare_own(view)
+    found = files.read_json(kept)
+    if not set(found["tasks"]) <= set(view.present):
+        raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
+    pairs, *left_out = (
+        {(one, two): Comparison(*values) for one, two, *values in rows}
+        for rows in (found["pairs"], *found["without"].values())
+    )
+    without = dict(zip(found["without"], left_out, strict=True))
+    return Compared(found["tasks"], found["models"], pairs, without)
+
+
+@lru_cache(maxsize=1)
+def _compare_own(view: View) -> Compared:
+    """By the labels of the run's own data, once for all tables of a page."""
+    return _compare(view, {task: glue.load_dev(view.run, task) for task in view.headline})
+
+
+def _compare(view: View, labels: Labels) -> Compared:
+    tasks, floor = view.headline, records_of.FLOORS[0]
     headline = {task: labels[task][glue.get(task).validation] for task in tasks}
-    stacks, truth = predictions.stacked(view.run, view.records, headline)
+    everything = pd.concat([view.records, view.of(floor)])
+    stacks, truth = predictions.stacked(view.run, everything, headline)
+    # No seed moves the bag of words: its one run stands for two that are alike.
+    again = {task: np.repeat(runs, 2, axis=0) for task, runs in stacks.pop(floor, {}).items()}
     names = [m for m in view.models if m in stacks and min(map(len, stacks[m].values())) > 1]
-    return tasks, names, statistics.compare({name: stacks[name] for name in names}, truth)
+    models = {name: stacks[name] for name in names} | ({floor: again} if again else {})
+    sampled = statistics.resample(models, truth)
+    left = {task: [other for other in tasks if other != task] for task in tasks}
+    without = {task: statistics.compare(sampled, rest) for task, rest in left.items() if rest}
+    return Compared(tasks, list(models), statistics.compare(sampled, tasks), without)
 
 
 def questions(view: View) -> pd.DataFrame:
     """The pairs of `QUESTIONS` that were compared, a row each: what, model, other, `Comparison`'s.
 
-    A difference is the first model's; ``resolved`` says whether the two differ.
+    A difference is the first model's; ``resolved`` says whether the two differ. ``without`` is the
+    task whose leaving out speaks most against it, and the last columns are the comparison then.
     """
-    _, _, pairs = compared(view)
-    pairs |= {(two, one): -pair for (one, two), pair in pairs.items()}
-    rows = [
-        {"what": what, "model": one, "other": two, "resolved": pairs[one, two].resolved}
-        | asdict(pairs[one, two])
-        for what, asked in QUESTIONS.items()
-        for one, two in asked
-        if (one, two) in pairs
-    ]
-    columns = ["what", "model", "other", *Comparison.__dataclass_fields__, "resolved"]
+    found = compared(view)
+    rows = []
+    for what, asked in QUESTIONS.items():
+        for pair in asked:
+            if one := both_ways(found.pairs).get(pair):
+                row = {"what": what, "model": pair[0], "other": pair[1], "resolved": one.resolved}
+                rows.append(row | asdict(one) | _least(found, pair))
+    columns = ["what", "model", "other", "resolved", *Comparison.__dataclass_fields__]
+    columns += ["without", *(f"least_{name}" for name in (*columns[4:], "resolved"))]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _least(found: Compared, pair: tuple[str, str]) -> dict[str, Any]:
+    """A pair without the task that adds most to its difference; empty of a single task."""
+    rest = {task: both_ways(pairs)[pair] for task, pairs in found.without.items()}
+    if not rest:
+        return {}
+    sign = math.copysign(1, both_ways(found.pairs)[pair].difference)
+    task = min(rest, key=lambda task: sign * rest[task].difference)
+    one = asdict(rest[task]) | {"resolved": rest[task].resolved}
+    return {"without": task} | {f"least_{name}": value for name, value in one.items()}
 
 
 def key_figures(view: View) -> dict[str, Any]:
     """What the first sentences of a page say of a run: values for `view.inline`, by name.
 
     The best model, with its median over seeds of the headline's mean, beside the floor and its own
-    control; by question the pairs that were compared, and in how many of them the model that has
-    the idea is ahead, and behind, where the two differ.
+    control; by question the pairs that were compared, in how many of them the model that has the
+    idea is ahead, and behind, where the two differ, and in how many it is ahead whichever task is
+    left out.
     """
-    main = view.headline
+    from helpers.model import registry  # torch
+
+    main, floor = view.headline, records_of.FLOORS[0]
     medians = {model: view.over_seeds(model, main).median for model in view.models}
     best = max(medians, key=lambda model: (medians[model] == medians[model], medians[model]))
-    floor = view.over_seeds(records_of.FLOORS[0], main).median
-    worth = controls(view).loc[[_name(view, best)]].iloc[0]
-    read = view.records["pretrain.tokens"]
-    unknown = "not measured"
+    words, read = view.over_seeds(floor, main).median, view.records["pretrain.tokens"]
+    everything, unknown = compared(view), "not measured"
+    pairs = both_ways(everything.pairs)
     found = {
         "best": _name(view, best),
         "score": medians[best],
         "tasks": len(main),
         "seeds": view.over_seeds(best, main).n,
-        "floor": f"{floor:.2f}" if floor == floor else unknown,
+        "floor": f"{words:.2f}" if words == words else unknown,
         "tokens": span(read[read > 0]) if read.any() else "no",
-        "gain": unknown,
+        "lead": _interval(pairs.get((best, floor))) or unknown,
     }
-    if worth["Difference"] == worth["Difference"]:
-        ends = f"{worth['95 % from']:+.2f} to {worth['95 % to']:+.2f}"
-        found["gain"] = f"{worth['Difference']:+.2f} (95 %: {ends})"
+    against = (best, registry.control(best) or "")
+    found["gain"] = _interval(pairs.get(against)) or unknown
+    least = _least(everything, against) if against in pairs else {}
+    found["without"] = paper.task_name(view.published, least["without"]) if least else "a task"
+    found["least"] = unknown
+    if least:
+        rest = both_ways(everything.without[least["without"]])
+        found["least"] = _interval(rest[against])
     asked = questions(view)
     for what in QUESTIONS:
         one = asked[asked["what"] == what]
-        clear = one.loc[one["resolved"], "difference"]
-        found |= {f"{what}_pairs": len(one), f"{what}_ahead": (clear > 0).sum()}
-        found |= {f"{what}_behind": (clear < 0).sum()}
+        ahead, behind = (one["resolved"] & (sign * one["difference"] > 0) for sign in (1, -1))
+        always = ahead & one["least_resolved"].eq(True) & (one["least_difference"] > 0)
+        counts = {"pairs": len(one), "ahead": ahead.sum(), "behind": behind.sum()}
+        counts |= {"always": always.sum()}
+        found |= {f"{what}_{name}": count for name, count in counts.items()}
     return found
+
+
+def _interval(pair: Comparison | None) -> str:
+    """A difference and its interval in a line; empty without one."""
+    form = "{0.difference:+.2f} (95 %: {0.low:+.2f} to {0.high:+.2f})"
+    return form.format(pair) if pair else ""
 
 
 def comparisons(view: View) -> pd.DataFrame:
     """Checkpoints by checkpoints, row minus column with its 95 % interval, bold where resolved."""
-    _, names, pairs = compared(view)
+    _, names, pairs, _ = compared(view)
 
     def cell(pair: Comparison | None) -> Html | float:
         if pair is None:
@@ -506,7 +566,13 @@ def write(view: View, folder: Path, labels: Labels | None = None) -> None:
     """
     files.write_text(folder / "summary.txt", summary(view))
     files.write_text(folder / "table1.csv", spread(view).to_csv(float_format="%.6f"))
-    files.write_text(folder / "controls.csv", controls(view).to_csv(float_format="%.6f"))
-    tasks, names, pairs = compared(view, labels)
-    rows = [[*pair, *(round(n, 6) for n in asdict(one).values())] for pair, one in pairs.items()]
-    files.write_json(folder / COMPARISONS, {"tasks": tasks, "models": names, "pairs": rows})
+    found = compared(view, labels)
+    worth = controls(view, found.pairs).to_csv(float_format="%.6f")
+    files.write_text(folder / "controls.csv", worth)
+    parts = {"tasks": found.tasks, "models": found.models, "pairs": _rows(found.pairs)}
+    parts["without"] = {task: _rows(pairs) for task, pairs in found.without.items()}
+    files.write_json(folder / COMPARISONS, parts)
+
+
+def _rows(pairs: Pairs) -> list[list[Any]]:
+    return [[*pair, *(round(n, 6) for n in asdict(one).values())] for pair, one in pairs.items()]

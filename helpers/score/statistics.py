@@ -112,21 +112,6 @@ def mean_of_tasks(records: pd.DataFrame, model: str, tasks: Sequence[str]) -> Su
     return summary(seed_means(records, model, tasks))
 
 
-def difference(first: Summary, second: Summary) -> tuple[float, float, float]:
-    """First mean minus second, its standard error, and the half width of its 95 % interval.
-
-    By Student's t with pooled variance and n1 + n2 - 2 degrees of freedom: 4.30 standard errors at
-    two seeds each, not 2. The last two are NaN where either has fewer than two.
-    """
-    degrees = first.n + second.n - 2
-    squares = sum((one.n - 1) * one.sd**2 for one in (first, second))  # NaN of one value
-    error = math.nan
-    if min(first.n, second.n) > 1:
-        error = math.sqrt(squares / degrees * (1 / first.n + 1 / second.n))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, max(degrees, 1))) * error
-    return first.mean - second.mean, error, half
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A difference between two checkpoints, its 95 % interval and the test of none, score x 100."""
@@ -158,36 +143,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare(
+@dataclass(frozen=True)
+class Resampled:
+    """A checkpoint's scores x 100 by task, means over seeds, and what seeds add to their error."""
+
+    scores: dict[str, np.ndarray]  # [1 + resamples]: of the examples as they are, then as drawn
+    variances: dict[str, float]  # s^2 / n over the seeds
+    degrees: dict[str, int]  # of freedom of that
+
+
+def resample(
     models: Mapping[str, Mapping[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[tuple[str, str], Comparison]:
-    """Compares every pair of models, one checkpoint each, over fine-tuning seeds and dev examples.
-
-    The variance of a difference has two parts. That of the dev examples is of a paired bootstrap:
-    in each resample the examples of a task are drawn anew, the same for all models. That of the
-    seeds is s^2 / n of each task and model, added up: a bootstrap of so few takes a half of it at
-    two seeds and nothing at one. Degrees of freedom are Satterthwaite's, the test is Student's.
+) -> dict[str, Resampled]:
+    """Draws the examples of each task anew, with replacement, the same for all models.
 
     `models` maps name to task to predictions, [seeds, examples]: int64 classes, float64 for STS-B.
     Seeds may differ in number, and are two at least; tasks and examples must not (a `ValueError`).
     `labels` maps task to what is true, [examples].
+    """
+    return {name: _resampled(name, models[name], labels, resamples, seed) for name in models}
+
+
+def compare(
+    sampled: Mapping[str, Resampled], tasks: Iterable[str]
+) -> dict[tuple[str, str], Comparison]:
+    """Compares every pair of models, one checkpoint each, by the mean of some tasks.
+
+    The variance of a difference has two parts. That of the dev examples is of a paired bootstrap,
+    `resample`. That of the seeds is s^2 / n of each task and model, added up: a bootstrap of so few
+    takes a half of it at two seeds and nothing at one. Degrees of freedom are Satterthwaite's, the
+    test is Student's.
 
     Source: Berg-Kirkpatrick et al. 2012, section 2 (paired bootstrap); Satterthwaite 1946.
     """
-    sampled = {
-        name: _resampled(name, predictions, labels, resamples, seed)
-        for name, predictions in models.items()
-    }
+    chosen = list(tasks)
+    totals, variances, degrees = {}, {}, {}
+    for name, one in sampled.items():
+        totals[name] = np.mean([one.scores[task] for task in chosen], axis=0)
+        variances[name] = np.array([one.variances[task] for task in chosen]) / len(chosen) ** 2
+        degrees[name] = np.array([one.degrees[task] for task in chosen])
     differences, halves, p_values = {}, [], []
-    for one, two in combinations(models, 2):
-        (first, *seeds), (second, *others) = sampled[one], sampled[two]
-        drawn = first - second  # the first entry is of the data as they are
-        variances, degrees = map(np.concatenate, zip(seeds, others, strict=True))
-        total = drawn[1:].var(ddof=1) + variances.sum()
-        uncertain = (variances**2 / degrees).sum()
+    for one, two in combinations(sampled, 2):
+        drawn = totals[one] - totals[two]  # the first entry is of the data as they are
+        total = drawn[1:].var(ddof=1) + variances[one].sum() + variances[two].sum()
+        uncertain = sum((variances[m] ** 2 / degrees[m]).sum() for m in (one, two))
         law = stats.t(total**2 / uncertain if uncertain else math.inf)
         differences[one, two] = difference = float(drawn[0])
         halves.append(float(law.ppf((1 + LEVEL) / 2) * math.sqrt(total)))
@@ -207,15 +209,10 @@ def _resampled(
     labels: Mapping[str, np.ndarray],
     resamples: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of tasks and seeds x 100, of the data and then of each resample, [1 + resamples].
-
-    And by task, [tasks]: what seeds add to its variance, and the degrees of freedom of that.
-    """
+) -> Resampled:
     if set(predictions) != set(labels) or not labels:
         raise ValueError(f"{name}: tasks {sorted(predictions)} are not {sorted(labels)}")
-    total = np.zeros(1 + resamples)
-    variances, degrees = [], []
+    found = Resampled({}, {}, {})
     for place, (task, truth) in enumerate(sorted(labels.items())):
         runs = np.atleast_2d(predictions[task])
         if len(runs) < 2 or runs.shape[1] != len(truth):
@@ -225,15 +222,14 @@ def _resampled(
             )
         examples = np.random.default_rng([seed, place])  # the same for every model
         (own,) = _weighted_scores(task, runs, truth, np.ones((1, len(truth))))
-        total[0] += own.mean()
-        variances.append(own.var(ddof=1) / len(runs) / len(labels) ** 2)
-        degrees.append(len(runs) - 1)
+        means = [own.mean(keepdims=True)]
         for start in range(0, resamples, BLOCK):
-            stop = min(start + BLOCK, resamples)
-            counts = _example_counts(len(truth), stop - start, examples)
-            scores = _weighted_scores(task, runs, truth, counts)
-            total[1 + start : 1 + stop] += scores.mean(1)
-    return total / len(labels), np.array(variances), np.array(degrees)
+            counts = _example_counts(len(truth), min(BLOCK, resamples - start), examples)
+            means.append(_weighted_scores(task, runs, truth, counts).mean(1))
+        found.scores[task] = np.concatenate(means)
+        found.variances[task] = own.var(ddof=1) / len(runs)
+        found.degrees[task] = len(runs) - 1
+    return found
 
 
 def _example_counts(examples: int, resamples: int, rng: np.random.Generator) -> np.ndarray:

@@ -102,10 +102,11 @@ def kinds(profile: Profile) -> list[str]:
 
 
 def shown(every: Iterable[Job], among: Iterable[Job] | None = None) -> dict[str, Job]:
-    """The job of each stage, `among` some, that the book shows: the last model's, no control's."""
+    """The job of each stage, `among` some, that the book shows: the last plain model's."""
     models = [job.model for job in every if job.stage == "03_pretrain"]
     trained = [name for name in models if registry.get(name).objective != "none"]
-    wanted = (trained or models)[-1:]
+    plain = [name for name in trained if "+" not in name]
+    wanted = (plain or trained or models)[-1:]
     first = {*wanted, *(registry.get(name).tokenizer for name in wanted)}
     chosen: dict[str, Job] = {}
     among = every if among is None else among

@@ -148,7 +148,9 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
     # What a reader must know of it; paths of the machine it ran on are no part of that.
     about = profile.model_dump(exclude={"runs", "data", "checkpoints", "model", "tokenizer_kind"})
     hardware = {one["name"] for part in tables_of.PARTS for one in frame[part]}
-    commits = {code["commit"] for part in ("code", "pretrain_code") for code in frame[part]}
+    codes = [code for part in ("code", "pretrain_code") for code in frame[part] if code["commit"]]
+    changed = {code["commit"] for code in codes if not code["clean"]}
+    commits = {code["commit"] + " and changes" * (code["commit"] in changed) for code in codes}
     ran = [job.notebook for job in found if job.stage not in jobs.AFTER]
     data = files.read_json(profile.folder / "data" / "corpus" / files.MANIFEST)
     amount = f"{data['documents']:,} documents, {data['bytes'] / 1e9:.2g} GB"
@@ -157,7 +159,7 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
         {
             "finished": max(notebook.papermill_facts(one).get("end_time") or "" for one in ran),
             "hardware": sorted(hardware),
-            "commits": sorted(filter(None, commits)),
+            "commits": sorted(commits),
             "corpus": f"{data['name']}, {amount}",
             "description": data.get("description", {}),
             "labels": {

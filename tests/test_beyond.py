@@ -163,21 +163,6 @@ def test_a_change_is_compared_seed_by_seed():
     assert np.isnan(single[["low", "high", "p"]].astype(float)).all()
 
 
-def test_changes_are_compared_together():
-    """Holm's procedure over a study: of two p-values the smaller counts twice."""
-    rng = np.random.default_rng(0)
-
-    def measured(change):
-        return {f"deberta{change}{k}": rng.normal(2.0, 0.01) for k in ("", "+seed-1", "+seed-2")}
-
-    def p(bits):
-        return recipes.effects(make_study(bits))["p"].dropna().tolist()
-
-    base, one, other = map(measured, ("", "+no-dropout", "+high-rate"))
-    alone = p(base | one) + p(base | other)
-    assert p(base | one | other) == pytest.approx([max(2 * min(alone), value) for value in alone])
-
-
 def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     names = ["electra-deberta", "electra-deberta+seed-1", "electra-deberta+no-dropout"]
     run = make_run(tmp_path / "records", "folder", models=names, tasks=TASKS)
@@ -205,12 +190,3 @@ def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
     alone = profile.model_copy(update={"models": ["bert", "bert+no-dropout+seed-1"]})
     with pytest.raises(UserError, match=r"has bert\+no-dropout\+seed-1, but not bert\+seed-1"):
         recipes.measure(frame, alone, unseen)
-
-
-def test_what_is_predicted_can_be_scored():
-    made = config.read_yaml(files.find("results/prediction.yaml"))
-    keys = [one["key"] for one in made["statements"]]
-    assert len(set(keys)) == len(keys) == 10
-    assert all(
-        0 < one["probability"] < 1 and one["says"] and one["why"] for one in made["statements"]
-    )

@@ -126,7 +126,7 @@ class TestPages:
 
     def test_the_first_page_answers_on_one_screen(self, page):
         page.goto("/book/index.html")
-        for what in ("The claim", "What it does not", "not of GLUE"):
+        for what in ("The claim", "What was measured", "not of GLUE"):
             box = page.locator(".landing").get_by_text(what).first.bounding_box()
             assert box["y"] + box["height"] <= DESKTOP["height"], what
         image = page.locator(".landing img").bounding_box()

@@ -93,16 +93,11 @@ def tiny(**changes):
         ({"precision": "fp16"}, "precision = 'fp16'.*'float16'"),
         ({"profile": "../up"}, "profile = '../up'"),
         ({"pretrain_tokens_per_pass": 8}, "pretrain_tokens_per_pass = 8: 0 or at least"),
-        (
-            {"torch_compile": "reduce-overhead", "pretrain_tokens_per_pass": 64},
-            "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate",
-        ),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_value(changes, says):
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=says):
         config.read(config.Pretrain, tiny(**changes))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_parameter_is_named():
@@ -110,15 +105,6 @@ def test_a_missing_parameter_is_named():
     del values["clip"]
     with pytest.raises(UserError, match="clip is missing"):
         config.read(config.Pretrain, values)
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [("tinny", "did you mean tiny"), ("x; rm -rf", "no file"), ("nowhere.yaml", "no file")],
-)
-def test_an_unknown_profile(name, says):
-    with pytest.raises(UserError, match=says):
-        config.load_profile(name)
 
 
 def test_lists_from_a_command_line():

@@ -17,18 +17,6 @@ from helpers.model import registry
 from helpers.train import batches, finetune, heads, records
 
 
-def test_swapping_doubles_the_pairs(small_run):
-    tok = tokenizer.load(small_run.folder / "tokenizer" / "wordpiece")
-    table = glue.load(small_run.folder, "mrpc", "train").head(3)
-    once = batches.encode(table, glue.get("mrpc"), tok, 64)
-    twice = batches.encode(table, glue.get("mrpc"), tok, 64, swap=True)
-    assert len(twice.lengths) == 6
-    assert np.array_equal(twice.ids[: len(once.ids)], once.ids)
-    assert twice.labels.tolist() == once.labels.tolist() * 2
-    other = tok(table["sentence2"].tolist(), table["sentence1"].tolist())["input_ids"]
-    assert [row.tolist() for row in np.split(twice.ids, twice.starts[1:])[3:]] == other
-
-
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 def test_a_batch_is_what_the_tokenizer_pads(small_run, kind):
     tok = tokenizer.load(small_run.folder / "tokenizer" / kind)
@@ -43,24 +31,6 @@ def test_a_batch_is_what_the_tokenizer_pads(small_run, kind):
     assert set(batch) == set(wanted)
     for name, tensor in batch.items():
         assert torch.equal(tensor, wanted[name]), name
-
-
-def test_a_split_is_tokenised_once_for_models_that_share_a_tokenizer(small_run, own_run):
-    (own_run.folder / "models").symlink_to(small_run.folder / "models")
-    folder = own_run.folder / "encoded"
-
-    def written(model, seed=0):
-        finetune.run(stage(own_run, model=model, seeds=[seed]))
-        return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-    times = written("scratch")
-    assert len(times) == 2
-    assert written("bert") == times
-    damaged = next(iter(times))
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:20])
-    written("bert", seed=1)
-    assert damaged.read_bytes() == whole
 
 
 def spread_and_padding(epochs, lengths, labels, size):

@@ -102,7 +102,6 @@ def test_what_is_complete_needs_no_network_and_no_newer_commit(hub, tmp_path, mo
     hub.add(TEXT, SECOND, shards(word="newer"))
     hub.add(GLUE, SECOND, tasks(tmp_path / "new", rows=30))
     assert (corpus.run(parameters), glue.run(parameters, "cola")) == made
-    assert "used at aaaaaaa, the Hub is at bbbbbbb" in capsys.readouterr().out
     assert glue.run(parameters, "rte")["specification"]["revision"] == FIRST  # one for all tasks
     no_network(monkeypatch)
     assert (corpus.run(parameters), glue.run(parameters, "cola")) == made
@@ -154,9 +153,8 @@ def test_the_true_cause_is_told(hub, tmp_path, name, after):
         (glue.prepare, stage(tmp_path), f"source = 'hub': {glue.HUB_NAME}.*{says}.*; use source"),
         (foreign.resolve, "some/encoder", f"model = 'some/encoder': .*{says}.*; or give a folder"),
     ):
-        with pytest.raises(UserError, match=line) as caught:
+        with pytest.raises(UserError, match=line):
             call(asked)
-        assert "\n" not in str(caught.value)
 
 
 def test_no_answer_and_no_route_are_told(hub, tmp_path, monkeypatch):

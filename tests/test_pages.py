@@ -169,21 +169,6 @@ def test_a_day_at_a_measured_rate_and_reported_scores(cost):
     assert float(reported(4.1 * math.sqrt(2))) == pytest.approx((77.7 + 79.0) / 2, abs=0.051)
 
 
-def test_hours_that_are_computed_stand_apart_from_rates_that_were_measured(cost, published):
-    gpus = cost.names["gpus"]
-    estimates = costs.table(gpus, published)
-    assert list(cost.names["hours"].columns) == list(gpus)
-    assert cost.names["table"].shape == (6, 6)
-    for (model, gpu), group in estimates[~estimates["measured"]].groupby(["model", "gpu"]):
-        assert cost.names["hours"].loc[model, gpu] == group["hours"].item()
-    measured = cost.names["measured"]
-    assert measured["Tokens per second"].tolist() == [47_000, 91_000, 95_000]
-    hours = 16.384e9 / measured["Tokens per second"] / 3600
-    assert measured["Hours"].to_numpy() == pytest.approx(hours.to_numpy())
-    assert cost.names["facts"]["GPU"].tolist() == [gpu.name for gpu in gpus.values()]
-    assert cost.names["given"]["Document"].tolist() == [gpu.source for gpu in gpus.values()]
-
-
 def test_losses_of_both_sides_differ_as_the_page_says(cost):
     runs = cost.names["runs"]
     means = runs.groupby(["model", "side"])["final"].mean().unstack()

@@ -159,17 +159,6 @@ def test_batches_have_no_padding_and_lose_little():
         assert seen > (1 - lost) * lengths.sum()
 
 
-def test_a_corpus_on_the_device_gives_the_same_batches(monkeypatch):
-    packed = np.random.default_rng(0).integers(1, 2**16, (30, 8)).astype("uint16")
-    mapped = rows_of(packed, 7)
-    monkeypatch.setattr(loop, "choose_place", lambda size, device: (True, "as asked"))
-    resident = rows_of(packed, 7)
-    assert resident.resident is not None
-    for step in (0, 4, 99):
-        assert torch.equal(resident.batch(step), mapped.batch(step))
-        assert resident.batch(step).max() <= 65535
-
-
 def test_types_reach_the_model_and_are_trained(small_run):
     folder = small_run.folder / "tokenizer" / "wordpiece"
     tok, packed = tokenizer.load(folder), tokenizer.rows(folder)

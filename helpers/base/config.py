@@ -59,7 +59,7 @@ Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 Kind = Literal["wordpiece", "bpe"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Compile = Literal["none", "default", "reduce-overhead"]
+Compile = Literal["none", "default"]
 
 
 class Strict(BaseModel):
@@ -163,11 +163,6 @@ class Pretrain(Training):
             raise ValueError(
                 f"pretrain_tokens_per_pass = {self.pretrain_tokens_per_pass}: 0 or at least "
                 f"max_length = {self.max_length}"
-            )
-        if self.torch_compile == "reduce-overhead" and self.pretrain_tokens_per_pass:
-            raise ValueError(
-                "torch_compile = 'reduce-overhead': CUDA graphs cannot accumulate passes; use "
-                "default, or pretrain_tokens_per_pass = 0"
             )
         return self
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field
 
 from helpers.base import config, files, progress
-from helpers.base.errors import UserError, did_you_mean
+from helpers.base.errors import UserError, did_you_mean, one_line
 from helpers.data import hub, synthetic
 
 HUB_NAME = "Skylion007/openwebtext"
@@ -76,8 +76,6 @@ def run(parameters: config.Data) -> dict[str, Any]:
         about["name"] = about["description"].get("name", name)
     folder = parameters.folder / "data" / "corpus"
     if done := files.intact_manifest(folder, files.digest(wanted)):
-        if parameters.source == "hub":
-            hub.tell_newer(HUB_NAME, wanted["revision"], f"delete {folder}")
         if about.items() <= done.items():
             return done
         return files.write_manifest(folder, {**done, **about}, list(done["files"]))
@@ -185,14 +183,9 @@ def read(folder: Path) -> Iterator[str]:
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns pyarrow's errors in reading a Parquet file into a line that names it."""
-    try:
+    with one_line(f"{path}: not readable as Parquet"):
         files.refuse_pointer(path)
         yield
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable as Parquet ({line})") from None
 
 
 def read_file(path: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from helpers.base import config, files
-from helpers.base.errors import UserError, did_you_mean
+from helpers.base.errors import UserError, did_you_mean, one_line
 from helpers.base.seeding import numpy_generator
 from helpers.data import corpus, hub, synthetic
 
@@ -131,12 +131,9 @@ def _count_rows(path: Path, _: int) -> int:
 
 
 def _read_csv(path: Path, texts: Iterable[str]) -> pd.DataFrame:
-    files.refuse_pointer(path)
-    try:
+    with one_line(f"{path}: not readable as CSV in UTF-8"):
+        files.refuse_pointer(path)
         return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(texts, "str"))
-    except (ValueError, OSError) as error:  # pandas' own are kinds of ValueError
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable as CSV in UTF-8 ({line})") from None
 
 
 def _split_files(folder: Path, task: str, split: str) -> list[Path]:
@@ -446,8 +443,6 @@ def digest_dev(tables: dict[str, pd.DataFrame]) -> str:
 
 def prepare(parameters: config.Data, tasks: Iterable[str] = TASKS) -> dict[str, dict[str, Any]]:
     """Runs :func:`run` for every task that the source has; task to manifest."""
-    if parameters.source == "hub" and (commit := commit_read(parameters.folder)):
-        hub.tell_newer(HUB_NAME, commit, f"delete {parameters.folder / 'data' / 'glue'}")
     names = available(parameters.source, parameters.data, list(tasks))
     return {name: run(parameters, name) for name in names}
 

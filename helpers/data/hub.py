@@ -117,11 +117,3 @@ def pinned(folders: Iterable[Path]) -> str:
             if told.get("source") == "hub":
                 return told["revision"]
     return ""
-
-
-def tell_newer(name: str, commit: str, remedy: str, kind: str = "dataset") -> None:
-    """Prints that the Hub has another commit than the one read; nothing if it does not answer."""
-    with suppress(Exception):
-        api = huggingface_hub.HfApi()
-        if (today := api.repo_info(name, repo_type=kind, timeout=SECONDS).sha) != commit:
-            print(f"{name}: used at {commit[:7]}, the Hub is at {today[:7]}; for that {remedy}")

@@ -24,7 +24,7 @@ from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from helpers.base import config, files, progress
-from helpers.base.errors import UserError
+from helpers.base.errors import UserError, one_line
 from helpers.data import corpus, packing
 
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -131,11 +131,8 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     # A tokenizer in Python, which an encoder from elsewhere may have, has no such file.
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise UserError(f"{folder}: holds no tokenizer.json; run notebooks/02_tokenizer.ipynb")
-    try:
+    with one_line(f"{folder}: cannot be opened as a tokenizer"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises Exception itself
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: cannot be opened as a tokenizer ({line})") from None
 
 
 def save(tok: PreTrainedTokenizerBase, folder: Path, length: int | None) -> None:

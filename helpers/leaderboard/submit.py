@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from helpers.base import files
-from helpers.base.errors import UserError, did_you_mean
+from helpers.base.errors import UserError, did_you_mean, one_line
 from helpers.data import glue
 from helpers.leaderboard import check, submission
 from helpers.score.predictions import Labels
@@ -134,11 +134,8 @@ def _parts(checkpoint: Path, total: int) -> dict[str, int]:
     """
     embeddings = 0
     for path in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            with safe_open(path, "np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118, it is no mapping
-                    if re.search(r"(^|\.)embeddings\.", name):
-                        embeddings += math.prod(tensors.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged checkpoint ({error})") from None
+        with one_line(f"{path}: damaged checkpoint"), safe_open(path, "np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, it is no mapping
+                if re.search(r"(^|\.)embeddings\.", name):
+                    embeddings += math.prod(tensors.get_slice(name).get_shape())
     return {"encoder": total - embeddings, "embeddings": embeddings} if embeddings else {}

@@ -1,20 +1,17 @@
 """Batches: rows of the packed corpus, and a task's rows as token ids, batched by length."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from helpers.base import files, seeding
-from helpers.data import glue, tokenizer
+from helpers.base import seeding
+from helpers.data import glue
 from helpers.train import loop
 
 POOL = 64  # batches that are sorted by length together; more: less padding, and less chance
@@ -25,8 +22,7 @@ class Rows:
 
     `packed` is a memory map, uint16 or uint32 [rows, length], of `tok`; a permutation follows from
     the seed and the epoch's number. Batches have no padding: rows of like length share one, and it
-    is cut to the shortest, or to a multiple of `multiple` below. The corpus is copied to a GPU
-    where it fits, as ``place`` says.
+    is cut to the shortest, or to a multiple of `multiple` below.
     """
 
     def __init__(
@@ -45,8 +41,6 @@ class Rows:
         # torch indexes signed integers everywhere; the mask takes the sign back.
         self.signed = packed.view(packed.dtype.str.replace("u", "i"))
         self.mask = 2 ** (8 * packed.dtype.itemsize) - 1
-        on_device, self.place = loop.choose_place(packed.nbytes, device)
-        self.resident = torch.from_numpy(np.array(self.signed)).to(device) if on_device else None
 
     def order(self, epoch: int) -> np.ndarray:
         """Permutation of an epoch, int64 [rows]; the last two are kept."""
@@ -76,10 +70,7 @@ class Rows:
     def batch(self, step: int) -> torch.Tensor:
         """The batch of a step, int64 [size, at most length] on the device, without waiting."""
         rows, length = self.rows(step)
-        if self.resident is not None:
-            signed = self.resident[loop.send(torch.from_numpy(rows), self.device), :length]
-        else:
-            signed = loop.send(torch.from_numpy(self.signed[rows, :length]), self.device)
+        signed = loop.send(torch.from_numpy(self.signed[rows, :length]), self.device)
         tokens = signed.long() & self.mask
         tokens[:, -1] = self.separator  # of a row that was cut
         return tokens
@@ -127,21 +118,6 @@ def encode(
     types = np.fromiter(chain.from_iterable(batch["token_type_ids"]), np.uint8)
     lengths = np.array([len(row) for row in batch["input_ids"]])
     return Encoded(ids, types, lengths, table["label"].to_numpy(), table["idx"].to_numpy())
-
-
-def load(path: Path) -> Encoded | None:
-    """An encoded split from its file; None where there is none, or a damaged one."""
-    try:
-        return Encoded(**load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError):
-        return None
-
-
-def save(path: Path, data: Encoded) -> None:
-    """Writes an encoded split, atomically."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in asdict(data).items()}
-    with files.replacing(path) as temporary, tokenizer.saving():
-        save_file(arrays, temporary)
 
 
 def batches(

@@ -215,20 +215,13 @@ class _Cell:
         return record if record["predictions"] == files.sha256(predictions) else None
 
     def encode(self) -> dict[str, Encoded]:
-        """The splits as token ids, tokenised once for all models that share a tokenizer."""
+        """The splits as token ids."""
         parameters, task, splits = self.parameters, glue.get(self.name), {}
-        encoder, data = self.pretrained["files"], self.data["files"]
-        vocabulary = encoder.get("encoder/tokenizer.json") or files.digest(encoder)  # or in Python
-        length = usable_length(parameters)
         for split in self.data["rows"]:
             swap = parameters.finetune_swap_pairs and task.swap and split == "train"
-            content = [vocabulary, data[f"{split}.parquet"], task.columns, length, swap]
-            path = parameters.folder / "encoded" / f"{files.digest(content)}.safetensors"
-            if (encoded := batches.load(path)) is None:
-                table = glue.load(parameters.folder, self.name, split)
-                encoded = batches.encode(table, task, self.tok, length, swap)
-                batches.save(path, encoded)
-            splits[split] = encoded
+            table = glue.load(parameters.folder, self.name, split)
+            length = usable_length(parameters)
+            splits[split] = batches.encode(table, task, self.tok, length, swap)
         return splits
 
     @property

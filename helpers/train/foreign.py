@@ -101,8 +101,6 @@ def _brought(run: Path, model: str) -> dict[str, Any] | None:
             told = about.get("checkpoint", {})
             same = told.get("source") == named[1] and named[2] in (None, told["commit"])
             if same and files.intact_manifest(path.parent, about["spec"]):
-                if not named[2]:
-                    hub.tell_newer(named[1], told["commit"], f"give {model}@main", "model")
                 return about
     return None
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from helpers.base.errors import UserError
+from helpers.base.errors import one_line
 
 SWITCH = "SMALL_BENCH_CUDA_GRAPHS"  # 0 turns them off
 
@@ -81,15 +81,10 @@ class Replay:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        try:
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                outputs = self._run(inputs)
-        except RuntimeError as error:
-            # torch's generators and allocator stay as the recording left them: no way on from here.
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"the step cannot be recorded as a CUDA graph ({reason}); run it again with "
-                f"{SWITCH}=0 in the environment"
-            ) from None
+        # Where this fails, torch's generators and allocator stay as it left them: no way on.
+        refused = f"the step cannot be recorded as a CUDA graph; run it again with {SWITCH}=0"
+        recording = torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local")
+        with one_line(refused), recording:
+            outputs = self._run(inputs)
         self.pool = graph.pool()
         self.recorded[key] = (graph, inputs, outputs)

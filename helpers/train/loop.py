@@ -21,7 +21,6 @@ from helpers.base.errors import Diverged, Preempted, UserError
 from helpers.model import registry
 from helpers.train import checkpoint, provenance
 
-RESIDENT_SHARE = 0.25  # of a GPU's free memory may hold the packed corpus
 LATE = 1e6  # steps; 0.999 to this power is 0 in double precision
 NEVER = torch.iinfo(torch.int64).max
 
@@ -47,17 +46,6 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context in which a model is called."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def choose_place(size: int, device: torch.device) -> tuple[bool, str]:
-    """Whether the packed corpus of `size` bytes is copied to the device, with the reason."""
-    if device.type == "cpu":
-        return False, "memory map: the CPU reads it"
-    free, _ = torch.cuda.mem_get_info(device)
-    share = f"{size / 2**30:.2f} GiB of {free / 2**30:.1f} free"
-    if size <= free * RESIDENT_SHARE:
-        return True, f"on the device: {share}"
-    return False, f"memory map: {share} on the device, more than {RESIDENT_SHARE:.0%}"
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Step:
         self.model, self.vocabulary = task, vocabulary
         self.dtype, self.clip, self.most = dtype, clip, most
         device = next(task.parameters()).device
-        capturable = graphs.possible(device, dtype) and mode != "reduce-overhead"
+        capturable = graphs.possible(device, dtype)
         self.optimiser = make_optimiser(task, capturable)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
         self.call = task if mode == "none" else torch.compile(task, mode=mode)
@@ -140,7 +140,7 @@ def train(
             upkeep.maybe_evaluate(held_out)
             upkeep.maybe_save(tokens.numel(), hold=upkeep.state["high"] > 0)
     upkeep.bar.close()
-    return upkeep.state | {"place": rows.place}
+    return upkeep.state
 
 
 class _Upkeep(loop.Upkeep):
@@ -300,7 +300,7 @@ def _run(
     task = objectives.build(spec, *shape, parameters.generator_fraction).to(device)
     files.remove_manifest(folder)
     steps = parameters.pretrain_steps if spec.objective != "none" else 0
-    state = {"log": [], "place": "no training"}
+    state: dict[str, Any] = {"log": []}
     state |= dict.fromkeys(("tokens", "flops", "seconds", "compile_seconds", "joules"), 0)
     if steps:
         rows, unseen = (tokenizer.rows(source, held_out) for held_out in (False, True))
@@ -317,7 +317,6 @@ def _run(
         "objective": spec.objective,
         **{key: packed[key] for key in ("corpus", "source")},
         "precision": reason,
-        "place": state["place"],
         "pretrain": {
             "steps": steps,
             "tokens": state["tokens"],

@@ -13,6 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain, product
@@ -85,39 +88,19 @@ class Work(NamedTuple):
     theirs: Callable[[], Timed]
 
 
-class Side:
+@contextmanager
+def side(make: Callable[[], Timed]) -> Iterator[Timed]:
     """One side of a comparison in a process of its own: the other's memory is not its own."""
-
-    def __init__(self, make: Callable[[], Timed]) -> None:
-        self.pipe, there = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_serve, args=(make, there), daemon=True)
-        self.process.start()
-        there.close()
-
-    def __call__(self, steps: int) -> float:
-        """Seconds of so many steps."""
-        self.pipe.send(steps)
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            raise UserError(
-                "bench: one side of a comparison has ended; its error is above"
-            ) from None
-
-    def end(self) -> None:
-        """Ends the process."""
-        self.pipe.close()
-        self.process.join()
+    with ProcessPoolExecutor(1, CONTEXT, _begin, (make,)) as process:
+        yield lambda steps: process.submit(_seconds, steps).result()
 
 
-def _serve(make: Callable[[], Timed], pipe: object) -> None:
-    step = make()
-    while True:
-        try:
-            steps = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(step(steps))
+def _begin(make: Callable[[], Timed]) -> None:
+    _seconds.timed = make()
+
+
+def _seconds(steps: int) -> float:
+    return _seconds.timed(steps)
 
 
 def prepare(options: argparse.Namespace, folder: Path, size: str, **shape: object) -> Place:
@@ -363,10 +346,11 @@ def speeds(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
     """bench.json, after every row."""
     rows = []
     for work in chain.from_iterable(works(place, options) for place in places):
-        ours, theirs = sides = Side(work.ours), Side(work.theirs)
-        row = compare(work, ours, theirs, options.pairs)
-        for side in sides:
-            side.end()
+        try:
+            with side(work.ours) as ours, side(work.theirs) as theirs:
+                row = compare(work, ours, theirs, options.pairs)
+        except BrokenProcessPool:
+            raise UserError(f"bench: {work.name}: one side has ended; its error is above") from None
         rows.append(row)
         form = "{work:<42}{reference:<28}{ours:>11,.1f}{theirs:>11,.1f} {unit:<11}{ratio:>6.2f}x"
         print((form + " ({ratio_low:.2f} to {ratio_high:.2f})").format(**row), flush=True)

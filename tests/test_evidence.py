@@ -24,6 +24,7 @@ def whole(tmp_path_factory):
     """A run whose records tell what its predictions give, with its tables."""
     run = tmp_path_factory.mktemp("whole") / "run"
     make_run(run / "records", models=MODELS, tasks=TASKS)
+    make_run(run / "records", models=["bag-of-words"], tasks=TASKS, seeds=[0])
     for path in sorted((run / "records").glob("*/*/seed-*.json")):
         record = json.loads(path.read_text())
         task, predicted = record["task"], pd.read_parquet(path.with_suffix(".parquet"))
@@ -55,8 +56,23 @@ def verify(run):
 
 def test_a_whole_run_holds(run):
     found = verifier.verify(run)
-    assert (found.wrong, found.records, found.recomputed, found.comparisons) == ([], 12, 12, True)
+    assert (found.wrong, found.records, found.recomputed, found.comparisons) == ([], 15, 15, True)
     assert not found.skipped
+
+
+def test_checkpoints_are_compared_with_each_other_and_the_floor_and_without_each_task(run):
+    shown = view.open_run(run, MODELS, TASKS)
+    found = tables.compared(shown)
+    assert found.models == [*MODELS, "bag-of-words"]
+    every = pd.concat([shown.records, shown.floors])
+    means = every.groupby(["model", "task"])["score"].mean().unstack()
+    assert list(found.without) == TASKS
+    for left_out, pairs in {"": found.pairs, **found.without}.items():
+        assert len(pairs) == 3
+        rest = means[[task for task in TASKS if task != left_out]].mean(axis=1)
+        for (one, two), pair in pairs.items():
+            assert pair.difference == pytest.approx(rest[one] - rest[two])
+            assert pair.low < pair.difference < pair.high
 
 
 def reseal(run, cell):
@@ -142,7 +158,7 @@ def test_wrong_predictions_are_one_line(run, tmp_path, change, says):
 def test_stacks_are_in_the_order_of_seeds_and_examples(run):
     labels = {"cola": glue.load(run, "cola", "validation")}
     found, truth = predictions.stacked(run, view.load_records(run / "records"), labels)
-    assert set(found) == set(MODELS)
+    assert set(found) == {*MODELS, "bag-of-words"}
     assert found["bert"]["cola"].shape == (2, 20)
     record = records.read(run / "records" / "bert" / "cola" / "seed-1.json")
     assert 100 * metrics.matthews_corrcoef(truth["cola"], found["bert"]["cola"][1]) == (

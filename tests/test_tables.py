@@ -301,6 +301,25 @@ def test_kept_comparisons_may_lack_a_pair(tmp_path):
     assert "<strong>" not in str(frame.loc["RoBERTa", "scratch"])
 
 
+def test_a_win_is_counted_again_without_the_task_that_speaks_most_for_it(tmp_path):
+    def rows(difference, p):
+        ends = difference - 2, difference + 2
+        return [["bert", "electra", difference, *ends, p], ["bert", "scratch", 5.0, 4.0, 6.0, 0.01]]
+
+    kept = {"tasks": ["cola", "rte"], "models": MODELS, "pairs": rows(-6.0, 0.001)}
+    kept["without"] = {"cola": rows(-5.0, 0.01), "rte": rows(0.5, 1.0)}
+    files.write_json(tmp_path / tables.COMPARISONS, kept)
+    run = make_view(tmp_path, models=["bert", "electra", "scratch"], tasks=["cola", "rte"])
+    (row,) = tables.questions(run).to_dict("records")
+    assert (row["what"], row["model"], row["difference"], row["resolved"]) == (
+        *("detection", "electra", 6.0, True),
+    )
+    assert (row["without"], row["least_difference"], row["least_resolved"]) == ("rte", -0.5, False)
+    found = tables.key_figures(run)
+    names = [f"detection_{name}" for name in ("pairs", "ahead", "behind", "always")]
+    assert [found[name] for name in names] == [1, 1, 0, 0]
+
+
 # --- figures
 
 

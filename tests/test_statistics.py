@@ -184,6 +184,7 @@ def test_equal_checkpoints_are_resolved_in_one_table_of_twenty_at_most():
     for _ in range(200):
         models, labels = equal_checkpoints(4, 2, 150, rng)
         found = statistics.compare(statistics.resample(models, labels, 100), labels)
+        found = statistics.corrected(found)
         tables += any(pair.resolved for pair in found.values())
         outside += not found["0", "1"].low <= 0 <= found["0", "1"].high
     # 5 % of 200, and two standard errors of such a count.

@@ -290,7 +290,7 @@ def test_the_headline_ranks_and_counts_the_complete_tasks_beside_the_published_m
 
 def test_kept_comparisons_may_lack_a_pair(tmp_path):
     names = ["bert", "roberta", "scratch"]
-    pairs = [["bert", "scratch", 5.0, 4.0, 6.0, 0.04], ["roberta", "scratch", 3, 1, 5, 0.06]]
+    pairs = [["bert", "scratch", 5.0, 4.0, 6.0, 0.02], ["roberta", "scratch", 3, 1, 5, 0.06]]
     kept = {"tasks": TASKS, "models": names, "pairs": pairs, "without": {}}
     files.write_json(tmp_path / tables.COMPARISONS, kept)
     frame = tables.comparisons(make_view(tmp_path, models=names))

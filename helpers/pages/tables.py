@@ -357,30 +357,38 @@ def _compare(view: View, labels: Labels) -> Compared:
 def questions(view: View) -> pd.DataFrame:
     """The pairs of `QUESTIONS` that were compared, a row each: what, model, other, `Comparison`'s.
 
-    A difference is the first model's; ``resolved`` says whether the two differ. ``without`` is the
-    task whose leaving out speaks most against it, and the last columns are the comparison then.
+    A difference is the first model's; p is corrected for the number of rows, and ``resolved`` says
+    whether the two differ. ``without`` is the task whose leaving out speaks most against the
+    difference, and the last columns are the comparison then.
     """
     found = compared(view)
-    rows = []
-    for what, asked in QUESTIONS.items():
-        for pair in asked:
-            if one := both_ways(found.pairs).get(pair):
-                row = {"what": what, "model": pair[0], "other": pair[1], "resolved": one.resolved}
-                rows.append(row | asdict(one) | _least(found, pair))
-    columns = ["what", "model", "other", "resolved", *Comparison.__dataclass_fields__]
-    columns += ["without", *(f"least_{name}" for name in (*columns[4:], "resolved"))]
+    asked = [(what, *pair) for what, pairs in QUESTIONS.items() for pair in pairs]
+
+    def answers(pairs: Pairs) -> dict[tuple[str, ...], Comparison]:
+        known = both_ways(pairs)
+        return statistics.corrected({row: known[row[1:]] for row in asked if row[1:] in known})
+
+    def shown(one: Comparison, prefix: str = "") -> dict[str, Any]:
+        values = asdict(one) | {"resolved": one.resolved}
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+    rows, without = [], {task: answers(pairs) for task, pairs in found.without.items()}
+    for row, one in answers(found.pairs).items():
+        named = dict(zip(("what", "model", "other"), row, strict=True)) | shown(one)
+        rest = {task: others[row] for task, others in without.items()}
+        if rest:
+            named["without"] = task = _worst(one, rest)
+            named |= shown(rest[task], "least_")
+        rows.append(named)
+    columns = [*Comparison.__dataclass_fields__, "resolved"]
+    columns = ["what", "model", "other", *columns, "without", *(f"least_{c}" for c in columns)]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _least(found: Compared, pair: tuple[str, str]) -> dict[str, Any]:
-    """A pair without the task that adds most to its difference; empty of a single task."""
-    rest = {task: both_ways(pairs)[pair] for task, pairs in found.without.items()}
-    if not rest:
-        return {}
-    sign = math.copysign(1, both_ways(found.pairs)[pair].difference)
-    task = min(rest, key=lambda task: sign * rest[task].difference)
-    one = asdict(rest[task]) | {"resolved": rest[task].resolved}
-    return {"without": task} | {f"least_{name}": value for name, value in one.items()}
+def _worst(one: Comparison, rest: dict[str, Comparison]) -> str:
+    """The task whose leaving out speaks most against a difference."""
+    sign = math.copysign(1, one.difference)
+    return min(rest, key=lambda task: sign * rest[task].difference)
 
 
 def key_figures(view: View) -> dict[str, Any]:
@@ -409,13 +417,14 @@ def key_figures(view: View) -> dict[str, Any]:
         "lead": _interval(pairs.get((best, floor))) or unknown,
     }
     against = (best, registry.control(best) or "")
-    found["gain"] = _interval(pairs.get(against)) or unknown
-    least = _least(everything, against) if against in pairs else {}
-    found["without"] = paper.task_name(view.published, least["without"]) if least else "a task"
-    found["least"] = unknown
-    if least:
-        rest = both_ways(everything.without[least["without"]])
-        found["least"] = _interval(rest[against])
+    found |= {"gain": unknown, "without": "a task", "least": unknown}
+    if gain := pairs.get(against):
+        rest = {task: both_ways(some)[against] for task, some in everything.without.items()}
+        found["gain"] = _interval(gain)
+        if rest:
+            task = _worst(gain, rest)
+            found["without"] = paper.task_name(view.published, task)
+            found["least"] = _interval(rest[task])
     asked = questions(view)
     for what in QUESTIONS:
         one = asked[asked["what"] == what]
@@ -436,6 +445,7 @@ def _interval(pair: Comparison | None) -> str:
 def comparisons(view: View) -> pd.DataFrame:
     """Checkpoints by checkpoints, row minus column with its 95 % interval, bold where resolved."""
     _, names, pairs, _ = compared(view)
+    pairs = statistics.corrected(pairs)
 
     def cell(pair: Comparison | None) -> Html | float:
         if pair is None:

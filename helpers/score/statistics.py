@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean, median, stdev
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from helpers.data import glue
 LEVEL = 0.95
 FEWEST = 5  # seeds from which an interval is given; below them, the range
 BLOCK = 100  # resamples held in memory together
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ class Comparison:
     difference: float  # first minus second: the mean of the tasks, each a mean over seeds
     low: float  # of this pair alone, by Student's t
     high: float
-    p: float  # two-sided, by Holm's correction for all pairs compared together
+    p: float  # two-sided, of this pair alone until `corrected`
 
     @property
     def resolved(self) -> bool:
-        """Whether the checkpoints differ, at 5 % for all pairs compared together."""
+        """Whether the checkpoints differ, at 5 %."""
         return self.p <= 1 - LEVEL
 
     def __neg__(self) -> Comparison:
@@ -185,22 +186,23 @@ def compare(
         totals[name] = np.mean([one.scores[task] for task in chosen], axis=0)
         variances[name] = np.array([one.variances[task] for task in chosen]) / len(chosen) ** 2
         degrees[name] = np.array([one.degrees[task] for task in chosen])
-    differences, halves, p_values = {}, [], []
+    found = {}
     for one, two in combinations(sampled, 2):
         drawn = totals[one] - totals[two]  # the first entry is of the data as they are
         total = drawn[1:].var(ddof=1) + variances[one].sum() + variances[two].sum()
         uncertain = sum((variances[m] ** 2 / degrees[m]).sum() for m in (one, two))
         law = stats.t(total**2 / uncertain if uncertain else math.inf)
-        differences[one, two] = difference = float(drawn[0])
-        halves.append(float(law.ppf((1 + LEVEL) / 2) * math.sqrt(total)))
+        difference, half = float(drawn[0]), float(law.ppf((1 + LEVEL) / 2) * math.sqrt(total))
         away = abs(difference)
-        p_values.append(float(2 * law.sf(away / math.sqrt(total))) if total else float(not away))
-    return {
-        pair: Comparison(difference, difference - half, difference + half, p)
-        for (pair, difference), half, p in zip(
-            differences.items(), halves, holm(p_values), strict=True
-        )
-    }
+        p = float(2 * law.sf(away / math.sqrt(total))) if total else float(not away)
+        found[one, two] = Comparison(difference, difference - half, difference + half, p)
+    return found
+
+
+def corrected(pairs: Mapping[K, Comparison]) -> dict[K, Comparison]:
+    """The pairs with p corrected for their number by `holm`; intervals stay those of one pair."""
+    p_values = holm([one.p for one in pairs.values()])
+    return {pair: replace(one, p=p) for (pair, one), p in zip(pairs.items(), p_values, strict=True)}
 
 
 def _resampled(

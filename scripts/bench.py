@@ -316,10 +316,7 @@ PARTS = ("pretrain", "finetune", "pack", "profile", "curves")
 
 
 def compare(work: Work, ours: Timed, theirs: Timed, pairs: int) -> dict[str, object]:
-    """A row of bench.json: medians of `pairs` alternating timings, after a pair thrown away.
-
-    The warm-up is what that pair took beyond the median: compiling, first allocations.
-    """
+    """A row of bench.json: medians of `pairs` alternating timings, after a pair thrown away."""
     timings = [(theirs(work.steps), ours(work.steps)) for _ in range(pairs + 1)]
     found = timings[1:]  # the first is slower
     ratios = [other / mine for other, mine in found]
@@ -351,6 +348,8 @@ def speeds(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
                 row = compare(work, ours, theirs, options.pairs)
         except BrokenProcessPool:
             raise UserError(f"bench: {work.name}: one side has ended; its error is above") from None
+        except RuntimeError as error:  # out of memory, among others
+            raise UserError(f"bench: {work.name}: {error}") from None
         rows.append(row)
         form = "{work:<42}{reference:<28}{ours:>11,.1f}{theirs:>11,.1f} {unit:<11}{ratio:>6.2f}x"
         print((form + " ({ratio_low:.2f} to {ratio_high:.2f})").format(**row), flush=True)

@@ -63,7 +63,7 @@ class Protocol(Strict):
     )
     n: int | None = Field(
         ge=1,
-        description="fine-tunings behind each score; at least so many in a row copied from others",
+        description="fine-tunings behind each score; null where a copied row does not say",
     )
     trials: int = Field(
         default=0,

@@ -300,7 +300,7 @@ class Compared(NamedTuple):
     """Every pair of checkpoints by the mean of the headline's tasks; the bag of words is one."""
 
     tasks: list[str]
-    models: list[str]  # that have all tasks, with two seeds
+    models: list[str]  # that have all tasks, with two seeds; then the bag of words
     pairs: Pairs
     without: dict[str, Pairs]  # the same, one task left out
 
@@ -327,9 +327,9 @@ def compared(view: View, labels: Labels | None = None) -> Compared:
         raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
     pairs, *left_out = (
         {(one, two): Comparison(*values) for one, two, *values in rows}
-        for rows in (found["pairs"], *found["without"].values())
+        for rows in (found["pairs"], *found.get("without", {}).values())
     )
-    without = dict(zip(found["without"], left_out, strict=True))
+    without = dict(zip(found.get("without", {}), left_out, strict=True))
     return Compared(found["tasks"], found["models"], pairs, without)
 
 
@@ -357,9 +357,10 @@ def _compare(view: View, labels: Labels) -> Compared:
 def questions(view: View) -> pd.DataFrame:
     """The pairs of `QUESTIONS` that were compared, a row each: what, model, other, `Comparison`'s.
 
-    A difference is the first model's; p is corrected for the number of rows, and ``resolved`` says
-    whether the two differ. ``without`` is the task whose leaving out speaks most against the
-    difference, and the last columns are the comparison then.
+    A difference is the first model's; p is corrected for the number of rows, ``resolved`` says
+    whether the two differ, and ``always`` whether they do, the same way, whichever task is left
+    out. ``without`` is the task whose leaving out speaks most against the difference, and the last
+    columns are the comparison then.
     """
     found = compared(view)
     asked = [(what, *pair) for what, pairs in QUESTIONS.items() for pair in pairs]
@@ -375,20 +376,19 @@ def questions(view: View) -> pd.DataFrame:
     rows, without = [], {task: answers(pairs) for task, pairs in found.without.items()}
     for row, one in answers(found.pairs).items():
         named = dict(zip(("what", "model", "other"), row, strict=True)) | shown(one)
-        rest = {task: others[row] for task, others in without.items()}
+        rest = {task: others[row] for task, others in without.items() if row in others}
+        named["always"] = bool(rest) and all(
+            other.resolved and other.difference * one.difference > 0 for other in rest.values()
+        )
         if rest:
-            named["without"] = task = _worst(one, rest)
-            named |= shown(rest[task], "least_")
+            sign = math.copysign(1, one.difference)
+            task = min(rest, key=lambda task: sign * rest[task].difference)
+            named |= {"without": task} | shown(rest[task], "least_")
         rows.append(named)
     columns = [*Comparison.__dataclass_fields__, "resolved"]
-    columns = ["what", "model", "other", *columns, "without", *(f"least_{c}" for c in columns)]
+    least = ["always", "without", *(f"least_{name}" for name in columns)]
+    columns = ["what", "model", "other", *columns, *least]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _worst(one: Comparison, rest: dict[str, Comparison]) -> str:
-    """The task whose leaving out speaks most against a difference."""
-    sign = math.copysign(1, one.difference)
-    return min(rest, key=lambda task: sign * rest[task].difference)
 
 
 def key_figures(view: View) -> dict[str, Any]:
@@ -417,19 +417,17 @@ def key_figures(view: View) -> dict[str, Any]:
         "lead": _interval(pairs.get((best, floor))) or unknown,
     }
     against = (best, registry.control(best) or "")
-    found |= {"gain": unknown, "without": "a task", "least": unknown}
-    if gain := pairs.get(against):
-        rest = {task: both_ways(some)[against] for task, some in everything.without.items()}
-        found["gain"] = _interval(gain)
-        if rest:
-            task = _worst(gain, rest)
-            found["without"] = paper.task_name(view.published, task)
-            found["least"] = _interval(rest[task])
+    found |= {"gain": _interval(pairs.get(against)) or unknown, "least": unknown}
+    others = {task: both_ways(some) for task, some in everything.without.items()}
+    rest = {task: some[against] for task, some in others.items() if against in some}
+    if rest:
+        task = min(rest, key=lambda task: rest[task].difference)
+        found["least"] = f"{_interval(rest[task])}, {paper.task_name(view.published, task)}"
     asked = questions(view)
     for what in QUESTIONS:
         one = asked[asked["what"] == what]
         ahead, behind = (one["resolved"] & (sign * one["difference"] > 0) for sign in (1, -1))
-        always = ahead & one["least_resolved"].eq(True) & (one["least_difference"] > 0)
+        always = ahead & one["always"].eq(True)
         counts = {"pairs": len(one), "ahead": ahead.sum(), "behind": behind.sum()}
         counts |= {"always": always.sum()}
         found |= {f"{what}_{name}": count for name, count in counts.items()}

@@ -52,7 +52,8 @@ class Finding:
         done += [f"{self.recomputed} scores recomputed from labels"] * bool(self.recomputed)
         done += [f"{tables.COMPARISONS} too"] * self.comparisons
         left = [f"{count} scores ({reason})" for reason, count in sorted(self.skipped.items())]
-        left += [tables.COMPARISONS] * (self.tables and not self.comparisons)
+        compared = f"{tables.COMPARISONS} and the intervals of controls.csv"
+        left += [compared] * (self.tables and not self.comparisons)
         return "; ".join(done) + ("\nnot recomputed: " + ", ".join(left)) * bool(left)
 
 

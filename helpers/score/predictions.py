@@ -182,7 +182,7 @@ def recompute(path: Path, task: str, labels: dict[str, pd.DataFrame]) -> dict[st
 def stacked(
     run: Path, found: pd.DataFrame, truth: dict[str, pd.DataFrame]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """What ``statistics.compare`` takes, of every model that has all tasks.
+    """What ``statistics.resample`` takes, of every model that has all tasks.
 
     `found` is of `view.load_records`, `truth` has idx and label of each task's headline split.
     Model to task to [seeds, examples], and task to labels [examples].

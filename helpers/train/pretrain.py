@@ -86,7 +86,7 @@ class Step:
                 found = self.call(tokens[part], hidden, chosen, tokens.numel())
             self.scaler.scale(found["loss"]).backward()
             for name, value in found.items():
-                # A sum, not the value: CUDA graphs write the next pass's over it.
+                # Each pass is divided by the whole batch's tokens: the sum is the batch's mean.
                 losses[name] = losses.get(name, 0.0) + value.detach()
         # Clip the gradient, then let AdamW move the weights.
         self.scaler.unscale_(self.optimiser)

@@ -72,6 +72,8 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
     os.environ |= ENVIRONMENT
     os.environ |= {
         view.VARIABLE: str(run.resolve()),
+        # Of two checkouts in one environment a page runs the code of its own.
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [before.get("PYTHONPATH")])]),
         "IPYTHONDIR": str(kernel.parents[1].resolve()),
     }
     try:

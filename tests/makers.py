@@ -468,7 +468,7 @@ def run_page(name, run=None, **given):
             if "profile: str" in cell:
                 names |= {key: given[key] for key in names.keys() & given.keys()}
     wanted = re.findall(r"\{glue(?::text)?\}`(\w+)", path.read_text(encoding="utf-8"))
-    assert set(wanted) <= set(numbers) <= {*wanted, "seeds", "tokens", "answers", "documents"}, name
+    assert set(wanted) <= set(numbers) <= {*wanted, "seeds", "tokens", "answers"}, name
     return SimpleNamespace(names=names, shown=shown, numbers=numbers)
 
 

@@ -21,7 +21,7 @@ from makers import (
 
 from helpers.base import files
 from helpers.base.errors import UserError
-from helpers.pages import build, tables, view
+from helpers.pages import build, comparisons, view
 
 STAGES = ["01_data", "02_tokenizer", "03_pretrain", "04_finetune", "05_analysis", "06_audit"]
 NASTY = "<script>alert(1)</script> | *x* `y` [z](http://a) $q$ {{ r }}"
@@ -52,7 +52,7 @@ def make_tables_and_notebooks(run):
     shown = view.open_run(run, MODELS, TASKS)
     view.save_facts(shown)
     files.write_json(
-        run / tables.COMPARISONS, {"tasks": TASKS, "models": MODELS, "pairs": [], "without": {}}
+        run / comparisons.FILE, {"tasks": TASKS, "models": MODELS, "pairs": [], "without": {}}
     )
     paths = [run / "notebooks" / f"{stage}{SUFFIX.get(stage, '')}.ipynb" for stage in STAGES]
     for stage, path in zip(STAGES, paths, strict=True):

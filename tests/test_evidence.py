@@ -11,7 +11,7 @@ from makers import make_run
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue, metrics
-from helpers.pages import tables, view
+from helpers.pages import comparisons, tables, view
 from helpers.pages import verify as verifier
 from helpers.score import predictions
 from helpers.train import records
@@ -62,7 +62,7 @@ def test_a_whole_run_holds(run):
 
 def test_checkpoints_are_compared_with_each_other_and_the_floor_and_without_each_task(run):
     shown = view.open_run(run, MODELS, TASKS)
-    found = tables.compared(shown)
+    found = comparisons.compared(shown)
     assert found.models == [*MODELS, "bag-of-words"]
     every = pd.concat([shown.records, shown.floors])
     means = every.groupby(["model", "task"])["score"].mean().unstack()

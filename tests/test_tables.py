@@ -22,7 +22,7 @@ from makers import (
 )
 
 from helpers.base import files
-from helpers.pages import plots, tables, view
+from helpers.pages import comparisons, plots, tables, view
 from helpers.score import paper
 from helpers.score.statistics import Comparison
 
@@ -85,7 +85,7 @@ def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path)
     assert "58.50 (55.50 to 61.50, 98 %)" in tables.summary(many)
     one = make_view(tmp_path / "one", models=["bert"], seeds=(0,))
     assert cells(one)["Mean of 8"] == "55.50"
-    assert tables.compared(one)[1:] == ([], {}, {task: {} for task in TASKS})
+    assert comparisons.compared(one)[1:] == ([], {}, {task: {} for task in TASKS})
     assert tables.comparisons(one).empty
 
 
@@ -292,7 +292,7 @@ def test_kept_comparisons_may_lack_a_pair(tmp_path):
     names = ["bert", "roberta", "scratch"]
     pairs = [["bert", "scratch", 5.0, 4.0, 6.0, 0.02], ["roberta", "scratch", 3, 1, 5, 0.06]]
     kept = {"tasks": TASKS, "models": names, "pairs": pairs, "without": {}}
-    files.write_json(tmp_path / tables.COMPARISONS, kept)
+    files.write_json(tmp_path / comparisons.FILE, kept)
     frame = tables.comparisons(make_view(tmp_path, models=names))
     bert, roberta = (list(row.values()) for row in shown(frame))
     assert bert[1:] == ["–", "+5.00 (+4.00 to +6.00)"]
@@ -308,13 +308,13 @@ def test_a_win_is_counted_again_without_the_task_that_speaks_most_for_it(tmp_pat
 
     kept = {"tasks": ["cola", "rte"], "models": MODELS, "pairs": rows(-6.0, 0.001)}
     kept["without"] = {"cola": rows(-5.0, 0.01), "rte": rows(0.5, 1.0)}
-    files.write_json(tmp_path / tables.COMPARISONS, kept)
+    files.write_json(tmp_path / comparisons.FILE, kept)
     run = make_view(tmp_path, models=["bert", "electra", "scratch"], tasks=["cola", "rte"])
-    (row,) = tables.questions(run).to_dict("records")
+    (row,) = comparisons.questions(run).to_dict("records")
     assert (row["what"], row["model"], row["difference"], row["resolved"]) == (
         *("detection", "electra", 6.0, True),
     )
-    assert (row["without"], row["least_difference"], row["least_resolved"]) == ("rte", -0.5, False)
+    assert (row["without"], row["least"], row["always"]) == ("rte", -0.5, False)
     found = tables.key_figures(run)
     names = [f"detection_{name}" for name in ("pairs", "ahead", "behind", "always")]
     assert [found[name] for name in names] == [1, 1, 0, 0]

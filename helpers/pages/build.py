@@ -23,7 +23,7 @@ import yaml
 
 from helpers.base import files
 from helpers.base.errors import UserError, run_main
-from helpers.pages import tables, view
+from helpers.pages import comparisons, tables, view
 
 ROOT = Path(__file__).resolve().parents[2]
 READ = {".json", ".csv", ".yaml", ".py", ".html"}  # what pages compute from
@@ -95,7 +95,7 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
 
 def inputs(run: Path) -> str:
     """A digest of all that pages compute from, so that cells run again when it has changed."""
-    names = ("records", "run.json", tables.COMPARISONS, tables.HEADS, "data/glue", "models")
+    names = ("records", "run.json", comparisons.FILE, tables.HEADS, "data/glue", "models")
     folders = [ROOT / name for name in (view.NOTE, "results", "leaderboard", "helpers")]
     found = []
     for folder in (*folders, *(run / name for name in names)):

@@ -9,37 +9,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
 from helpers.base import files
-from helpers.base.errors import UserError
 from helpers.base.text import NONE, Html, anchor, html, link, quantity, record_link, span
 from helpers.data import glue
+from helpers.pages import comparisons as comparisons_of
+from helpers.pages.comparisons import Labels, Pairs, both_ways, compared
 from helpers.pages.view import View
-from helpers.score import audit, paper, predictions, statistics
+from helpers.score import audit, paper, statistics
 from helpers.score.paper import cited
 from helpers.score.statistics import Comparison, Summary
 from helpers.train import records as records_of
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
 PARTS = ("pretrain_hardware", "hardware")
-COMPARISONS = "comparisons.json"
 HEADS = "heads.csv"  # of notebook 05: attention from a sentence to the same words of another
 BELOW = " ▾"  # behind a score that is not above the bag of words
 BITS = "Held-out bits per byte"
-QUESTIONS = {  # pairs of models that differ in one idea of the paper, which the first has
-    "detection": (("electra", "bert"), ("electra-deberta", "deberta")),
-    "attention": (("deberta", "bert"), ("electra-deberta", "electra")),
-}
-Pairs = dict[tuple[str, str], Comparison]
-Labels = dict[str, dict[str, pd.DataFrame]]  # task to dev split to rows with idx and label
 WORDS = "text-align: left; white-space: normal; min-width: 7rem"
 
 
@@ -296,101 +289,6 @@ def remarks(view: View) -> pd.DataFrame:
 # --- comparisons -------------------------------------------------------------------------------
 
 
-class Compared(NamedTuple):
-    """Every pair of checkpoints by the mean of the headline's tasks; the bag of words is one."""
-
-    tasks: list[str]
-    models: list[str]  # that have all tasks, with two seeds; then the bag of words
-    pairs: Pairs
-    without: dict[str, Pairs]  # the same, one task left out
-
-
-def both_ways(pairs: Pairs) -> Pairs:
-    """The pairs in either order."""
-    return pairs | {(two, one): -pair for (one, two), pair in pairs.items()}
-
-
-def compared(view: View, labels: Labels | None = None) -> Compared:
-    """What `Compared` says.
-
-    A run kept without its data has the comparisons in a file of their own, of the tasks that it
-    names, which is read where no `labels` are given; it may lack pairs, those of models that were
-    run in different places.
-    """
-    kept = view.run / COMPARISONS
-    if labels is not None:
-        return _compare(view, labels)
-    if not kept.exists():
-        return _compare_own(view)
-    found = files.read_json(kept)
-    if not set(found["tasks"]) <= set(view.present):
-        raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
-    pairs, *left_out = (
-        {(one, two): Comparison(*values) for one, two, *values in rows}
-        for rows in (found["pairs"], *found.get("without", {}).values())
-    )
-    without = dict(zip(found.get("without", {}), left_out, strict=True))
-    return Compared(found["tasks"], found["models"], pairs, without)
-
-
-@lru_cache(maxsize=1)
-def _compare_own(view: View) -> Compared:
-    """By the labels of the run's own data, once for all tables of a page."""
-    return _compare(view, {task: glue.load_dev(view.run, task) for task in view.headline})
-
-
-def _compare(view: View, labels: Labels) -> Compared:
-    tasks, floor = view.headline, records_of.FLOORS[0]
-    headline = {task: labels[task][glue.get(task).validation] for task in tasks}
-    everything = pd.concat([view.records, view.of(floor)])
-    stacks, truth = predictions.stacked(view.run, everything, headline)
-    # No seed moves the bag of words: its one run stands for two that are alike.
-    again = {task: np.repeat(runs, 2, axis=0) for task, runs in stacks.pop(floor, {}).items()}
-    names = [m for m in view.models if m in stacks and min(map(len, stacks[m].values())) > 1]
-    models = {name: stacks[name] for name in names} | ({floor: again} if again else {})
-    sampled = statistics.resample(models, truth)
-    left = {task: [other for other in tasks if other != task] for task in tasks}
-    without = {task: statistics.compare(sampled, rest) for task, rest in left.items() if rest}
-    return Compared(tasks, list(models), statistics.compare(sampled, tasks), without)
-
-
-def questions(view: View) -> pd.DataFrame:
-    """The pairs of `QUESTIONS` that were compared, a row each: what, model, other, `Comparison`'s.
-
-    A difference is the first model's; p is corrected for the number of rows, ``resolved`` says
-    whether the two differ, and ``always`` whether they do, the same way, whichever task is left
-    out. ``without`` is the task whose leaving out speaks most against the difference, and the last
-    columns are the comparison then.
-    """
-    found = compared(view)
-    asked = [(what, *pair) for what, pairs in QUESTIONS.items() for pair in pairs]
-
-    def answers(pairs: Pairs) -> dict[tuple[str, ...], Comparison]:
-        known = both_ways(pairs)
-        return statistics.corrected({row: known[row[1:]] for row in asked if row[1:] in known})
-
-    def shown(one: Comparison, prefix: str = "") -> dict[str, Any]:
-        values = asdict(one) | {"resolved": one.resolved}
-        return {f"{prefix}{name}": value for name, value in values.items()}
-
-    rows, without = [], {task: answers(pairs) for task, pairs in found.without.items()}
-    for row, one in answers(found.pairs).items():
-        named = dict(zip(("what", "model", "other"), row, strict=True)) | shown(one)
-        rest = {task: others[row] for task, others in without.items() if row in others}
-        named["always"] = bool(rest) and all(
-            other.resolved and other.difference * one.difference > 0 for other in rest.values()
-        )
-        if rest:
-            sign = math.copysign(1, one.difference)
-            task = min(rest, key=lambda task: sign * rest[task].difference)
-            named |= {"without": task} | shown(rest[task], "least_")
-        rows.append(named)
-    columns = [*Comparison.__dataclass_fields__, "resolved"]
-    least = ["always", "without", *(f"least_{name}" for name in columns)]
-    columns = ["what", "model", "other", *columns, *least]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def key_figures(view: View) -> dict[str, Any]:
     """What the first sentences of a page say of a run: values for `view.inline`, by name.
 
@@ -423,13 +321,12 @@ def key_figures(view: View) -> dict[str, Any]:
     if rest:
         task = min(rest, key=lambda task: rest[task].difference)
         found["least"] = f"{_interval(rest[task])}, {paper.task_name(view.published, task)}"
-    asked = questions(view)
-    for what in QUESTIONS:
+    asked = comparisons_of.questions(view)
+    for what in comparisons_of.QUESTIONS:
         one = asked[asked["what"] == what]
-        ahead, behind = (one["resolved"] & (sign * one["difference"] > 0) for sign in (1, -1))
-        always = ahead & one["always"].eq(True)
-        counts = {"pairs": len(one), "ahead": ahead.sum(), "behind": behind.sum()}
-        counts |= {"always": always.sum()}
+        ahead = one["resolved"] & (one["difference"] > 0)
+        counts = {"pairs": len(one), "ahead": ahead.sum(), "always": (ahead & one["always"]).sum()}
+        counts["behind"] = (one["resolved"] & (one["difference"] < 0)).sum()
         found |= {f"{what}_{name}": count for name, count in counts.items()}
     return found
 
@@ -577,10 +474,4 @@ def write(view: View, folder: Path, labels: Labels | None = None) -> None:
     found = compared(view, labels)
     worth = controls(view, found.pairs).to_csv(float_format="%.6f")
     files.write_text(folder / "controls.csv", worth)
-    parts = {"tasks": found.tasks, "models": found.models, "pairs": _rows(found.pairs)}
-    parts["without"] = {task: _rows(pairs) for task, pairs in found.without.items()}
-    files.write_json(folder / COMPARISONS, parts)
-
-
-def _rows(pairs: Pairs) -> list[list[Any]]:
-    return [[*pair, *(round(n, 6) for n in asdict(one).values())] for pair, one in pairs.items()]
+    comparisons_of.write(found, folder)

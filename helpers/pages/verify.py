@@ -18,7 +18,7 @@ from typing import Any
 from helpers.base import files
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.pages import tables, view
+from helpers.pages import comparisons, tables, view
 from helpers.score import predictions
 from helpers.train import records
 
@@ -50,9 +50,9 @@ class Finding:
         done = [f"{self.records} records hold together"]
         done[0] += ", and the tables follow from them" * self.tables
         done += [f"{self.recomputed} scores recomputed from labels"] * bool(self.recomputed)
-        done += [f"{tables.COMPARISONS} too"] * self.comparisons
+        done += [f"{comparisons.FILE} too"] * self.comparisons
         left = [f"{count} scores ({reason})" for reason, count in sorted(self.skipped.items())]
-        compared = f"{tables.COMPARISONS} and the intervals of controls.csv"
+        compared = f"{comparisons.FILE} and the intervals of controls.csv"
         left += [compared] * (self.tables and not self.comparisons)
         return "; ".join(done) + ("\nnot recomputed: " + ", ".join(left)) * bool(left)
 
@@ -81,7 +81,7 @@ def verify(run: Path, data: Path | None = None) -> Finding:
 
 def _read_labels(
     run: Path, data: Path | None, tasks: list[str]
-) -> tuple[tables.Labels, dict[str, str]]:
+) -> tuple[comparisons.Labels, dict[str, str]]:
     """The labels at hand by task, and why there are none of the others."""
     if (run / "data" / "glue").is_dir():
         return {task: glue.load_dev(run, task) for task in tasks}, {}
@@ -104,7 +104,7 @@ def _read_labels(
 
 
 def _verify_cell(
-    run: Path, cell: Path, labels: tables.Labels, absent: dict[str, str], found: Finding
+    run: Path, cell: Path, labels: comparisons.Labels, absent: dict[str, str], found: Finding
 ) -> Iterator[str]:
     try:
         manifest = files.read_manifest(cell / files.MANIFEST)
@@ -147,7 +147,7 @@ def _verify_record(run: Path, path: Path, record: dict[str, Any], found: Finding
 def _verify_score(
     path: Path,
     record: dict[str, Any],
-    labels: tables.Labels,
+    labels: comparisons.Labels,
     absent: dict[str, str],
     found: Finding,
 ) -> Iterator[str]:
@@ -197,14 +197,14 @@ def _close(one: Any, two: Any) -> bool:  # noqa: ANN401
     return math.isclose(one, two, abs_tol=1e-9) if isinstance(one, float) else one == two
 
 
-def _verify_tables(shown: view.View, labels: tables.Labels | None) -> Iterator[str]:
+def _verify_tables(shown: view.View, labels: comparisons.Labels | None) -> Iterator[str]:
     """The tables of a run, which stand in a folder of their own unless it is a kept one."""
-    kept = (shown.run / tables.COMPARISONS).exists()
+    kept = (shown.run / comparisons.FILE).exists()
     with tempfile.TemporaryDirectory() as name:
         tables.write(shown, Path(name), labels)
         for again in sorted(Path(name).iterdir()):
             there = (shown.run if kept else shown.run / "tables") / again.name
-            if again.name == tables.COMPARISONS and labels is None:
+            if again.name == comparisons.FILE and labels is None:
                 continue
             if not there.exists():
                 yield f"{there}: missing"

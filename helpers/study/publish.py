@@ -13,7 +13,7 @@ from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.pages import build, recipes
+from helpers.pages import build, comparisons, recipes
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
 from helpers.study import grid, jobs, notebook
@@ -181,7 +181,7 @@ def site(run: str) -> int:
     given = {"profile": "site", "runs": RUNS, "models": shown["models"], "tasks": shown["tasks"]}
     view = files.resolve(RUNS) / "site"
     with files.lock(view):
-        tables = (tables_of.COMPARISONS, tables_of.HEADS)
+        tables = (comparisons.FILE, tables_of.HEADS)
         _link(kept, view, ["records", "run.json", *tables, *_logs(kept)])
         stages = sorted((kept / "notebooks").glob("*.json"))
         if build.build(view, [*stages, *_analyse(view, given)], partial=True):

@@ -136,7 +136,7 @@ def test_held_out_losses_are_the_manifests_in_bits(small_run, monkeypatch):
     for column, key in [("Held-out", "loss"), ("Words shuffled", "shuffled"), ("Bigram", "bigram")]:
         bits = made[key] / np.log(2) * about["tokens"] / about["bytes"]
         assert row[column] == pytest.approx(bits)
-    assert row["Directions"] == made["effective_rank"]
+    assert row["Effective rank"] == made["effective_rank"]
 
 
 # --- cost and speed
@@ -205,7 +205,7 @@ def test_one_answer_for_every_row_and_the_metrics_that_count():
     assert as_glue({"spearman": 0.7, "pearson": 0.6}, 70.0) == pytest.approx(65)
     assert as_glue({"matthews_correlation": 0.3}, 30.0) == 30.0
     records = names["records"]
-    wanted = records[records["model"] == "bert"].groupby("seed")["score"].mean().median()
+    wanted = records[records["model"] == "bert"].groupby("seed")["score"].mean().mean()
     assert names["counted"].loc["bert", "score"] == pytest.approx(wanted)
 
 
@@ -213,7 +213,7 @@ def test_one_answer_for_every_row_and_the_metrics_that_count():
 
 
 def test_what_was_stated_has_the_numbers_of_the_papers_profile():
-    here = run_page("method").names["stated"]["Here"]
+    here = run_page("method").names["stated"]["This book"]
     assert here.str.contains("10 a cell in profile paper").any()
     assert not here.str.contains("{", regex=False).any()
 

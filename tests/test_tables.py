@@ -27,6 +27,7 @@ from helpers.score import paper
 from helpers.score.statistics import Comparison
 
 FIVE, EIGHT = "Mean of 5 complete", "Mean of 8 †"
+NOTHING = comparisons.Compared(TASKS, [], {}, {})
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,9 @@ def test_a_mark_is_the_number_of_its_source_and_leads_there(published):
     number = list(published["sources"]).index(figure["source"]) + 1
     text = str(paper.cited(figure, published))
     assert text.startswith(f'{figure["value"]:.2f}<sup title="read at the source">')
-    assert f'href="../book/references.html#source-{number}">[{number}]</a>' in text
+    assert f'href="../book/references.html#source-{number}">[S{number}]</a>' in text
     sources = run_page("references").names["sources"]
-    assert f'id="source-{number}"' in str(sources.loc[number, "Source"])
+    assert f'id="source-{number}"' in str(sources.loc[f"S{number}", "Source"])
     nasty = paper.cited(figure | {"value": "<b>"}, published)
     assert str(nasty).startswith("&lt;b&gt;")
 
@@ -75,14 +76,14 @@ def test_embedded_scores_are_never_called_glue(embedded):
     assert embedded.whole == []
 
 
-def test_measured_cells_are_medians_and_means_have_ranges_or_intervals(tmp_path):
+def test_measured_cells_are_means_over_seeds_with_their_range(tmp_path):
     bert = cells(make_view(tmp_path, models=["bert"], seeds=(0, 1, 2)))
     assert bert["CoLA"] == "46.00 45.00 to 47.00"
     assert bert["Mean of 8"] == "56.50 55.50 to 57.50"
     assert (bert["Tokens read"], bert["Seeds"], bert["Parameters"]) == ("2.05 M", "3", "812 k")
     many = make_view(tmp_path / "many", models=["bert"], seeds=tuple(range(7)))
     assert cells(many)["Mean of 8"] == "58.50 55.50 to 61.50"
-    assert "58.50 (55.50 to 61.50, 98 %)" in tables.summary(many)
+    assert "58.50 (55.50 to 61.50)" in tables.summary(many)
     one = make_view(tmp_path / "one", models=["bert"], seeds=(0,))
     assert cells(one)["Mean of 8"] == "55.50"
     assert comparisons.compared(one)[1:] == ([], {}, {task: {} for task in TASKS})
@@ -104,11 +105,11 @@ def test_the_mean_of_the_complete_tasks_comes_first_and_that_of_all_is_marked(fo
     mine = folder_data.of("bert")
     own = mine[~mine["task"].isin(REDUCED)]
     own, every = (part.groupby("seed")["score"].mean() for part in (own, mine))
-    assert column[FIVE].startswith(f"{own.median():.2f} ")
-    assert column[EIGHT].startswith(f"{every.median():.2f} ")
-    groups = tables.controls(folder_data, {})["Tasks"].tolist()
+    assert column[FIVE].startswith(f"{own.mean():.2f} ")
+    assert column[EIGHT].startswith(f"{every.mean():.2f} ")
+    groups = tables.controls(folder_data, NOTHING)["Tasks"].tolist()
     assert groups == ["5 complete"] * len(MODELS) + ["8 †"] * len(MODELS)
-    assert tables.spread(folder_data).loc[("BERT", FIVE), "median"] == own.median()
+    assert tables.spread(folder_data).loc[("BERT", FIVE), "mean"] == pytest.approx(own.mean())
 
 
 def test_reduced_splits_are_marked_with_their_rows(folder_data):
@@ -130,7 +131,7 @@ def test_missing_tasks_and_models_are_dashes_and_named(tmp_path):
     assert ("ELECTRA", "CoLA", "no record") in found
     marks = {(row["Task"], row["Mark"]) for row in shown(tables.rows(asked))}
     assert {("QQP", "no record"), ("MNLI", "not asked for")} <= marks
-    for frame in (tables.controls(asked, {}), tables.run(asked)):
+    for frame in (tables.controls(asked, NOTHING), tables.run(asked)):
         assert shown(frame)
 
 
@@ -182,10 +183,12 @@ def test_what_pretraining_is_worth_is_the_difference_to_the_same_architecture(tm
     asked = ["bert", "roberta", "electra-deberta", "scratch", "scratch-roberta"]
     run = make_view(tmp_path, models=asked)
     pairs = {("scratch", "bert"): Comparison(-5.0, -7.0, -3.0, 0.01)}
-    found = tables.controls(run, pairs)
+    without = {"cola": pairs, "rte": {("scratch", "bert"): Comparison(-1.0, -3.0, 1.0, 0.5)}}
+    found = tables.controls(run, comparisons.Compared(TASKS, asked, pairs, without))
     bert = found.loc["BERT"]
     assert (bert["Control"], bert["Seeds / control's"]) == ("scratch", "2 / 2")
     assert tuple(bert[["Difference", "95 % from", "95 % to"]]) == (5, 3, 7)
+    assert bert["Without one task"] == "+1.00 (-1.00 to +3.00) without RTE"
     assert found.loc["RoBERTa", "Control"] == "scratch-roberta"
     absent = found.loc["ELECTRA-DeBERTa"]
     assert absent["Control"] == "scratch-deberta, not run"
@@ -284,8 +287,8 @@ def test_the_headline_ranks_and_counts_the_complete_tasks_beside_the_published_m
     assert found["scratch"]["Published"] == "–"
     mine = folder_data.of("bert")
     five = mine[~mine["task"].isin(REDUCED)].groupby("seed")["score"].mean()
-    assert found["BERT"]["Mean of 5, × 100"] == f"{five.median():.2f}"
-    assert found["BERT"][EIGHT] == f"{mine.groupby('seed')['score'].mean().median():.2f}"
+    assert found["BERT"]["Mean of 5, × 100"] == f"{five.mean():.2f}"
+    assert found["BERT"][EIGHT] == f"{mine.groupby('seed')['score'].mean().mean():.2f}"
 
 
 def test_kept_comparisons_may_lack_a_pair(tmp_path):
@@ -297,7 +300,7 @@ def test_kept_comparisons_may_lack_a_pair(tmp_path):
     bert, roberta = (list(row.values()) for row in shown(frame))
     assert bert[1:] == ["–", "+5.00 (+4.00 to +6.00)"]
     assert roberta[1:] == ["", "+3.00 (+1.00 to +5.00)"]
-    assert "<strong>+5.00</strong>" in str(frame.loc["BERT", "scratch"])
+    assert "<strong>+5.00 (" in str(frame.loc["BERT", "scratch"])
     assert "<strong>" not in str(frame.loc["RoBERTa", "scratch"])
 
 
@@ -314,7 +317,7 @@ def test_a_win_is_counted_again_without_the_task_that_speaks_most_for_it(tmp_pat
     assert (row["what"], row["model"], row["difference"], row["resolved"]) == (
         *("detection", "electra", 6.0, True),
     )
-    assert (row["without"], row["least"], row["always"]) == ("rte", -0.5, False)
+    assert (row["without"], row["least"].difference, row["always"]) == ("rte", -0.5, False)
     found = tables.key_figures(run)
     names = [f"detection_{name}" for name in ("pairs", "ahead", "behind", "always")]
     assert [found[name] for name in names] == [1, 1, 0, 0]

@@ -47,12 +47,12 @@ class Entry:
     undone: tuple[str, ...] = ()  # steps that could not be done here
     # Task to [seeds, n] in the order of GLUE's row numbers: int64 classes, or float64 for STS-B.
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    medians: dict[str, float] = field(default_factory=dict)  # by task, of its seeds, metric x 100
+    means: dict[str, float] = field(default_factory=dict)  # by task, of its seeds, metric x 100
 
     @property
     def average(self) -> float:
-        """What the entry is ranked by: the mean of the recomputed medians, else as stated."""
-        return fmean(self.medians.values()) if self.level != "claimed" else self.stated.average
+        """What the entry is ranked by: the mean of the recomputed scores, else as stated."""
+        return fmean(self.means.values()) if self.level != "claimed" else self.stated.average
 
 
 def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Entry:
@@ -84,8 +84,8 @@ def check_entry(folder: Path, figures: Mapping[str, Any], labels: Labels) -> Ent
     except OSError as error:
         return Entry(folder.name, str(UserError(f"{folder}: cannot read: {error}")))
     level, undone = _grade(kept, len(found), labels)
-    medians = {task: median(values) for task, values in scores.items()}
-    return Entry(folder.name, "", stated, level, remarks, undone, predictions, medians)
+    means = {task: fmean(values) for task, values in scores.items()}
+    return Entry(folder.name, "", stated, level, remarks, undone, predictions, means)
 
 
 def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -118,18 +118,20 @@ def _check_stated(where: Path, stated: Submission, figures: Mapping[str, Any]) -
 
 def _impossible(stated: Submission) -> list[str]:
     """Accuracies that no count of right answers gives."""
-    n = stated.protocol.n
-    # The median of an even number of runs is a half count.
-    even = n is None or n % 2 == 0
-    halves = stated.protocol.selection == "median" and even
+    n, selection = stated.protocol.n, stated.protocol.selection
+    # Right answers are counted over all runs of a mean, in halves in the median of an even number.
+    runs = {"best": 1, "median": 2 if n is None or n % 2 == 0 else 1, "mean": n}[selection]
     odd = []
     for name, value in stated.scores:
         task = glue.TASKS[name]
         rows = task.official_rows[task.validation]
-        counted = task.metric == "accuracy"
-        if counted and statistics.impossible(value, rows, stated.decimals, halves):
-            exact = f"to {stated.decimals} decimal{'s' * (stated.decimals > 1)}"
-            line = f"no count of right answers out of {rows} gives it {exact}"
+        counted = task.metric == "accuracy" and runs
+        # A copied row may leave out a last 0, or have rounded to one decimal.
+        decimals = 1 if stated.published and round(value, 1) == value else stated.decimals
+        if counted and statistics.impossible(value, rows * runs, decimals):
+            exact = f"to {decimals} decimal{'s' * (decimals > 1)}"
+            counts = f"{runs} x {rows}" if runs > 1 else rows
+            line = f"no count of right answers out of {counts} gives it {exact}"
             odd.append(f"scores.{name} = {value}: {line}")
     return odd
 
@@ -283,7 +285,7 @@ def _scores(
 
 def _check_scores(where: Path, stated: Submission, scores: Mapping[str, list[float]]) -> None:
     """Each stated score follows from those of the seeds, to its last decimal."""
-    choose = median if stated.protocol.selection == "median" else max
+    choose = {"mean": fmean, "median": median, "best": max}[stated.protocol.selection]
     half = 0.5 * 10**-stated.decimals + 1e-9
     for task, values in scores.items():
         value = getattr(stated.scores, task)

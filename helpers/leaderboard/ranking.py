@@ -80,7 +80,7 @@ def gap(first: Entry, second: Entry, figures: Mapping[str, Any], labels: Labels)
 def _worth(entry: Entry, figures: Mapping[str, Any]) -> float:
     """What an entry's average gains where each task's best is stated; ten runs where none are."""
     protocol = entry.stated.protocol
-    if protocol.selection == "median":
+    if protocol.selection != "best":
         return 0.0
     runs = min(protocol.n or audit.FINE_TUNINGS, MOST_RUNS)
     return audit.best_of(audit.deviations(figures), 10_000, 0, runs).loc[runs, audit.EACH]
@@ -90,9 +90,9 @@ def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) 
     """The ranking of entries that were checked with these `labels`.
 
     One row per entry that holds, as `ranked` orders them. Columns: entry (the `Entry`), rank,
-    made_of (what the scores are), the fields of the `Gap` to the next entry of its level (NaN and
-    an empty ground for the last), and one per task (x 100: medians where they could be recomputed,
-    else as stated).
+    statistic (what the scores are), the fields of the `Gap` to the next entry of its level (NaN and
+    an empty ground for the last), and one per task (x 100: means over seeds where they could be
+    recomputed, else as stated).
     """
     held = ranked(entries)
     rows = []
@@ -100,16 +100,16 @@ def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) 
         ahead = Gap(math.nan)
         if second and group(second) == group(entry):
             ahead = gap(entry, second, figures, labels)
-        scores = dict(entry.stated.scores) if entry.level == "claimed" else entry.medians
-        own = {"entry": entry, "rank": rank, "made_of": _made_of(entry)}
+        scores = dict(entry.stated.scores) if entry.level == "claimed" else entry.means
+        own = {"entry": entry, "rank": rank, "statistic": _statistic(entry)}
         rows.append(own | ahead._asdict() | {task: scores[task] for task in glue.TASKS})
     return pd.DataFrame(rows)
 
 
-def _made_of(entry: Entry) -> str:
+def _statistic(entry: Entry) -> str:
     protocol = entry.stated.protocol
     many = f" of {protocol.n}" if protocol.n else ""
     many += f", tuned by {protocol.trials} trials" if protocol.trials else ""
     if entry.level == "claimed":
         return protocol.selection + many
-    return f"median{many}" + (" (best claimed)" if protocol.selection == "best" else "")
+    return f"mean{many}" + f" ({protocol.selection} claimed)" * (protocol.selection != "mean")

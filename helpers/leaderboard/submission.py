@@ -55,9 +55,7 @@ class Hardware(Strict):
 class Protocol(Strict):
     """How a task's score was made of several fine-tunings."""
 
-    selection: Literal["median", "best"] = Field(
-        description="median over the seeds, or the best of them, task by task"
-    )
+    selection: Literal["mean", "median", "best"] = Field(description="of the seeds, task by task")
     seeds: list[Seed] | None = Field(
         min_length=1, max_length=100, description="the fine-tuning seeds, the same for all tasks"
     )

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from safetensors import safe_open
@@ -31,13 +31,11 @@ def submit(
     out: Path,
     about: Mapping[str, Any],
     figures: Mapping[str, Any],
-    selection: str = "median",
 ) -> check.Entry:
     """Writes the entry of a model with finished records on all eight tasks, whole or not at all.
 
     It is checked, without labels. `about` has fields of `ABOUT`, of weights from elsewhere those of
-    `CLAIMED` too; those of ``hardware`` and ``parameters`` go over the run's own. `selection` is
-    ``median`` or ``best``.
+    `CLAIMED` too; those of ``hardware`` and ``parameters`` go over the run's own.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; delete it or give another name")
@@ -46,7 +44,7 @@ def submit(
     for name in about:
         if name not in known:
             raise UserError(f"about: {name} is not one of its fields: {did_you_mean(name, known)}")
-    values = _values(run, found, selection)
+    values = _values(run, found)
     for name, value in about.items():
         both = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = {**values[name], **value} if both else value
@@ -87,17 +85,15 @@ def _records(run: Path, model: str) -> list[dict[str, Any]]:
     return found
 
 
-def _values(run: Path, found: list[dict[str, Any]], selection: str) -> dict[str, Any]:
+def _values(run: Path, found: list[dict[str, Any]]) -> dict[str, Any]:
     """What the records say, as fields of a submission."""
     first = found[0]
     trained = first["pretrain"]
-    choose = max if selection == "best" else median
     seeds = sorted({record["seed"] for record in found})
     scores = {
-        task: round(choose([r["score"] for r in found if r["task"] == task]), 2)
-        for task in glue.TASKS
+        task: round(fmean(r["score"] for r in found if r["task"] == task), 2) for task in glue.TASKS
     }
-    protocol = {"selection": selection, "seeds": seeds, "n": len(seeds), "rule": submission.RULE}
+    protocol = {"selection": "mean", "seeds": seeds, "n": len(seeds), "rule": submission.RULE}
     protocol |= {"trials": count} if (count := check.trials(found)) else {}
     return {
         **_origin(first),

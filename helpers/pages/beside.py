@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def groups(tasks: list[str]) -> list[list[str]]:
 
 
 def table(run: View, first: str = "") -> pd.DataFrame:
-    """Medians over seeds: the run's encoders, `first` on top, its floors, then the kept run's.
+    """Means over seeds: the run's encoders, `first` on top, its floors, then the kept run's.
 
     The columns are the run's tasks, those that are not GLUE's own, whole, marked; the means over
     the whole ones and over all; then how each row came to be. Protocols differ between rows, which
@@ -74,7 +73,7 @@ def _row(run: View, own: View, model: str) -> dict[str, Any]:
     cells: dict[str, Any] = {"Model": _title(own, model, mine)}
     for title, tasks in tables.columns(run).items():
         found = own.over_seeds(model, tasks)
-        cells[title] = found.median if found.n else math.nan
+        cells[title] = found.mean
     cells["Seeds"] = int(mine.groupby("task").size().max()) if len(mine) else 0
     if model in records_of.FLOORS or mine.empty:
         return cells | {"Collapsed": 0, "Protocol": "", "Parameters": ""}

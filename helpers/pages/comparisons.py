@@ -63,6 +63,16 @@ def compared(view: View, labels: Labels | None = None) -> Compared:
     return Compared(found["tasks"], found["models"], _read(found["pairs"]), without)
 
 
+def least(found: Compared, one: str, other: str) -> tuple[str, Comparison] | None:
+    """The task that speaks most for a difference, and the difference without it; else None."""
+    full = both_ways(found.pairs).get((one, other))
+    if full is None or not found.without:
+        return None
+    sign = math.copysign(1, full.difference)
+    rest = {task: both_ways(pairs)[one, other] for task, pairs in found.without.items()}
+    return min(rest.items(), key=lambda left: sign * left[1].difference)
+
+
 def write(found: Compared, folder: Path) -> None:
     """Writes what `compared` reads; six decimals do not depend on the processor."""
 
@@ -106,7 +116,7 @@ def questions(view: View) -> pd.DataFrame:
 
     A difference is the first model's; p is corrected for the number of rows, ``resolved`` says
     whether the two differ, and ``always`` whether they do, the same way, whichever task is left
-    out. ``least`` is the difference without the task that speaks most for it, ``without``.
+    out. ``least`` is the `Comparison` without the task that speaks most for it, ``without``.
     """
     found, rows = compared(view), []
     asked = [(what, *pair) for what, pairs in QUESTIONS.items() for pair in pairs]
@@ -120,9 +130,8 @@ def questions(view: View) -> pd.DataFrame:
         sign = math.copysign(1, one.difference)
         rest = {task: others[row] for task, others in without.items() if row in others}
         same = [other.resolved and sign * other.difference > 0 for other in rest.values()]
-        task = min(rest, key=lambda task: sign * rest[task].difference, default=None)
-        least = rest[task].difference if task else math.nan
-        facts = (one.resolved, bool(same) and all(same), task, least)
+        task, left = least(found, *row[1:]) or (None, None)
+        facts = (one.resolved, bool(same) and all(same), task, left)
         rows.append([*row, *asdict(one).values(), *facts])
     fields = [*Comparison.__dataclass_fields__, "resolved", "always", "without", "least"]
     frame = pd.DataFrame(rows, columns=["what", "model", "other", *fields])

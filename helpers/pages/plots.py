@@ -104,7 +104,7 @@ def _label(view: View) -> str:
 def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> Figure:
     """Scores against the FLOPs or tokens of pre-training, of runs that differ in their budget.
 
-    The first run is the one that is shown. Filled: medians over seeds with their range, a line by
+    The first run is the one that is shown. Filled: means over seeds with their range, a line by
     model; controls are a band, the bag of words a line. Open: what others report, where measured
     scores are on GLUE.
     """
@@ -122,7 +122,7 @@ def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> F
         for run in runs:
             seeds = statistics.seed_means(run.records, model, shown.headline)
             if len(seeds) and (spent := run.of(model)[f"pretrain.{by}"].max()):
-                points.append((spent, seeds.median(), seeds.min(), seeds.max()))
+                points.append((spent, seeds.mean(), seeds.min(), seeds.max()))
         if points:
             spent, middle, low, high = np.array(sorted(points)).T
             name = paper.model_name(shown.published, model)
@@ -160,12 +160,12 @@ def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]], 
 def _references(axis: Axes, shown: View) -> None:
     """The controls without pre-training as a band, and the bag of words as a line."""
     untrained = [model for model in shown.models if shown.of(model)["pretrain.tokens"].max() == 0]
-    means = [shown.over_seeds(model, shown.headline).median for model in untrained]
+    means = [shown.over_seeds(model, shown.headline).mean for model in untrained]
     if means := [value for value in means if np.isfinite(value)]:
         axis.axhspan(min(means) - 0.15, max(means) + 0.15, color="0.8", label="no pre-training")
     floor = shown.over_seeds(FLOORS[0], shown.headline)
     if floor.n:
-        axis.axhline(floor.median, color="0.1", linestyle="--", linewidth=1.2, label="bag of words")
+        axis.axhline(floor.mean, color="0.1", linestyle="--", linewidth=1.2, label="bag of words")
 
 
 @style()

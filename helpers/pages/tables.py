@@ -21,11 +21,11 @@ from helpers.base import files
 from helpers.base.text import NONE, Html, anchor, html, link, quantity, record_link, span
 from helpers.data import glue
 from helpers.pages import comparisons as comparisons_of
-from helpers.pages.comparisons import Labels, Pairs, both_ways, compared
+from helpers.pages.comparisons import Compared, Labels, both_ways, compared
 from helpers.pages.view import View
 from helpers.score import audit, paper, statistics
 from helpers.score.paper import cited
-from helpers.score.statistics import Comparison, Summary
+from helpers.score.statistics import Comparison
 from helpers.train import records as records_of
 
 SOURCES = {"embedded": "embedded world", "folder": "folder of files", "hub": "Hugging Face Hub"}
@@ -129,28 +129,19 @@ def columns(view: View) -> dict[str, list[str]]:
 # --- scores ------------------------------------------------------------------------------------
 
 
-def ends(found: Summary) -> str:
-    """Where seeds lie: their range, named, below five; from five the interval of the median."""
-    if found.n < 2:
-        return ""
-    few = found.n < statistics.FEWEST
-    name = f"range of {found.n}" if few else f"{100 * found.coverage:.0f} %"
-    return f"{found.low:.2f} to {found.high:.2f}, {name}"
-
-
 def spread(view: View) -> pd.DataFrame:
-    """Every cell over its seeds: rows by model and heading; fields of `Summary`, and its `ends`."""
+    """Every cell over its seeds: rows by model and heading; fields of `Summary`."""
     rows = {
         (_name(view, model), title): view.over_seeds(model, tasks)
         for model in view.rows
         for title, tasks in columns(view).items()
     }
     index = pd.MultiIndex.from_tuples(rows, names=["Model", "Task"])
-    return pd.DataFrame([asdict(one) | {"ends": ends(one)} for one in rows.values()], index=index)
+    return pd.DataFrame([asdict(one) for one in rows.values()], index=index)
 
 
-def _median(view: View, model: str, tasks: Sequence[str]) -> Html | float:
-    """A cell: its median, linked to the records, and below it where the seeds lie.
+def _mean(view: View, model: str, tasks: Sequence[str]) -> Html | float:
+    """A cell: the mean over seeds, linked to the records, and below it their range.
 
     `BELOW` stands behind one that is not above the bag of words; MNLI's mismatched rows follow a
     slash, and n stands where a cell has fewer seeds than its row.
@@ -158,11 +149,11 @@ def _median(view: View, model: str, tasks: Sequence[str]) -> Html | float:
     found = view.over_seeds(model, tasks)
     if not found.n:
         return math.nan
-    text, beside = f"{found.median:.2f}", []
+    text, beside = f"{found.mean:.2f}", []
     if len(tasks) == 1:
         for metrics in view.of(model, tasks[0])["metrics"]:
             beside += [100 * metrics[key] for key in metrics if key.startswith("mismatched_")]
-    text += f" / {statistics.summary(beside).median:.2f}" if beside else ""
+    text += f" / {statistics.summary(beside).mean:.2f}" if beside else ""
     below = BELOW if view.is_below_floor(model, tasks) else ""
     fewer = f" (n = {found.n})" if found.n < view.of(model).groupby("task").size().max() else ""
     cell = html("{}{}{}", record_link(text, model, *tasks[: len(tasks) == 1]), fewer, below)
@@ -178,7 +169,7 @@ def grid(view: View) -> pd.DataFrame:
     entries = {} if view.embedded else view.published["table1"]["models"]
 
     def cell(model: str, tasks: Sequence[str]) -> Html | float:
-        measured, entry = _median(view, model, tasks), entries.get(model)
+        measured, entry = _mean(view, model, tasks), entries.get(model)
         if entry is None:
             return measured
         theirs = [entry["scores"][task] for task in tasks]
@@ -201,32 +192,34 @@ def grid(view: View) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index", columns=names).rename_axis("Task")
 
 
-def controls(view: View, pairs: Pairs) -> pd.DataFrame:
+def controls(view: View, found: Compared) -> pd.DataFrame:
     """What pre-training is worth: means over seeds, and the difference to the model's control.
 
-    That is its own architecture without pre-training; NaN where the run has none. The interval is
-    of `pairs`, those of `compared`, which are of the headline's tasks.
+    That is its own architecture without pre-training; NaN where the run has none. Intervals are
+    those of `compared`, of the headline's tasks and of these without the one that gains most.
     """
     from helpers.model import registry  # torch
 
     rows = []
     for title, tasks in means(view).items():
         for model in view.models:
-            found = statistics.mean_of_tasks(view.records, model, tasks)
+            mine = view.over_seeds(model, tasks)
             other = registry.control(model) or ""
             ran = bool(len(view.of(other)))
-            against = statistics.mean_of_tasks(view.records, other, tasks)
-            pair = both_ways(pairs).get((model, other)) if tasks == view.headline else None
+            against = view.over_seeds(other, tasks)
+            main = found if tasks == view.headline else None
+            pair = both_ways(found.pairs).get((model, other)) if main else None
             rows.append(
                 {
                     "Model": _name(view, model),
                     "Tasks": title.removeprefix("Mean of "),
-                    "Mean": found.mean,
+                    "Mean": mine.mean,
                     "Control": (other if ran else f"{other}, not run") if other else math.nan,
-                    "Difference": found.mean - against.mean,
+                    "Difference": mine.mean - against.mean,
                     "95 % from": pair.low if pair else math.nan,
                     "95 % to": pair.high if pair else math.nan,
-                    "Seeds / control's": f"{found.n} / {against.n}" if ran else f"{found.n}",
+                    "Without one task": least(view, main, model, other) if main else "",
+                    "Seeds / control's": f"{mine.n} / {against.n}" if ran else f"{mine.n}",
                 }
             )
     return pd.DataFrame(rows).set_index("Model")
@@ -244,7 +237,7 @@ def heads(view: View) -> pd.DataFrame:
         "Ratio": best["ratio"],
         "Layer": best["layer"] + 1,
         "Head": best["head"] + 1,
-        "STS-B": [view.over_seeds(model, ["stsb"]).median for model in best.index],
+        "STS-B": [view.over_seeds(model, ["stsb"]).mean for model in best.index],
     }
     table = pd.DataFrame(rows).rename_axis("Model")
     return table.rename(index=partial(_name, view))
@@ -254,21 +247,19 @@ def headline(view: View) -> pd.DataFrame:
     """What was measured, in one small table: the best model first."""
     main, scores = view.headline, audit.scores(view.published)
     found = {m: view.over_seeds(m, main) for m in view.rows}
-    order = sorted((m for m in found if found[m].n), key=lambda model: -found[model].median)
+    order = sorted((m for m in found if found[m].n), key=lambda model: -found[model].mean)
     rows = []
     for model in order:
         below = BELOW if view.is_below_floor(model, main) else ""
-        median = html("{}{}", record_link(f"{found[model].median:.2f}", model), below)
         title = f"Mean of {len(main)}{view.mark(main)}, × 100"
         row = {"Model": _name(view, model)}
-        row[title] = median
+        row[title] = html("{}{}", record_link(f"{found[model].mean:.2f}", model), below)
         if not view.embedded:
             theirs = scores.loc[model] if model in scores.index else None
             mean = math.nan if theirs is None else html("{:.2f}", theirs[list(main)].mean())
             row["Published"] = mean
         if len(main) < len(view.present):
-            every = view.over_seeds(model, view.present)
-            row[mean_name(view, view.present)] = every.median
+            row[mean_name(view, view.present)] = view.over_seeds(model, view.present).mean
         rows.append(row)
     return pd.DataFrame(rows).set_index("Model")
 
@@ -292,35 +283,34 @@ def remarks(view: View) -> pd.DataFrame:
 def key_figures(view: View) -> dict[str, Any]:
     """What the first sentences of a page say of a run: values for `view.inline`, by name.
 
-    The best model, with its median over seeds of the headline's mean, beside the floor and its own
-    control; by question the pairs that were compared, in how many of them the model that has the
-    idea is ahead, and behind, where the two differ, and in how many it is ahead whichever task is
-    left out.
+    The best model, with its mean of the headline's tasks over seeds, beside the floor and its own
+    control; how many models are ahead of their control, and behind; by question the pairs that were
+    compared, in how many of them the model that has the idea is ahead, and behind, where the two
+    differ, and in how many it is ahead whichever task is left out.
     """
     from helpers.model import registry  # torch
 
     main, floor = view.headline, records_of.FLOORS[0]
-    medians = {model: view.over_seeds(model, main).median for model in view.models}
-    best = max(medians, key=lambda model: (medians[model] == medians[model], medians[model]))
-    words, read = view.over_seeds(floor, main).median, view.records["pretrain.tokens"]
-    everything, unknown = compared(view), "not measured"
+    scores = {model: view.over_seeds(model, main).mean for model in view.models}
+    best = max(scores, key=lambda model: (scores[model] == scores[model], scores[model]))
+    words, read = view.over_seeds(floor, main).mean, view.records["pretrain.tokens"]
+    everything, unknown, control = compared(view), "not measured", registry.control(best) or ""
     pairs = both_ways(everything.pairs)
     found = {
         "best": _name(view, best),
-        "score": medians[best],
+        "score": scores[best],
         "tasks": len(main),
         "seeds": view.over_seeds(best, main).n,
         "floor": f"{words:.2f}" if words == words else unknown,
         "tokens": span(read[read > 0]) if read.any() else "no",
-        "lead": _interval(pairs.get((best, floor))) or unknown,
+        "lead": interval(pairs.get((best, floor))) or unknown,
+        "gain": interval(pairs.get((best, control))) or unknown,
+        "least": least(view, everything, best, control) or unknown,
     }
-    against = (best, registry.control(best) or "")
-    found |= {"gain": _interval(pairs.get(against)) or unknown, "least": unknown}
-    others = {task: both_ways(some) for task, some in everything.without.items()}
-    rest = {task: some[against] for task, some in others.items() if against in some}
-    if rest:
-        task = min(rest, key=lambda task: rest[task].difference)
-        found["least"] = f"{_interval(rest[task])}, {paper.task_name(view.published, task)}"
+    worth = [pairs.get((model, registry.control(model) or "")) for model in view.models]
+    worth = [pair for pair in worth if pair]
+    found |= {"pretrained": len(worth), "helped": sum(pair.low > 0 for pair in worth)}
+    found["harmed"] = sum(pair.high < 0 for pair in worth)
     asked = comparisons_of.questions(view)
     for what in comparisons_of.QUESTIONS:
         one = asked[asked["what"] == what]
@@ -331,10 +321,16 @@ def key_figures(view: View) -> dict[str, Any]:
     return found
 
 
-def _interval(pair: Comparison | None) -> str:
-    """A difference and its interval in a line; empty without one."""
-    form = "{0.difference:+.2f} (95 %: {0.low:+.2f} to {0.high:+.2f})"
-    return form.format(pair) if pair else ""
+def interval(pair: Comparison | None) -> str:
+    """A difference and its 95 % interval in a line; empty without one."""
+    form = "{0.difference:+.2f} ({0.low:+.2f} to {0.high:+.2f})"
+    return "" if pair is None else form.format(pair)
+
+
+def least(view: View, found: Compared, one: str, other: str) -> str:
+    """What `comparisons.least` finds, in a line with the task's name; empty without it."""
+    task, left = comparisons_of.least(found, one, other) or ("", None)
+    return f"{interval(left)} without {paper.task_name(view.published, task)}" if left else ""
 
 
 def comparisons(view: View) -> pd.DataFrame:
@@ -345,8 +341,7 @@ def comparisons(view: View) -> pd.DataFrame:
     def cell(pair: Comparison | None) -> Html | float:
         if pair is None:
             return math.nan
-        form = "<strong>{}</strong> ({} to {})" if pair.resolved else "{} ({} to {})"
-        return html(form, *(f"{end:+.2f}" for end in (pair.difference, pair.low, pair.high)))
+        return html("<strong>{}</strong>" if pair.resolved else "{}", interval(pair))
 
     rows = [
         [cell(pairs.get((one, two))) if two in names[place + 1 :] else "" for two in names[1:]]
@@ -382,7 +377,7 @@ def rows(view: View) -> pd.DataFrame:
 def run(view: View) -> pd.DataFrame:
     """What each model took; FLOPs are floating-point operations, times wall-clock seconds."""
     pretrained = {"Parameters": "parameters", "Generator": "generator_parameters"}
-    pretrained |= {"Steps": "steps", "Tokens": "tokens", "Passes over the corpus": "epochs"}
+    pretrained |= {"Steps": "steps", "Tokens": "tokens", "Epochs": "epochs"}
     pretrained |= {"FLOPs": "flops", "Seconds": "seconds"}
 
     def row(model: str) -> dict[str, Any]:
@@ -446,15 +441,18 @@ def records(view: View) -> pd.DataFrame:
 
 
 def summary(view: View) -> str:
-    """The measured scores as plain text, for a terminal: medians, the headline with its `ends`."""
+    """The measured scores as plain text, for a terminal: means over seeds, the headline's range."""
     found = spread(view)
-    text = found["median"].map("{:.2f}".format)
+    text = found["mean"].map("{:.2f}".format)
+    ends = (
+        " (" + found["low"].map("{:.2f}".format) + " to " + found["high"].map("{:.2f}".format) + ")"
+    )
     places = [(model, tasks) for model in view.rows for tasks in columns(view).values()]
     low = [view.is_below_floor(*place) for place in places]
     text[low] += BELOW
     main = mean_name(view, view.headline)
     beside = (found.index.get_level_values("Task") == main) & (found["n"] > 1)
-    text[beside] += " (" + found["ends"][beside] + ")"
+    text[beside] += ends[beside]
     table = text.where(found["n"] > 0, NONE).unstack(sort=False).rename_axis(None)
     table["Seeds"] = found["n"].groupby("Model", sort=False).max()
     reduced = rows(view).query("Mark == 'reduced'")
@@ -472,6 +470,6 @@ def write(view: View, folder: Path, labels: Labels | None = None) -> None:
     files.write_text(folder / "summary.txt", summary(view))
     files.write_text(folder / "table1.csv", spread(view).to_csv(float_format="%.6f"))
     found = compared(view, labels)
-    worth = controls(view, found.pairs).to_csv(float_format="%.6f")
+    worth = controls(view, found).to_csv(float_format="%.6f")
     files.write_text(folder / "controls.csv", worth)
     comparisons_of.write(found, folder)

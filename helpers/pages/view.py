@@ -87,10 +87,10 @@ class View:
         return statistics.mean_of_tasks(self.of(model), model, tasks)
 
     def is_below_floor(self, model: str, tasks: Sequence[str]) -> bool:
-        """Whether the median of a model's mean of tasks is not above the bag of words."""
+        """Whether a model's mean of tasks, over seeds, is not above the bag of words."""
         floor = self.over_seeds(records_of.FLOORS[0], tasks)
         known = bool(floor.n) and model not in records_of.FLOORS
-        return known and self.over_seeds(model, tasks).median <= floor.median
+        return known and self.over_seeds(model, tasks).mean <= floor.mean
 
     @cached_property
     def present(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 paper        the published figures
 predictions  what a fine-tuning said of every dev row
-statistics   medians, intervals, best of n, paired differences
+statistics   means, intervals, best of n, paired differences
 audit        what follows from the published figures
 costs        tokens, FLOPs, hours and energy of a study
 """

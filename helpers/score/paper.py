@@ -29,5 +29,5 @@ def cited(figure: dict[str, Any], published: dict[str, Any], decimals: int = 2) 
     text = value if isinstance(value, str) else f"{value:.{decimals}f}"
     status = published["statuses"][figure["status"]]
     word = "" if figure["status"] == "R" else f", {status.split()[0]}"
-    mark = link(f"[{number}{word}]", f"../book/references.html#source-{number}")
+    mark = link(f"[S{number}{word}]", f"../book/references.html#source-{number}")
     return html('{}<sup title="{}">{}</sup>', text, status, mark)

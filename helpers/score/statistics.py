@@ -1,4 +1,4 @@
-"""Medians, spreads, intervals and comparisons over seeds and dev examples."""
+"""Means, spreads, intervals and comparisons over seeds and dev examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +16,6 @@ from scipy import stats
 from helpers.data import glue
 
 LEVEL = 0.95
-FEWEST = 5  # seeds from which an interval is given; below them, the range
 BLOCK = 100  # resamples held in memory together
 K = TypeVar("K")
 
@@ -27,13 +26,10 @@ class Summary:
 
     n: int
     mean: float
-    median: float
     sd: float  # with n - 1
     se: float  # of the mean
-    best: float
-    low: float  # ends of `median_interval`
+    low: float  # the lowest and the highest
     high: float
-    coverage: float  # how often such an interval holds the median of the law, 0 to 1
 
 
 def summary(values: Iterable[float]) -> Summary:
@@ -43,26 +39,9 @@ def summary(values: Iterable[float]) -> Summary:
         raise ValueError(f"scores {numbers}: must be finite numbers")
     n = len(numbers)
     if n == 0:
-        return Summary(0, *[math.nan] * 8)
+        return Summary(0, *[math.nan] * 5)
     sd = stdev(numbers) if n > 1 else math.nan
-    ends = median_interval(numbers)
-    return Summary(n, fmean(numbers), median(numbers), sd, sd / math.sqrt(n), max(numbers), *ends)
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Two of the values that have the median of their law between them, and how often they do.
-
-    The k-th smallest and the k-th largest cover it with probability 1 - 2 P(X < k), X binomial of
-    n and 1/2, whatever the law, if it is continuous (David and Nagaraja 2003, section 7.1). Taken
-    is the largest k that covers 95 %; below six values none does, and the ends are the range: 50 %
-    of two values, 75 % of three, 94 % of five. NaN below two values.
-    """
-    n, ordered = len(values), sorted(values)
-    if n < 2:
-        return math.nan, math.nan, math.nan
-    covered = 1 - 2 * stats.binom.cdf(np.arange(n // 2), n, 0.5)  # by k - 1, falling
-    k = max(1, int((covered >= LEVEL).sum()))
-    return float(ordered[k - 1]), float(ordered[-k]), float(covered[k - 1])
+    return Summary(n, fmean(numbers), sd, sd / math.sqrt(n), min(numbers), max(numbers))
 
 
 class Reach(NamedTuple):
@@ -89,12 +68,13 @@ def reach(value: float, rows: int, decimals: int = 2) -> Reach:
     return Reach(100 * below / rows, 100 * (below + 1) / rows, rounded, cut)
 
 
-def impossible(value: float, rows: int, decimals: int = 2, halves: bool = False) -> bool:
-    """Whether no count of right answers, rounded or cut, prints as this percentage.
+def impossible(value: float, rows: int, decimals: int = 2) -> bool:
+    """Whether no count of right answers out of `rows`, rounded or cut, prints as this percentage.
 
-    With `halves` half counts are possible: the median of an even number of runs.
+    `rows` are those of all runs that a mean is over; twice the dev set's where half counts are
+    possible, in the median of an even number of runs.
     """
-    found = reach(value, rows * (1 + halves), decimals)
+    found = reach(value, rows, decimals)
     return not (found.rounded or found.cut)
 
 

@@ -234,7 +234,6 @@ def submit(
     link: Annotated[str, Option(help="https:// address of the model or its code.")] = "",
     authors: Annotated[list[str] | None, Option(help="One author; may be repeated.")] = None,
     licence: Annotated[str, Option(help="Licence of the weights.")] = "",
-    selection: Annotated[Literal["median", "best"], Option(help="Of the seeds.")] = "median",
 ) -> None:
     """Make an entry of the leaderboard from finished records."""
     from helpers.leaderboard import submit as submitter
@@ -243,7 +242,7 @@ def submit(
     given = config.read_yaml(Path(about)) if about else {}
     given |= {name: value for name, value in facts.items() if value}
     figures = files.read_json(files.find("results/published.json"))
-    submitter.submit(run, model, out, given, figures, selection)
+    submitter.submit(run, model, out, given, figures)
     print(f"{out}: written and checked; small-bench check --data recomputes its scores")
     print("nothing was sent; this opens the pull request:")
     steps = f"git switch -c {out.name}", f"git add {out}", f"git commit -m 'feat: {out.name}'"

@@ -29,7 +29,7 @@ from makers import (
 from safetensors.torch import load_file, save_file
 
 from helpers.base import config, files
-from helpers.base.errors import UserError
+from helpers.base.errors import Diverged, UserError
 from helpers.data import corpus, glue, packing, tokenizer
 from helpers.model import registry
 from helpers.score.predictions import read_splits
@@ -47,10 +47,10 @@ def tree(folder):
 
 
 @contextlib.contextmanager
-def refused(says, folder):
+def refused(says, folder, kind=UserError):
     """Inside, one line is raised and nothing in the folder changes."""
     before = tree(folder)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(kind, match=says):
         yield
     assert tree(folder) == before
 
@@ -428,7 +428,7 @@ def test_weights_that_are_not_finite_take_no_good_checkpoints_place(tmp_path):
     with torch.no_grad():
         model[0].weight[0, 0] = float("nan")
     says = f"model.0.weight is not finite after step 4: lower.*step 2 is kept in {tmp_path}"
-    with refused(says, tmp_path):
+    with refused(says, tmp_path, Diverged):
         checkpoint.save(tmp_path, model, optimiser, {"spec": "a", "step": 4})
 
 

@@ -39,13 +39,13 @@ def test_edges_seed_and_evaluation():
     values = torch.ones(33)
     assert torch.equal(dropout.drop(values, 0.0), values)
     assert not dropout.drop(values, 1.0).any()
-    torch.manual_seed(3)
-    first = dropout.drop(values, 0.5)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(3)
-    assert torch.equal(dropout.drop(values, 0.5), first)
+    many, drawn, threads = torch.ones(1_000_000), [], torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        torch.manual_seed(3)
+        drawn.append(dropout.drop(many, 0.5))
     torch.set_num_threads(threads)
+    assert torch.equal(*drawn)
     assert torch.equal(dropout.Dropout(0.5).eval()(values), values)
 
 

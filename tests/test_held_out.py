@@ -159,6 +159,13 @@ def test_measuring_repeats_and_leaves_training_as_it_was(read, small_run, own_ru
     assert without == measured
 
 
+def test_what_cannot_be_measured_is_left_out(own_run, monkeypatch):
+    nothing = {"held_out_auc": math.nan, "held_out_excess": math.nan}
+    monkeypatch.setattr(held_out, "detection", lambda *_: nothing)
+    found = pretrain.run(pretraining(own_run, "electra"))["held_out"]
+    assert "loss" in found and not {"auc", "excess"} & found.keys()
+
+
 def test_every_pretraining_says_what_its_model_makes_of_unseen_text(small_run):
     for model in small_run.models:
         folder = small_run.folder / "models" / model

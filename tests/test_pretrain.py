@@ -230,7 +230,9 @@ def test_a_compiled_step_is_the_same_step(model):
     compiled, other = take_step(model, mode="default", steps=2)
     # Samples of a generator come from other random numbers.
     assert compiled == pytest.approx(eager, rel=1e-4 if "electra" not in model else 0.02)
-    assert len(one) == len(other)
+    if "electra" not in model:
+        for name, weight in one.items():
+            assert torch.allclose(other[name], weight, rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize("correction", [False, True])
@@ -277,8 +279,10 @@ def test_every_entry_is_as_its_source_or_says_why():
     assert stated == {(model, field) for model in published["table1"]["models"] for field in fields}
 
 
-def test_the_schedule_is_as_its_example_says():
-    assert doctest.testmod(loop) == (0, 2)
+@pytest.mark.parametrize("module", [loop, registry])
+def test_examples_give_what_they_say(module):
+    found = doctest.testmod(module)
+    assert found.failed == 0 < found.attempted
 
 
 def test_a_finished_run_says_what_it_was(small_run):

@@ -17,11 +17,9 @@ from makers import ROOT, command, executed_notebook, make_folder, run_page, smal
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
-from helpers.train import records
-
-sys.path.insert(0, str(ROOT / "scripts"))
 from helpers.pages import build, view
 from helpers.study import cli, notebook, publish
+from helpers.train import records
 
 BIN = Path(sys.executable).parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -203,6 +201,8 @@ def test_the_published_book_comes_from_the_kept_run_alone(finished, tmp_path, mo
     profile = finished
     kept = tmp_path / "measured" / "small"
     monkeypatch.setattr(view, "MEASURED", str(kept.parent))
+    (tmp_path / "a" / "disk").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "a" / "disk")
     monkeypatch.setattr(publish, "RUNS", str(tmp_path / "runs"))
     analysis = notebook.executed(profile.folder, "05_analysis")
     notebook.execute(ROOT / "notebooks" / analysis.name, analysis, profile.stage(config.Analysis))

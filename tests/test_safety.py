@@ -21,10 +21,8 @@ from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.data import glue, tokenizer
 from helpers.leaderboard import check
-from helpers.train import heads
-
-sys.path.insert(0, str(ROOT / "scripts"))
 from helpers.study import grid
+from helpers.train import heads
 
 HOSTILE = [
     "$(touch {mark})",

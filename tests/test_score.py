@@ -15,13 +15,13 @@ from makers import ROOT, SMALL, make_folder, write_study
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from helpers.base import config, files
+from helpers.base import config, files, machine
 from helpers.base.errors import UserError
 from helpers.data import glue, metrics, tokenizer
 from helpers.leaderboard import submission
 from helpers.model import registry
 from helpers.pages import beside
-from helpers.study import cli, jobs, prepare
+from helpers.study import cli, jobs, prepare, score
 from helpers.train import batches, finetune, floor, foreign, records, tuning
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -207,6 +207,22 @@ def test_more_than_the_memory_of_this_machine_is_refused(folder, tmp_path, monke
     monkeypatch.setattr("os.sysconf", lambda name: 100)
     with pytest.raises(UserError, match=r"needs 0\.\d GB for weights, gradients and Adam's"):
         foreign.bring(tmp_path, str(folder))
+
+
+def test_weights_that_are_there_twice_count_once_for_memory(folder, tmp_path, monkeypatch):
+    weights = (folder / "model.safetensors").stat().st_size
+    (folder / "pytorch_model.bin").write_bytes(bytes(weights))
+    monkeypatch.setattr(machine, "memory", lambda: 5 * weights)
+    assert foreign.bring(tmp_path, str(folder))["pretrain"]["parameters"] > 0
+
+
+def test_a_recipe_may_say_its_protocol(folder, tmp_path, monkeypatch):
+    recipe, seen = tmp_path / "mine.yaml", []
+    recipe.write_text("profile: mine\nbase: score\nprotocol: tuned\n")
+    monkeypatch.setattr(score, "run", lambda profile, *_: seen.append(profile.protocol))
+    for more in ((), ("--protocol", "fixed")):
+        cli.command_line(["score", str(folder), "--profile", str(recipe), *more])
+    assert seen == ["tuned", "fixed"]
 
 
 @pytest.mark.parametrize(

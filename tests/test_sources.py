@@ -1,12 +1,15 @@
 """Three sources of data, one interface; every defect is named by file, row and value."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from makers import data_stage, make_folder, small_profile
+from makers import ROOT, data_stage, make_folder, small_profile
 
 from helpers.base import files
 from helpers.base.errors import UserError
@@ -17,6 +20,15 @@ from helpers.score import costs
 @pytest.fixture
 def folder(tmp_path):
     return make_folder(tmp_path / "real")
+
+
+def test_two_processes_that_need_the_same_tasks_make_them_once(tmp_path, folder):
+    values = data_stage(tmp_path, folder).model_dump_json()
+    program = "import sys; from helpers.base import config; from helpers.data import glue; "
+    program += "glue.prepare(config.Data.model_validate_json(sys.argv[1]))"
+    line = [sys.executable, "-c", program, values]
+    both = [subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [one.wait() or one.stderr.read() for one in both] == [b"", b""]
 
 
 def test_a_folder_gives_its_rows_and_documents(tmp_path, folder):

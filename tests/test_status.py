@@ -272,6 +272,7 @@ def test_a_report_shows_what_is_finished_and_names_the_rest(run):
         assert "04_finetune-bert (waiting)" in page, name
         assert ("Not executed" in page) == (name == "notebooks/03_pretrain"), name
     assert "3 files" in text["notebooks/04_finetune"]
+    assert (pages / "records" / "bag-of-words" / "cola" / "seed-0.json").exists()
     # What Snakemake judges by is as it was: the grid goes on and builds its own book.
     assert sorted(run.folder.rglob("*")) == before
 

@@ -112,6 +112,12 @@ def test_the_mean_of_the_complete_tasks_comes_first_and_that_of_all_is_marked(fo
     assert tables.spread(folder_data).loc[("BERT", FIVE), "mean"] == pytest.approx(own.mean())
 
 
+def test_without_a_model_on_all_tasks_there_is_no_first_table(folder_data):
+    rows = folder_data.records
+    some = (rows["model"] == "bert") == (rows["task"] == "cola")
+    assert tables.headline(replace(folder_data, records=rows[some])).empty
+
+
 def test_reduced_splits_are_marked_with_their_rows(folder_data):
     rows = [list(row.values()) for row in shown(tables.rows(folder_data))]
     assert ["CoLA", "train", "8,551", "8,551", "complete"] in rows

@@ -16,7 +16,8 @@ from helpers.base.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package: see setup.py
 MANIFEST = "manifest.json"  # its ``spec`` is the digest of all that the folder follows from
-KEPT = ".manifest.json"  # the same, for work that another attempt left as it was
+# The same again: Snakemake deletes a rule's outputs before it runs, and the work is still there.
+KEPT = ".manifest.json"
 LFS = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 
 
@@ -65,12 +66,12 @@ def building(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(folder: Path, name: str = ".lock") -> Iterator[int]:
+def lock(folder: Path, name: str = ".lock", wait: bool = False) -> Iterator[int]:
     """Holds a folder, or one name in it, against other processes while inside; gives a descriptor.
 
-    The lock is the kernel's: it ends with this process and those that inherit its descriptor,
-    however they end. Where the system or the file system knows no locks (Windows, some network
-    folders), nothing is held.
+    Where another process holds it, this one ends with a line, or waits. The lock is the kernel's:
+    it ends with this process and those that inherit its descriptor, however they end. Where the
+    system or the file system knows no locks (Windows, some network folders), nothing is held.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +79,12 @@ def lock(folder: Path, name: str = ".lock") -> Iterator[int]:
     with file:
         if not _try_lock(file):
             file.seek(0)
-            raise UserError(
-                f"{folder}: in use by process {file.read().strip()}; wait for it, or use another "
-                "profile"
-            )
+            line = f"{folder}: in use by process {file.read().strip()}"
+            if not wait:
+                raise UserError(f"{line}; wait for it, or use another profile")
+            print(f"{line}; waiting for it")
+            while not _try_lock(file):
+                time.sleep(0.5)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -132,15 +135,18 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads JSON; a file that is missing or damaged is a :class:`UserError`."""
+    """Reads a JSON object; a file that is missing, damaged or no object is a :class:`UserError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, ValueError):
             refuse_pointer(path)
         raise UserError(f"{path}: damaged, delete it and run its stage again ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: must be a JSON object, not {type(found).__name__}")
+    return found
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
@@ -210,8 +216,7 @@ class _Manifest(dict[str, Any]):
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest; what is missing in it, asked for later, is a :class:`UserError` too."""
-    found = read_json(path)
-    manifest = _Manifest(found if isinstance(found, dict) else {})
+    manifest = _Manifest(read_json(path))
     manifest.path = path
     if not isinstance(manifest.get("files"), dict):
         raise manifest.damaged("names no files")
@@ -244,7 +249,7 @@ def require_manifest(folder: Path, stage: str, remedy: str = "") -> dict[str, An
 
 
 def require_intact(folder: Path, stage: str, remedy: str = "") -> dict[str, Any]:
-    """The same, after every file that the manifest vouches for was found to be as it was."""
+    """What `require_manifest` gives, if every file that it vouches for is as it was."""
     manifest = require_manifest(folder, stage, remedy)
     for path in _changed(folder, manifest):
         raise UserError(

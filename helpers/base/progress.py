@@ -69,7 +69,7 @@ class Progress(tqdm):
 
 
 class _Line(Progress):
-    """The same as whole lines, for outputs that keep everything."""
+    """Progress as whole lines, for outputs that keep everything."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if not (self.total or self.n):

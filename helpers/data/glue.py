@@ -158,14 +158,14 @@ def available(source: str, data: str, tasks: list[str]) -> list[str]:
 
 
 def announce(source: str, data: str, tasks: list[str]) -> list[str]:
-    """The same, after a printed line for each of the others."""
+    """What `available` gives, after a printed line for each task that is `left_out`."""
     for line in left_out(source, data, tasks).values():
         print(line)
     return available(source, data, tasks)
 
 
 def left_out(source: str, data: str, tasks: list[str]) -> dict[str, str]:
-    """The others, each with a line: no files in the folder `data`, or labels that teach nothing.
+    """Tasks that cannot be scored, each with a line: without files, or labels that teach nothing.
 
     The Hub's labels are seen when its rows are read; so is a damaged file.
     """
@@ -342,7 +342,8 @@ def run(parameters: config.Data, name: str) -> dict[str, Any]:
     if source == "hub":
         wanted["revision"] = commit_read(parameters.folder) or hub.listing(HUB_NAME)[0]
     target = parameters.folder / "data" / "glue" / name
-    if done := files.intact_manifest(target, files.digest(wanted)):
+    spec = files.digest(wanted)
+    if done := files.intact_manifest(target, spec):
         return done
     if source == "hub":
         paths = _download(name, wanted["revision"])
@@ -356,7 +357,7 @@ def run(parameters: config.Data, name: str) -> dict[str, Any]:
                     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), temporary)
         reduced = [split for split in task.splits if rows.get(split) != task.official_rows[split]]
         manifest = {
-            "spec": files.digest(wanted),
+            "spec": spec,
             "specification": wanted,
             "task": name,
             "source": source,
@@ -427,7 +428,7 @@ def load_dev(folder: Path, name: str) -> dict[str, pd.DataFrame]:
 
 
 def read_dev(folder: Path, name: str, rows: int, seed: int) -> dict[str, pd.DataFrame]:
-    """The same from a folder of one's own, at most `rows` of each, drawn as :func:`run` does."""
+    """The dev splits in a folder of one's own, `rows` of each at most, drawn as by :func:`run`."""
     tables = {split: read_folder(folder, name, split) for split in get(name).splits[1:]}
     there = {split: table for split, table in tables.items() if table is not None}
     return {split: cap(table, rows, seed, name, split) for split, table in there.items()}
@@ -444,7 +445,8 @@ def digest_dev(tables: dict[str, pd.DataFrame]) -> str:
 def prepare(parameters: config.Data, tasks: Iterable[str] = TASKS) -> dict[str, dict[str, Any]]:
     """Runs :func:`run` for every task that the source has; task to manifest."""
     names = available(parameters.source, parameters.data, list(tasks))
-    return {name: run(parameters, name) for name in names}
+    with files.lock(parameters.folder / "data", ".glue.lock", wait=True):
+        return {name: run(parameters, name) for name in names}
 
 
 def finished(parameters: config.Data) -> dict[str, dict[str, Any]] | None:

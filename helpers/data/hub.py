@@ -84,7 +84,7 @@ def listing(name: str, commit: str | None = None) -> tuple[str, list[str]]:
 
 
 def _cached(name: str, commit: str | None) -> tuple[str, list[str]] | None:
-    """The same of the snapshot in the Hub's cache that was last added to."""
+    """Commit and files of the snapshot in the Hub's cache that was last added to; else None."""
     from huggingface_hub import constants
 
     with suppress(huggingface_hub.CacheNotFound):

@@ -1,5 +1,6 @@
 """Tokenizers trained on the corpus, and the corpus packed into a file of token rows."""
 
+import math
 import os
 import re
 from collections import Counter
@@ -249,7 +250,8 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     seen = _open(folder / "tokens.bin", dtype, state["rows"], length)[:COUNTED_ROWS]
     unseen = _open(folder / "held_out.bin", dtype, held_out["rows"], length)
     if len(unseen):
-        held_out |= packing.count_entropies(seen, unseen, tok)
+        counted = packing.count_entropies(seen, unseen, tok)
+        held_out |= {name: value for name, value in counted.items() if math.isfinite(value)}
     manifest = files.write_manifest(folder, manifest, names)
     (folder / PACKING).unlink()
     return manifest

@@ -225,8 +225,6 @@ def _of_folder(name: str) -> Spec:
             "put config.json alone into a folder of another name"
         )
     values = files.read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a JSON object, a configuration of transformers")
     config = {key: value for key, value in values.items() if key not in SET_BY_THE_STUDY}
     spec = Spec("transformers", "mlm", model_type=str(values.get("model_type", "")), config=config)
     _config_class(spec, str(path))

@@ -261,7 +261,7 @@ def headline(view: View) -> pd.DataFrame:
         if len(main) < len(view.present):
             row[mean_name(view, view.present)] = view.over_seeds(model, view.present).mean
         rows.append(row)
-    return pd.DataFrame(rows).set_index("Model")
+    return pd.DataFrame(rows, columns=None if rows else ["Model"]).set_index("Model")
 
 
 def remarks(view: View) -> pd.DataFrame:

@@ -184,8 +184,9 @@ def score(
     tasks: Annotated[str, Option(help='Tasks: "rte mrpc"; else all there are.')] = "",
     seeds: Annotated[str, Option(help='Fine-tuning seeds: "0 1 2".')] = "",
     protocol: Annotated[
-        Literal["fixed", "tuned"], Option(help="The study's recipe, or rate and epochs chosen.")
-    ] = "fixed",
+        Literal["", "fixed", "tuned"],
+        Option(help="The recipe as it is, or with rate and epochs chosen; else the profile's."),
+    ] = "",
     rows: Annotated[int, Option(min=0, help="Train rows per task at most, for a look.")] = 0,
     only_check: Annotated[bool, Option("--check", help="Say what would be run.")] = False,
     precision: Annotated[
@@ -211,6 +212,7 @@ def check(
     from helpers.score import predictions
 
     labels = predictions.read_labels(files.resolve(data) if data else None)
+    folder = files.find(folder)
     entries = checker.check(folder, files.read_json(files.find("results/published.json")), labels)
     for entry in entries:
         if entry.error:
@@ -242,7 +244,7 @@ def submit(
     given = config.read_yaml(Path(about)) if about else {}
     given |= {name: value for name, value in facts.items() if value}
     figures = files.read_json(files.find("results/published.json"))
-    submitter.submit(run, model, out, given, figures)
+    submitter.submit(files.resolve(run), model, files.resolve(out), given, figures)
     print(f"{out}: written and checked; small-bench check --data recomputes its scores")
     print("nothing was sent; this opens the pull request:")
     steps = f"git switch -c {out.name}", f"git add {out}", f"git commit -m 'feat: {out.name}'"

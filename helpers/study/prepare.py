@@ -36,6 +36,11 @@ def prepare(parameters: S) -> S:
         parameters = parameters.model_copy(update={"model": name})
     if not (study := _study(parameters)):
         return parameters
+    with files.lock(study.folder / "data", ".making.lock", wait=True):
+        return _make(study, parameters)
+
+
+def _make(study: config.Profile, parameters: S) -> S:
     if isinstance(parameters, config.Tokenizer):
         _corpus(study)
     elif isinstance(parameters, config.Pretrain):

@@ -28,8 +28,7 @@ def report(profile: Profile) -> int:
 
     It is built in ``runs/reports/<profile>``: the run's own tables and pages stay as they are.
     """
-    cells = jobs.finished_cells(profile)
-    if not cells:
+    if not jobs.finished_cells(profile):
         raise UserError(
             f"{os.path.relpath(profile.folder)}: no fine-tuning is finished, so there is nothing "
             "to report; small-bench status says how far each job has come"
@@ -39,7 +38,11 @@ def report(profile: Profile) -> int:
     runs = Path(profile.runs) / "reports"
     view = files.resolve(runs) / profile.profile
     with files.lock(view):
-        places = ["data", "tokenizer", *(f"records/{model}/{task}" for model, task in cells)]
+        places = [
+            "data",
+            "tokenizer",
+            *(f"records/{model}/{task}" for model, task in _cells(profile)),
+        ]
         _link(profile.folder, view, [*places, *_logs(profile.folder)])
         grid.write_run(view, profile, missing=missing)
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
@@ -50,6 +53,13 @@ def report(profile: Profile) -> int:
             print(f"not finished: {states}")
         grid.print_result(view)
     return 0
+
+
+def _cells(profile: Profile) -> list[tuple[str, str]]:
+    """The cells whose fine-tunings are finished, then those of the floors that are there."""
+    floors = [(name, task) for name in records.FLOORS for task in profile.tasks]
+    there = [cell for cell in floors if records.folder(profile.folder, *cell).is_dir()]
+    return [*jobs.finished_cells(profile), *there]
 
 
 def _logs(folder: Path) -> list[str]:
@@ -66,7 +76,7 @@ def _link(folder: Path, view: Path, places: list[str]) -> None:
         link = view / place
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(folder / place, link.parent))
+        link.symlink_to(os.path.relpath((folder / place).resolve(), link.parent.resolve()))
 
 
 def _analyse(view: Path, parameters: dict[str, object]) -> list[Path]:
@@ -123,9 +133,7 @@ def measure_recipes(profile: Profile) -> int:
 
 def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, remark: str) -> int:
     """Writes what is kept of a run; the number of its records."""
-    floors = [(name, task) for name in records.FLOORS for task in profile.tasks]
-    there = [cell for cell in floors if records.folder(profile.folder, *cell).is_dir()]
-    for model, task in [*jobs.finished_cells(profile), *there]:
+    for model, task in _cells(profile):
         source, cell = (records.folder(run, model, task) for run in (profile.folder, target))
         cell.mkdir(parents=True)
         for name in (files.MANIFEST, *files.read_manifest(source / files.MANIFEST)["files"]):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.base import config, files
-from helpers.base.errors import UserError
+from helpers.base.errors import Diverged, UserError
 from helpers.data import tokenizer
 
 Tensors = Mapping[str, torch.Tensor]
@@ -40,7 +40,7 @@ def save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state
             tensors[f"{key}.{name}"] = value.detach()
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     if bad := not_finite(tensors):
-        raise UserError(
+        raise Diverged(
             f"{bad} is not finite after step {state['step']}: lower the learning rate (training "
             f"then begins anew); {last(folder, state['spec'])}"
         )

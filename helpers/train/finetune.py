@@ -204,7 +204,7 @@ class _Cell:
         if not path.exists() or not predictions.exists():
             return None
         values, spec = files.read_json(path), files.digest(self.specification(seed))
-        if not isinstance(values, dict) or values.get("spec") != spec:
+        if values.get("spec") != spec:
             return None  # of other parameters, or of another version of the schema
         record = records.read(path)
         if self.vouched().get(path.name, files.sha256(path)) != files.sha256(path):

@@ -32,12 +32,13 @@ def run(parameters: config.Data, tasks: Iterable[str] = glue.TASKS) -> list[dict
     names = [name for name in every if files.find_manifest(folder / name)]
     bar = progress.bar(len(names) * len(records.FLOORS), "floor", "fits")
     found = []
-    for name in names:
-        data = files.require_intact(folder / name, "01_data")
-        for model in records.FLOORS:
-            bar.set_postfix_str(name, refresh=False)
-            found.append(_cell(parameters, model, name, data))
-            bar.update()
+    with files.lock(parameters.folder / "records", ".floors.lock", wait=True):
+        for name in names:
+            data = files.require_intact(folder / name, "01_data")
+            for model in records.FLOORS:
+                bar.set_postfix_str(name, refresh=False)
+                found.append(_cell(parameters, model, name, data))
+                bar.update()
     bar.close()
     return found
 

@@ -180,7 +180,7 @@ def bring(run: Path, model: str) -> dict[str, Any]:
 def _configuration(source: Source) -> PretrainedConfig:
     """The configuration, of a type that can be scored."""
     values = files.read_json(source.folder / "config.json")
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    kind = values.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         own = "; it asks for code of its own (auto_map), which is not run" * ("auto_map" in values)
         line = f"{source.label} model_type = {kind!r}: transformers has no such type{own}"
@@ -204,7 +204,7 @@ def _configuration(source: Source) -> PretrainedConfig:
 def _check_memory(source: Source, about: PretrainedConfig) -> None:
     """Weights, gradients and Adam's two moments, in float32, must fit."""
     paths = [path for kind in WEIGHTS for path in files.visible(source.folder, kind)]
-    size = sum(path.stat().st_size for path in paths)
+    size = sum(path.stat().st_size for path in paths if path.suffix == paths[0].suffix)
     wanted = 4 * size * (2 if "16" in str(about.dtype) else 1)
     on_gpu = registry.device().type == "cuda"
     there = torch.cuda.mem_get_info()[1] if on_gpu else machine.memory()

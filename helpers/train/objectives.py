@@ -238,7 +238,7 @@ class ReplacedTokenDetection(nn.Module):
     def forward(
         self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
     ) -> dict[str, torch.Tensor]:
-        """The same; ``loss`` = generator + 50 x discriminator."""
+        """The losses of one batch, scalars; ``loss`` = generator + 50 x discriminator."""
         # The generator guesses the masked tokens.
         logits = masked_logits(self.generator, masked)
         generator_loss = masked_loss(logits, masked, chosen)

@@ -144,7 +144,7 @@ def train(
 
 
 class _Upkeep(loop.Upkeep):
-    """The same, with a log of mean losses; a loss that stays high stops the run."""
+    """Upkeep with a log of mean losses; a loss that stays high stops the run."""
 
     def __init__(self, parameters: config.Pretrain, step: Step, spec: str, folder: Path) -> None:
         model, total = parameters.model, parameters.pretrain_steps
@@ -192,7 +192,7 @@ class _Upkeep(loop.Upkeep):
             self.bar.set_postfix_str(said, refresh=False)
 
     def note(self) -> None:
-        """The same, with the sums for the next line of the log."""
+        """Brings the state up to now, with the sums for the next line of the log."""
         super().note()
         self.state["sums"] = {name: value.item() for name, value in self.sums.items()}
 
@@ -343,7 +343,8 @@ def _held_out(log: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any
     """What the held-out rows say at the end, beside what a model without context comes to."""
     measures = ("loss", "shuffled", "auc", "excess")
     last = log[-1] if log else {}
-    found = {name: last[f"held_out_{name}"] for name in measures if f"held_out_{name}" in last}
+    found = {name: last.get(f"held_out_{name}", math.nan) for name in measures}
+    found = {name: value for name, value in found.items() if math.isfinite(value)}
     if found:
         found["effective_rank"] = last["effective_rank"]
         # In nats per token, as bits per byte of the text, which tokenizers have in common.

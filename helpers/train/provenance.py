@@ -14,7 +14,7 @@ import torch
 
 
 def hardware(threads: int) -> dict[str, str | int | bool]:
-    """The device of this process, and whether runs on it give the same bytes each time."""
+    """The device of this process, and whether as many threads on it give the same bytes again."""
     cuda = torch.cuda.is_available()
     return {
         "device": "cuda" if cuda else "cpu",

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from helpers.base import files
 from helpers.base.config import Strict, validate
-from helpers.base.errors import UserError
 
 SCHEMA = 3
 FLOORS = ("bag-of-words", "majority")  # rows of every table that no model is behind
@@ -143,8 +142,6 @@ def folder(run: Path, model: str, task: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Reads and checks one record."""
     values = files.read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a JSON object")
     validate(Record, values, str(path))
     return values
 

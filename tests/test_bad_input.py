@@ -309,7 +309,7 @@ def test_an_edited_manifest_is_named(run):
     without = {name: value for name, value in whole.items() if name != "specification"}
     for edited, says in (
         (whole | {"files": 3}, "names no files"),
-        (None, "names no files"),
+        (None, "must be a JSON object"),
         (without, "has no specification"),
         (whole | {"specification": 3}, "its specification is no object"),
     ):

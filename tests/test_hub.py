@@ -149,8 +149,16 @@ def test_the_true_cause_is_told(hub, tmp_path, name, after):
     hub.add("some/encoder", FIRST, {"config.json": b"{}", "model.safetensors": b"x"})
     hub.answer = lambda path: None if after and path.startswith("/api/") else answer(path)
     for call, asked, line in (
-        (corpus.run, stage(tmp_path), f"source = 'hub': {corpus.HUB_NAME}.*{says}.*; use source"),
-        (glue.prepare, stage(tmp_path), f"source = 'hub': {glue.HUB_NAME}.*{says}.*; use source"),
+        (
+            corpus.run,
+            stage(tmp_path),
+            f"source = 'hub': {corpus.HUB_NAME}.*{says}.*; or give a folder",
+        ),
+        (
+            glue.prepare,
+            stage(tmp_path),
+            f"source = 'hub': {glue.HUB_NAME}.*{says}.*; or give a folder",
+        ),
         (foreign.resolve, "some/encoder", f"model = 'some/encoder': .*{says}.*; or give a folder"),
     ):
         with pytest.raises(UserError, match=line):

@@ -229,10 +229,10 @@ def test_a_recipe_may_say_its_protocol(folder, tmp_path, monkeypatch):
     ("model", "says"),
     [
         ("", "give an id of the Hub"),
-        ("electrra", "neither a folder nor an id .* did you mean electra"),
+        ("electrra", "neither a folder that is there nor an id .*; an id has an owner"),
         ("bert", "a run pre-trains it: give runs/<profile>/models/bert/encoder"),
         ("no/such@v1", "is not all in the Hub's cache here"),
-        ("../none/such/folder", "neither a folder nor an id"),
+        ("../none/such/folder", "neither a folder that is there nor an id"),
     ],
 )
 def test_names_of_nothing(model, says):
@@ -257,6 +257,25 @@ def test_a_folder_with_weights_is_never_pre_trained(folder, monkeypatch, tmp_pat
 # --- scored
 
 
+def test_an_encoder_with_few_positions_is_timed_on_rows_that_it_reads(folder, own_run):
+    about = transformers.AutoConfig.from_pretrained(folder, max_position_embeddings=12)
+    transformers.BertModel(about).save_pretrained(folder)
+    name = foreign.bring(own_run.folder, str(folder))["model"]
+    values = own_run.stage(config.Finetune, model=name, tasks=["rte"])
+    (plan,) = score.plan(config.Finetune(**values))
+    assert plan.seconds > 0
+
+
+def test_a_seed_that_is_added_leaves_the_others_in_the_row(fine_tuning):
+    for seeds in ([0], [2], [0]):
+        asked = fine_tuning(tasks=["rte"], seeds=seeds)
+        finetune.run(asked)
+    both = records.read_all(asked.folder, [asked.model], ["rte"])
+    assert [record["seed"] for record in both] == [0, 2]
+    assert finetune.finished(fine_tuning(tasks=["rte"], seeds=[0, 2])) == both
+    assert finetune.finished(fine_tuning(tasks=["rte"], seeds=[1])) is None
+
+
 @pytest.mark.slow
 def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, capsys):
     command = ["score", str(folder), "--tasks", "rte mrpc", "--cores", "1", "--rows", "40"]
@@ -278,7 +297,7 @@ def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, 
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if line.startswith("mine@"))
     assert f"{record['score']:.2f}" in row
-    assert "fixed" in row
+    assert "recipe of few-40" in row
     assert any(line.startswith("bag-of-words") for line in said.splitlines())
     times = {path: path.stat().st_mtime_ns for path in run.glob("records/*/*/*")}
     assert cli.command_line(command) == 0
@@ -332,7 +351,7 @@ def test_tuning_holds_out_train_rows_and_both_orders_of_a_pair():
 
 
 def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(fine_tuning, monkeypatch):
-    fixed = fine_tuning(tasks=["rte"], seeds=[0, 1], checkpoint_steps=1)
+    fixed = fine_tuning(tasks=["rte"], seeds=[0, 1], checkpoint_steps=1, finetune_epochs=2)
     tuned = fixed.model_copy(update={"protocol": "tuned"})
     monkeypatch.setattr(tuning, "RATES", (1e-4, 1e-2))
     monkeypatch.setattr(tuning, "EPOCHS", (1, 2))
@@ -385,6 +404,8 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     record = found | {"model": name, "checkpoint": given, "note": "constant prediction"}
     trial = {"rate": 1e-4, "epochs": 3, "train_rows": 9, "held_out_rows": 3, "score": 1.0}
     record |= {"protocol": "tuned", "trials": [trial | {"note": ""}] * 8}
+    recipe = config.load_profile("score").model_dump()
+    record["parameters"] = {n: recipe.get(n, v) for n, v in record["parameters"].items()}
     nothing = dict.fromkeys(records.Pretraining.model_fields)
     record["pretrain"] = nothing | {"parameters": submission.PARAMETER_LIMIT + 1}
     records.write(cell / "seed-0.json", record)
@@ -394,7 +415,12 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     assert frame.index[0] == "some/encoder@01234567"
     assert (row["Protocol"], row["Collapsed"]) == ("tuned, 8 trials", 1)
     assert row["Parameters"] == "25 M (outside the class)"
-    assert frame["Protocol"].iloc[-1] == "fixed, profile small-30m"
+    assert frame["Protocol"].iloc[-1] == "profile small-30m"
+    record["parameters"]["finetune_warmup"] = 0.5
+    records.write(cell / "seed-0.json", record)
+    files.write_manifest(cell, {"spec": ""}, ["seed-0.json"])
+    frame = beside.table(beside.open_run(tmp_path / "few", ["cola"]), name)
+    assert frame["Protocol"].iloc[0] == "recipe of small"
 
 
 @pytest.mark.long

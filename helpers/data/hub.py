@@ -10,7 +10,7 @@ import huggingface_hub  # light; what needs its HTTP client is imported where it
 from helpers.base import files
 from helpers.base.errors import UserError
 
-OTHERWISE = "use source = 'embedded', or source = 'folder' with data ="
+OTHERWISE = "or give a folder of files, --data"
 LOGIN = "log in with `hf auth login`"
 SECONDS = 10  # that the Hub has to answer
 

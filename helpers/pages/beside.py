@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.base import files
+from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.base.text import quantity
 from helpers.data import glue, metrics
@@ -17,6 +17,7 @@ from helpers.pages import view as page_view
 from helpers.pages.view import View
 from helpers.score import paper
 from helpers.train import records as records_of
+from helpers.train import tuning
 
 OUTSIDE = " (outside the class)"
 
@@ -78,18 +79,25 @@ def _row(run: View, own: View, model: str) -> dict[str, Any]:
     if model in records_of.FLOORS or mine.empty:
         return cells | {"Collapsed": 0, "Protocol": "", "Parameters": ""}
     cells["Collapsed"] = int((mine["note"] == metrics.CONSTANT).sum())
-    where = "" if own is run else f", profile {mine['profile'].iloc[0]}"
-    cells["Protocol"] = protocol(mine) + where
+    cells["Protocol"] = protocol(mine) if own is run else f"profile {mine['profile'].iloc[0]}"
     size = int(mine["pretrain.parameters"].max())
     cells["Parameters"] = quantity(size) + OUTSIDE * (size > submission.PARAMETER_LIMIT)
     return cells
 
 
 def protocol(records: pd.DataFrame) -> str:
-    """How the fine-tunings of a row were set: ``fixed``, or ``tuned, 8 trials`` a task at most."""
-    if "protocol" not in records or (records["protocol"] != "tuned").all():
-        return "fixed"
-    return f"tuned, {max(map(len, records['trials']))} trials"
+    """How the fine-tunings of a row were set: ``fixed``, or ``tuned, 8 trials`` a task at most.
+
+    With another recipe than ``profiles/score.yaml`` has it is neither.
+    """
+    recipe, tuned = config.load_profile("score").model_dump(), "protocol" in records
+    tuned = tuned and (records["protocol"] == "tuned").any()
+    fixed = {name for name in recipe if name.startswith("finetune_")}
+    fixed -= tuning.CHOSEN if tuned else set()
+    for record in records["parameters"]:
+        if any(record.get(name, recipe[name]) != recipe[name] for name in fixed):
+            return f"recipe of {records['profile'].iloc[0]}"
+    return f"tuned, {max(map(len, records['trials']))} trials" if tuned else "fixed"
 
 
 def _title(own: View, model: str, records: pd.DataFrame) -> str:

@@ -58,7 +58,8 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
     if only_check:
         return 0
     out = notebook.executed(profile.folder, STAGE, manifest["model"])
-    if not (finetune.finished(parameters) and out.exists() and not notebook.failure(out)):
+    told = notebook.papermill_facts(out).get("parameters") if out.exists() else None
+    if not (finetune.finished(parameters) and told == values and not notebook.failure(out)):
         source = files.find(f"notebooks/{STAGE}.ipynb")
         if status := notebook.run(source, out, values):
             return status
@@ -85,10 +86,12 @@ def plan(parameters: config.Finetune) -> list[Plan]:
 def time_step(parameters: config.Finetune, name: str) -> float:
     """Seconds of a step of training on rows of a task; the encoder is thrown away."""
     task, device = glue.get(name), registry.device()
-    source = parameters.folder / "models" / parameters.model / "encoder"
+    folder = parameters.folder / "models" / parameters.model
+    parameters = finetune.fitted(parameters, files.find_manifest(folder) or {})
+    source = folder / "encoder"
     tok, size = tokenizer.load(source), parameters.finetune_batch_size
     table = glue.load(parameters.folder, name, "train").head(STEPS * size)
-    data = batches.encode(table, task, tok, parameters.max_length)
+    data = batches.encode(table, task, tok, finetune.usable_length(parameters))
     model = heads.open_encoder(source, task, parameters.finetune_dropout).to(device).train()
     dtype, _ = loop.choose_precision(parameters.precision, device)
     step, order = finetune.Step(parameters, model, dtype), np.argsort(data.lengths)

@@ -169,6 +169,7 @@ class _Cell:
     data: dict[str, Any]  # manifest of the task's data
     tok: Tokenizer | None = None
     trials: tuple[dict[str, Any], ...] = ()  # of `tuning`, which the parameters are chosen by
+    asked: config.Finetune | None = None  # the parameters before that
 
     @property
     def folder(self) -> Path:
@@ -177,7 +178,7 @@ class _Cell:
     def specification(self, seed: int) -> dict[str, Any]:
         """All that a score follows from; its digest names the record."""
         others = {"profile", "runs", "model", "tasks", "seeds", "threads", *checkpoint.PARAMETERS}
-        tuned = tuning.specification(self.parameters)
+        tuned = tuning.specification(self.asked or self.parameters)
         others |= {"protocol", *(tuning.CHOSEN if tuned else ())}
         weights = self.pretrained["files"]
         return {
@@ -213,6 +214,11 @@ class _Cell:
                 "notebooks/04_finetune.ipynb again"
             )
         return record if record["predictions"] == files.sha256(predictions) else None
+
+    def seeds(self) -> list[int]:
+        """The seeds that have a record, those of earlier calls too."""
+        names = (path.stem.removeprefix("seed-") for path in self.folder.glob("seed-*.json"))
+        return sorted(seed for seed in map(int, filter(str.isdecimal, names)) if self.record(seed))
 
     def encode(self) -> dict[str, Encoded]:
         """The splits as token ids."""
@@ -271,8 +277,8 @@ def run(parameters: config.Finetune) -> list[dict[str, Any]]:
 
     Writes ``records/<model>/<task>/`` in the run's folder: ``seed-<n>.json`` and
     ``seed-<n>.parquet`` (predictions of the validation split) as each run ends, and, last,
-    ``manifest.json``. Gives the records, task by task, seed by seed. Where the model diverges on a
-    task, the others are done before that is raised.
+    ``manifest.json``, which covers the seeds of earlier calls too. Gives the records, task by task,
+    seed by seed. Where the model diverges on a task, the others are done before that is raised.
     """
     cells = _open(parameters)
     if parameters.protocol == "tuned":
@@ -303,7 +309,7 @@ def _run_cell(cell: _Cell, steps: int, bar: progress.Progress) -> list[dict[str,
         else:
             with files.lock(cell.folder):
                 every[seed] = _finetune(cell, seed, splits, bar)
-    written = [f"seed-{seed}.{ending}" for seed in every for ending in ("json", "parquet")]
+    written = [f"seed-{seed}.{ending}" for seed in cell.seeds() for ending in ("json", "parquet")]
     files.write_manifest(cell.folder, {"spec": files.digest(sorted(written))}, written)
     return list(every.values())
 
@@ -319,7 +325,7 @@ def _open(parameters: config.Finetune) -> list[_Cell]:
     data = {name: files.require_intact(folder / name, "01_data") for name in parameters.tasks}
     loop.begin(parameters.threads)
     tok = tokenizer.load(source / "encoder")
-    parameters = _fitted(parameters, pretrained)
+    parameters = fitted(parameters, pretrained)
     positions = pretrained["specification"].get("parameters", {}).get("max_length", math.inf)
     if parameters.max_length > positions:
         raise UserError(
@@ -328,7 +334,7 @@ def _open(parameters: config.Finetune) -> list[_Cell]:
     return [_Cell(parameters, name, pretrained, data[name], tok) for name in parameters.tasks]
 
 
-def _fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.Finetune:
+def fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.Finetune:
     """The parameters with the length that the checkpoint can read, if it is one from elsewhere."""
     positions = pretrained.get("checkpoint", {}).get("positions") or parameters.max_length
     length = min(parameters.max_length, positions)
@@ -360,15 +366,16 @@ def finished(parameters: config.Finetune) -> list[dict[str, Any]] | None:
     pretrained = files.find_manifest(parameters.folder / "models" / parameters.model)
     if not pretrained:
         return None
-    parameters, found = _fitted(parameters, pretrained), []
+    parameters, found = fitted(parameters, pretrained), []
     for name in parameters.tasks:
         data = files.find_manifest(parameters.folder / "data" / "glue" / name)
         cell = _Cell(parameters, name, pretrained, data or {})
-        if not (data and files.find_manifest(cell.folder)):
-            return None
+        vouched = data and files.find_manifest(cell.folder)
         for seed in parameters.seeds:
             path = cell.folder / f"seed-{seed}.json"
-            record = files.read_json(path) if path.exists() else {}
+            if not vouched or path.name not in vouched["files"] or not path.exists():
+                return None
+            record = files.read_json(path)
             if record.get("spec") != files.digest(cell.specification(seed)):
                 return None
             found.append(record)
@@ -404,7 +411,7 @@ def _tuned(cell: _Cell) -> _Cell:
                 checkpoint.clear(folder)
         bar.close()
     best = parameters.model_copy(update=tuning.best(trials))
-    return replace(cell, parameters=best, trials=tuple(trials))
+    return replace(cell, parameters=best, trials=tuple(trials), asked=parameters)
 
 
 def _fit(

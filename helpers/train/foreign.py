@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from helpers.base import files, machine
-from helpers.base.errors import UserError, did_you_mean, one_line
+from helpers.base.errors import UserError, one_line
 from helpers.data import glue, hub, tokenizer
 from helpers.model import registry
 from helpers.train import heads, loop, records
@@ -65,14 +65,21 @@ def resolve(model: str) -> Source:
     elif named := HUB_ID.fullmatch(model):
         found = Source(*_download(*named.groups()))
     else:
-        hint = did_you_mean(model, registry.REGISTRY)
-        if registry.knows(model):
+        hint = "an id has an owner, as in google-bert/bert-base-uncased"
+        if Path(model).expanduser().is_file():
+            hint = "it is a file: give its folder"
+        elif registry.knows(model):
             hint = f"a run pre-trains it: give runs/<profile>/models/{model}/encoder"
-        form = "neither a folder nor an id of the Hub, owner/name[@revision]"
+        form = "neither a folder that is there nor an id of the Hub, owner/name[@revision]"
         raise UserError(f"model = {model!r}: {form}; {hint}")
     paths = [path for kind in WEIGHTS for path in files.visible(found.folder, kind)]
+    if (found.folder / "adapter_config.json").is_file():
+        advice = "merge it with its base (merge_and_unload), save that, and give that folder"
+        raise UserError(f"{found.label} is an adapter, it has adapter_config.json: {advice}")
     if not (found.folder / "config.json").is_file():
+        below = files.visible(found.folder, "*/config.json")
         advice = "a folder that save_pretrained wrote has one"
+        advice = f"{below[-1].parent.name}/ in it has one: give that" if below else advice
         raise UserError(f"{found.label} has no config.json; {advice}")
     if not paths:
         raise UserError(f"{found.label} holds no weights, neither {' nor '.join(WEIGHTS)}")
@@ -110,7 +117,8 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str, str]:
     from huggingface_hub import snapshot_download
 
     commit, place = revision, Path()
-    with hub.reaching(f"model = {repository!r}:", "or give a folder"):
+    otherwise = "or give a folder; there is none of this name"
+    with hub.reaching(f"model = {repository!r}:", otherwise):
         for kind in WEIGHTS:  # the second where there is none of the first
             wanted = {"allow_patterns": [*SMALL, kind], "ignore_patterns": ["*/*"]}
             place = Path(snapshot_download(repository, revision=commit, **wanted))
@@ -246,6 +254,11 @@ def _open_tokenizer(source: Source, base: nn.Module) -> Tokenizer:
         has = f"its tokenizer has {len(tok)} tokens, its embedding {rows} rows"
         raise UserError(f"{source.label} {has}")
     known = (base.config.pad_token_id, tok.pad_token_id, tok.eos_token_id, tok.unk_token_id, 0)
+    if len(tok("a")["input_ids"]) == len(tok("a", add_special_tokens=False)["input_ids"]):
+        print(
+            f"{source.label} its tokenizer adds no special tokens: the head reads the first word, "
+            "and nothing stands between two sentences; a post_processor would add them"
+        )
     number = next(one for one in known if isinstance(one, int) and 0 <= one < len(tok))
     if number != tok.pad_token_id:  # attention is masked there, so any token will do
         tok.pad_token = tok.convert_ids_to_tokens(number)

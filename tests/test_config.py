@@ -121,3 +121,10 @@ def test_data_makes_the_source_a_folder():
     assert (profile.source, profile.data) == ("folder", "somewhere")
     with pytest.raises(UserError, match="source folder needs"):
         config.validate(config.Data, profile.stage(config.Data, data=""), "parameter")
+
+
+def test_data_is_sought_where_the_caller_stands(tmp_path, monkeypatch):
+    assert config.load_profile("mini", data="book").data == "book"  # in the checkout
+    (tmp_path / "book").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config.load_profile("mini", data="book").data == str(tmp_path / "book")

@@ -421,6 +421,12 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     files.write_manifest(cell, {"spec": ""}, ["seed-0.json"])
     frame = beside.table(beside.open_run(tmp_path / "few", ["cola"]), name)
     assert frame["Protocol"].iloc[0] == "recipe of small"
+    # The run was given other rows of the task since.
+    (tmp_path / "few" / "data" / "glue" / "cola").mkdir(parents=True)
+    files.write_manifest(tmp_path / "few" / "data" / "glue" / "cola", {"spec": ""}, [])
+    frame = beside.table(beside.open_run(tmp_path / "few", ["cola"]), name)
+    scores = frame.filter(like="CoLA").iloc[0]
+    assert len(scores) == 1 and scores.isna().all()
 
 
 @pytest.mark.long
@@ -487,6 +493,10 @@ def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
     [
         ({"metric": "accuraccy"}, "metric = 'accuraccy'"),
         ({"metric": "spearman"}, r"spearman needs none"),
+        (
+            {"columns": ["premise", "premise"]},
+            r"columns = \['premise', 'premise'\]: each may stand",
+        ),
         ({"metric": "f1"}, r"f1 needs two"),
         ({"train": "none.csv"}, r"none\.csv: no such file"),
         ({"train": "../../x.txt"}, r"x\.txt: no such file; .* a \.parquet or a \.csv file"),

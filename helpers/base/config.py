@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from helpers.base.errors import UserError, did_you_mean
-from helpers.base.files import find, refuse_pointer, resolve
+from helpers.base.files import find, refuse_pointer, resolve, root
 
 BASE = "profiles/tiny.yaml"
 YAML_LIMIT = 64 * 1024  # bytes; a profile takes 3,000, a submission with 100 seeds about 2,000
@@ -362,6 +362,9 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
     changes = {key: value for key, value in changes.items() if value not in (None, "")}
     if "data" in changes:
         changes.setdefault("source", "folder")
+        here = Path.cwd() / Path(str(changes["data"])).expanduser()
+        if here.is_dir() and not here.is_relative_to(root()):  # the caller's, not the checkout's
+            changes["data"] = str(here)
     return {**found, "the command line": changes} if changes else found
 
 

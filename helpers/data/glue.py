@@ -91,6 +91,9 @@ class OwnTask(config.Strict):
         count = len(self.labels)
         if not {"none": count == 0, "two": count == 2, "two or more": count > 1}[needs]:
             raise ValueError(f"labels = {self.labels}: {self.metric} needs {needs}")
+        for name in ("columns", "labels"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)}: each may stand there once")
         return self
 
 

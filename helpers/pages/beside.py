@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,18 @@ OUTSIDE = " (outside the class)"
 
 
 def open_run(run: Path, tasks: list[str]) -> View:
-    """The records of every encoder that a run has scored on one of these tasks."""
+    """The records of every encoder that a run has scored on one of these tasks, as they are now."""
     cells = [cell for cell in records_of.vouched(run) if cell.name in tasks]
     models = sorted({cell.parent.name for cell in cells} - set(records_of.FLOORS))
     tasks = [task for task in tasks if any(cell.name == task for cell in cells)]
     if not models:
         raise UserError(f"{run}: no encoder has been scored there; small-bench score does")
-    return page_view.open_run(run, models, tasks)
+    view = page_view.open_run(run, models, tasks)
+    # The run may since have been given other rows of a task: a table is of one dev set.
+    made = {task: files.find_manifest(run / "data" / "glue" / task) for task in tasks}
+    rows = zip(view.records["task"], view.records["hashes"], strict=True)
+    same = [not made[task] or hashes["data"] == made[task]["files"] for task, hashes in rows]
+    return replace(view, records=view.records[same].reset_index(drop=True))
 
 
 def groups(tasks: list[str]) -> list[list[str]]:

@@ -345,8 +345,7 @@ def run(parameters: config.Data, name: str) -> dict[str, Any]:
     if source == "hub":
         wanted["revision"] = commit_read(parameters.folder) or hub.listing(HUB_NAME)[0]
     target = parameters.folder / "data" / "glue" / name
-    spec = files.digest(wanted)
-    if done := files.intact_manifest(target, spec):
+    if done := files.intact_manifest(target, files.digest(wanted)):
         return done
     if source == "hub":
         paths = _download(name, wanted["revision"])
@@ -360,7 +359,7 @@ def run(parameters: config.Data, name: str) -> dict[str, Any]:
                     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), temporary)
         reduced = [split for split in task.splits if rows.get(split) != task.official_rows[split]]
         manifest = {
-            "spec": spec,
+            "spec": files.digest(wanted),
             "specification": wanted,
             "task": name,
             "source": source,

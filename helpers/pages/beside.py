@@ -96,8 +96,8 @@ def protocol(records: pd.DataFrame) -> str:
 
     With another recipe than ``profiles/score.yaml`` has it is neither.
     """
-    recipe, tuned = config.load_profile("score").model_dump(), "protocol" in records
-    tuned = tuned and (records["protocol"] == "tuned").any()
+    recipe = config.load_profile("score").model_dump()
+    tuned = "protocol" in records and (records["protocol"] == "tuned").any()
     fixed = {name for name in recipe if name.startswith("finetune_")}
     fixed -= tuning.CHOSEN if tuned else set()
     for record in records["parameters"]:

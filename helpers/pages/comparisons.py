@@ -116,7 +116,7 @@ def questions(view: View) -> pd.DataFrame:
 
     A difference is the first model's; p is corrected for the number of rows, ``resolved`` says
     whether the two differ, and ``always`` whether they do, the same way, whichever task is left
-    out. ``least`` is the `Comparison` without the task that speaks most for it, ``without``.
+    out.
     """
     found, rows = compared(view), []
     asked = [(what, *pair) for what, pairs in QUESTIONS.items() for pair in pairs]
@@ -130,9 +130,7 @@ def questions(view: View) -> pd.DataFrame:
         sign = math.copysign(1, one.difference)
         rest = {task: others[row] for task, others in without.items() if row in others}
         same = [other.resolved and sign * other.difference > 0 for other in rest.values()]
-        task, left = least(found, *row[1:]) or (None, None)
-        facts = (one.resolved, bool(same) and all(same), task, left)
-        rows.append([*row, *asdict(one).values(), *facts])
-    fields = [*Comparison.__dataclass_fields__, "resolved", "always", "without", "least"]
+        rows.append([*row, *asdict(one).values(), one.resolved, bool(same) and all(same)])
+    fields = [*Comparison.__dataclass_fields__, "resolved", "always"]
     frame = pd.DataFrame(rows, columns=["what", "model", "other", *fields])
     return frame.astype({"resolved": bool, "always": bool})

@@ -343,13 +343,13 @@ def _held_out(log: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any
     """What the held-out rows say at the end, beside what a model without context comes to."""
     measures = ("loss", "shuffled", "auc", "excess")
     last = log[-1] if log else {}
-    found = {name: last.get(f"held_out_{name}", math.nan) for name in measures}
-    found = {name: value for name, value in found.items() if math.isfinite(value)}
+    found = {name: last[f"held_out_{name}"] for name in measures if f"held_out_{name}" in last}
     if found:
         found["effective_rank"] = last["effective_rank"]
         # In nats per token, as bits per byte of the text, which tokenizers have in common.
         found["bits_per_byte"] = found["loss"] / math.log(2) * about["tokens"] / about["bytes"]
-    return found | {name: about[name] for name in ("unigram", "bigram") if name in about}
+    found |= {name: about[name] for name in ("unigram", "bigram") if name in about}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _save(task: nn.Module, tok: Tokenizer, folder: Path, log: list) -> list[str]:

@@ -163,6 +163,10 @@ BAD = {
     "not a number": (without_embedding, r"word_embeddings\.weight, which is not finite"),
     "of another": (other_weights, r"weights lack .* others: they are not those of a bert"),
     "large tokenizer": (tables_of_200, r"tokenizer has \d+ tokens, its embedding 200 rows"),
+    "a layer too few": (
+        lambda f: change(f, num_hidden_layers=1),
+        r"its weights hold bert\.encoder\.layer\.1\.\S+, of a layer that config.json leaves out",
+    ),
     "causal": (causal, "reads from the left to the right only"),
     "decoder": (lambda f: change(f, is_decoder=True), "a bert has a decoder"),
     "quantised": (
@@ -274,19 +278,32 @@ def test_a_seed_that_is_added_leaves_the_others_in_the_row(fine_tuning):
     assert [record["seed"] for record in both] == [0, 2]
     assert finetune.finished(fine_tuning(tasks=["rte"], seeds=[0, 2])) == both
     assert finetune.finished(fine_tuning(tasks=["rte"], seeds=[1])) is None
+    other = fine_tuning(tasks=["rte"], seeds=[1, 2], clip=0.5)
+    with pytest.raises(
+        UserError, match=r"rte/seed-2.json: was made with clip = 1.0, not 0.5; to k"
+    ):
+        finetune.run(other)
+    assert records.read_all(asked.folder, [asked.model], ["rte"]) == both
 
 
 @pytest.mark.slow
 def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, capsys):
     command = ["score", str(folder), "--tasks", "rte mrpc", "--cores", "1", "--rows", "40"]
-    command += ["--profile", str(write_study(tmp_path, "few", runs=str(tmp_path / "runs")))]
+    command += [
+        "--seeds",
+        "0 1",
+        "--profile",
+        str(write_study(tmp_path, "few", runs=str(tmp_path / "runs"))),
+    ]
     assert cli.command_line([*command, "--check"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"mine \(a folder\): bert, [\d.]+ k parameters", said)
-    assert re.search(r"rte † +\d+ s +1 +40 +32\n", said)
+    assert re.search(r"rte † +\d+ s +2 +40 +32\n", said)
     assert cli.command_line(command) == 0
     run = tmp_path / "runs" / "few-40"
     (cell,) = run.glob("records/mine@*/rte")
+    scores = [json.loads(p.read_text())["score"] for p in run.glob("records/mine@*/*/seed-?.json")]
+    floors = [json.loads(p.read_text())["score"] for p in run.glob("records/bag*/*/seed-0.json")]
     record = records.read(cell / "seed-0.json")
     assert record["checkpoint"]["weights"] == files.sha256(folder / "model.safetensors")
     assert record["pretrain"]["tokens"] is None
@@ -296,7 +313,10 @@ def test_one_command_scores_an_encoder_and_does_nothing_twice(folder, tmp_path, 
     assert record["score"] == pytest.approx(100 * accuracy_score(labels, answers))
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if line.startswith("mine@"))
-    assert f"{record['score']:.2f}" in row
+    assert f"{np.mean(scores):.2f}" in row
+    assert len(scores) == 4 and len(floors) == 2
+    lead = f"{np.mean(scores) - np.mean(floors):+.2f}"
+    assert re.search(rf"^Mean of 2, minus the bag of words, 95 %: {re.escape(lead)} \(", said, re.M)
     assert "recipe of few-40" in row
     assert any(line.startswith("bag-of-words") for line in said.splitlines())
     times = {path: path.stat().st_mtime_ns for path in run.glob("records/*/*/*")}
@@ -330,6 +350,12 @@ def test_tasks_that_cannot_be_scored_are_left_out_before_any_work(folder, tmp_pa
     assert re.search(r"^qqp is left out: .*qqp/train\.parquet: no such file$", said, re.M)
     (record,) = (tmp_path / "runs").rglob("mine@*/*/seed-0.json")
     assert record.parent.name == "rte"
+    # The notebook alone takes the same folder.
+    made = tmp_path / "runs" / "few" / "data"
+    shutil.rmtree(made)
+    asked = ["notebook", "04_finetune", *command[2:5], "rte", *command[6:], f"model={folder}"]
+    assert cli.command_line(asked) == 0
+    assert files.find_manifest(made / "glue" / "rte")["source"] == "folder"
     command[5] = "cola qqp"
     with pytest.raises(UserError, match=r"^data: .*: no task of cola, qqp .*; cola is left out: "):
         cli.command_line(command)

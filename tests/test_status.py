@@ -116,7 +116,7 @@ def test_a_failed_job_tells_why(run):
     found = states(run)["04_finetune-bert"]
     assert found.state == "failed"
     assert found.detail == f"code cell 1: UserError: {bad.evalue}"
-    saved = error("Preempted", "fine-tune, seed 0: stopped by SIGTERM, saved at step 7")
+    saved = error("Preempted", "fine-tune, seed 0: stopped, saved at step 7")
     notebook(place(run, "04_finetune-bert"), saved)
     assert states(run)["04_finetune-bert"] == jobs.State("stopped", saved.evalue)
 

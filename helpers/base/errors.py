@@ -1,6 +1,7 @@
 """Errors a user sees: one line that names what is wrong and what would be right."""
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Preempted(UserError):
     """A run that was told to end, and saved what it had; scripts exit with status 75."""
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM)  # tell a run to end
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 

@@ -13,7 +13,7 @@ from helpers.base.errors import UserError
 from helpers.base.text import quantity
 from helpers.data import glue, metrics
 from helpers.leaderboard import submission
-from helpers.pages import tables
+from helpers.pages import comparisons, tables
 from helpers.pages import view as page_view
 from helpers.pages.view import View
 from helpers.score import paper
@@ -57,6 +57,17 @@ def table(run: View, first: str = "") -> pd.DataFrame:
         tested = [model for model in kept.models if kept.of(model)["task"].isin(run.present).any()]
         rows += [_row(run, kept, model) for model in tested]
     return pd.DataFrame(rows).set_index("Model")
+
+
+def lead(run: View, model: str) -> str:
+    """An encoder's mean less the bag of words', with its 95 % interval; empty with one seed.
+
+    The tasks are the headline's. The run has their data.
+    """
+    floor, own = records_of.FLOORS[0], replace(run, models=(model,), records=run.of(model))
+    found = comparisons.compared(own).pairs.get((model, floor))
+    title = tables.mean_name(own, own.headline)
+    return f"{title}, minus the bag of words, 95 %: {tables.interval(found)}" if found else ""
 
 
 def differences(run: View) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers.base import config, files, machine
 from helpers.base.config import Profile
-from helpers.base.errors import Preempted, UserError
+from helpers.base.errors import STOPS, Preempted, UserError
 from helpers.data import glue
 from helpers.model import registry
 
@@ -90,7 +90,7 @@ def _snakemake(command: list[str], environment: dict[str, str], lock: int, clust
 
     Every training loop then saves what it has and ends. On a cluster SIGINT makes Snakemake cancel
     its jobs, which get SIGTERM from Slurm; at SIGTERM it would wait for them. Raises `Preempted`
-    when the group has ended after SIGTERM.
+    when the group has ended after either.
     """
     process = subprocess.Popen(
         command, env=environment, cwd=ROOT, pass_fds=(lock,), process_group=0
@@ -101,14 +101,14 @@ def _snakemake(command: list[str], environment: dict[str, str], lock: int, clust
         asked.append(number)
         os.killpg(process.pid, signal.SIGINT if cluster else number)
 
-    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, forward) for n in STOPS}
     try:
         status = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if signal.SIGTERM in asked:
-        raise Preempted("stopped by SIGTERM; run it again to go on")
+    if asked:
+        raise Preempted("stopped; run it again to go on")
     return status
 
 

@@ -24,7 +24,16 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from helpers.base import config, files, progress
-from helpers.base.errors import PREEMPTED, Preempted, UserError, did_you_mean, run_main
+from helpers.base.errors import (
+    PREEMPTED,
+    STOPS,
+    Preempted,
+    UserError,
+    did_you_mean,
+    run_main,
+)
+from helpers.data import glue
+from helpers.model import registry
 
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -86,11 +95,11 @@ class _Labelled(io.TextIOBase):
 def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
     """Runs the notebook in the checkout's root and writes what came out to `out`.
 
-    SIGTERM is passed on to the kernel, where a training loop saves its state and ends; then
-    :class:`Preempted` is raised. A cell that fails is named with its error.
+    At SIGTERM or Ctrl-C the kernel gets SIGTERM, at which a training loop saves its state and ends;
+    then :class:`Preempted` is raised. A cell that fails is named with its error.
     """
     kernels: list[AsyncKernelManager] = []
-    with _sigterm_to(kernels, out) as asked:
+    with _stopping(kernels, out) as asked:
         try:
             with files.lock(out.parent, beside(out, "lock").name):
                 _papermill(notebook, out, parameters, kernels)
@@ -109,8 +118,8 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_to(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[bool]]:
-    """Inside, SIGTERM goes to the kernels; gives a list that is not empty after one."""
+def _stopping(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[bool]]:
+    """Inside, a signal to end goes to the kernels; gives a list that is not empty after one."""
     asked: list[bool] = []
 
     def preempt(*_: object) -> None:
@@ -119,13 +128,14 @@ def _sigterm_to(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[b
         for pid in running:
             os.kill(pid, signal.SIGTERM)
         if not running:
-            raise Preempted(f"{out}: stopped by SIGTERM before it began")
+            raise Preempted(f"{out}: stopped before it began")
 
-    before = signal.signal(signal.SIGTERM, preempt)
+    before = {number: signal.signal(number, preempt) for number in STOPS}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _papermill(
@@ -218,6 +228,9 @@ def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
     values |= dict(_change(text) for text in changes)
     parameters = config.validate(cls, values, f"{stage}.ipynb")
     folder = parameters.folder if isinstance(parameters, config.Stage) else profile.folder
+    given = isinstance(parameters, config.Finetune) and not registry.knows(parameters.model)
+    if given and profile.source == "folder":  # the notebook alone would take them from the Hub
+        glue.prepare(config.Data(**profile.stage(config.Data)), parameters.tasks)
     out = executed(folder, stage, *_parts(parameters))
     status = run(files.root() / "notebooks" / f"{stage}.ipynb", out, values)
     if status == 0:

@@ -17,7 +17,7 @@ from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.pages import beside
 from helpers.study import notebook
-from helpers.train import batches, finetune, floor, foreign, heads, loop
+from helpers.train import batches, finetune, foreign, heads, loop
 
 STEPS = 3  # of training that are timed
 FORWARD = 3  # a step takes about as long as so many forward passes
@@ -63,7 +63,6 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
         source = files.find(f"notebooks/{STAGE}.ipynb")
         if status := notebook.run(source, out, values):
             return status
-    floor.run(config.Data(**profile.stage(config.Data)), tasks)
     for group in beside.groups(tasks):
         show(profile.folder, manifest["model"], group)
     print(f"open {os.path.relpath(out)}")
@@ -137,6 +136,8 @@ def show(run: Path, model: str, tasks: list[str]) -> None:
     view = beside.open_run(run, tasks)
     table = beside.table(view, model)
     print(f"\n{table.rename_axis(None).to_string(float_format='%.2f', na_rep='–')}\n")
+    if lead := beside.lead(view, model):
+        print(lead)
     if any("†" in str(column) for column in table.columns):
         print(REDUCED)
     if changed := beside.differences(view):

@@ -331,7 +331,31 @@ def _open(parameters: config.Finetune) -> list[_Cell]:
         raise UserError(
             f"max_length = {parameters.max_length}: {parameters.model} has {positions} positions"
         )
-    return [_Cell(parameters, name, pretrained, data[name], tok) for name in parameters.tasks]
+    cells = [_Cell(parameters, name, pretrained, data[name], tok) for name in parameters.tasks]
+    if "checkpoint" in pretrained:  # of the study a grid says what is made anew
+        for cell in cells:
+            _refuse_to_replace(cell)
+    return cells
+
+
+def _refuse_to_replace(cell: _Cell) -> None:
+    """Checks that no seed has a record of other parameters or data, which may be hours of work."""
+    for seed in cell.parameters.seeds:
+        path, wanted = cell.folder / f"seed-{seed}.json", cell.specification(seed)
+        told = files.read_json(path) if path.exists() else None
+        if told is None or told.get("spec") == files.digest(wanted):
+            continue
+        now, then = wanted["parameters"], told.get("parameters", {})
+        differs = [
+            f"{n} = {then[n]!r}, not {now[n]!r}" for n in now if then.get(n, now[n]) != now[n]
+        ]
+        if told.get("hashes", {}).get("data") != wanted["data"]:
+            differs.append("other data")
+        why = "; ".join(differs) or "another version of this code"
+        raise UserError(
+            f"{path}: was made with {why}; to keep it, give a --profile of another name; else "
+            f"delete {cell.folder}"
+        )
 
 
 def fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.Finetune:

@@ -21,15 +21,14 @@ ASIDE = 0.1  # part of the train rows that chooses among them
 FEW = 200  # train rows below which nothing is chosen, and a word may stand there once
 
 
-def run(parameters: config.Data, tasks: Iterable[str] = glue.TASKS) -> list[dict[str, Any]]:
-    """Fits the floor of those tasks that stage 1 has prepared; what is there is not done again.
+def run(parameters: config.Stage, tasks: Iterable[str] = glue.TASKS) -> list[dict[str, Any]]:
+    """Fits the floor of those tasks that the run holds; what is there is not done again.
 
     Writes ``records/bag-of-words/<task>/`` and ``records/majority/<task>/`` in the run's folder:
     record and predictions as fine-tuning writes them, of one seed. Gives the records.
     """
     folder = parameters.folder / "data" / "glue"
-    every = glue.available(parameters.source, parameters.data, list(tasks))
-    names = [name for name in every if files.find_manifest(folder / name)]
+    names = [name for name in tasks if files.find_manifest(folder / name)]
     bar = progress.bar(len(names) * len(records.FLOORS), "floor", "fits")
     found = []
     with files.lock(parameters.folder / "records", ".floors.lock", wait=True):
@@ -43,9 +42,9 @@ def run(parameters: config.Data, tasks: Iterable[str] = glue.TASKS) -> list[dict
     return found
 
 
-def finished(parameters: config.Data) -> bool:
-    """Whether :func:`run` has nothing to do for the tasks that are prepared."""
-    for name in glue.available(parameters.source, parameters.data, list(glue.TASKS)):
+def finished(parameters: config.Stage) -> bool:
+    """Whether :func:`run` has nothing to do."""
+    for name in glue.TASKS:
         data = files.find_manifest(parameters.folder / "data" / "glue" / name)
         for model in records.FLOORS if data else ():
             spec = files.digest(_specification(model, name, data))
@@ -61,7 +60,7 @@ def _specification(model: str, name: str, data: dict[str, Any]) -> dict[str, Any
     return wanted | {"task": name, "seed": 0, "data": data["files"]}
 
 
-def _cell(parameters: config.Data, model: str, name: str, data: dict[str, Any]) -> dict[str, Any]:
+def _cell(parameters: config.Stage, model: str, name: str, data: dict[str, Any]) -> dict[str, Any]:
     """The record of one cell, which is there or is made."""
     folder = records.folder(parameters.folder, model, name)
     wanted = _specification(model, name, data)

@@ -237,6 +237,12 @@ def _open(source: Source) -> tuple[nn.Module, list[str]]:
         )
     missing = sorted(found["missing_keys"])
     heads.check_weights(source.label, base, missing)
+    lists = [prefix.rstrip(".").rpartition(".")[0] for prefix in heads.layers(base)]
+    beyond = {f".{one}.{lists.count(one)}." for one in lists}  # the layer after the last
+    for name in sorted(found["unexpected_keys"]):
+        if any(layer in f".{name}" for layer in beyond):
+            line = f"its weights hold {name}, of a layer that config.json leaves out; mend that"
+            raise UserError(f"{source.label} {line}")
     return base.eval(), missing
 
 

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 from helpers.base import config, progress
-from helpers.base.errors import Diverged, Preempted, UserError
+from helpers.base.errors import STOPS, Diverged, Preempted, UserError
 from helpers.model import registry
 from helpers.train import checkpoint, provenance
 
@@ -140,7 +140,7 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:
 
 
 class Upkeep:
-    """Keeps a training loop alive: resume, checkpoints, SIGTERM, a watch on the loss, time, energy.
+    """Keeps a training loop alive: resume, checkpoints, signals, a watch on the loss, time, energy.
 
     `state` are the JSON values of a fresh run, or those of the checkpoint that was found in
     `folder` (None for none): ``step``, ``seconds``, ``joules``, ``scaler`` and the loop's own;
@@ -174,23 +174,27 @@ class Upkeep:
         self.timer = checkpoint.Timer(parameters.checkpoint_steps, parameters.checkpoint_minutes)
         self.device = next(model.parameters()).device
         self.broken = torch.full((), NEVER, device=self.device)  # first step with a loss not finite
-        self.asked = threading.Event()
+        self.asked = 0  # the signal that told it to end
         self.began = time.perf_counter() - self.state["seconds"]
         self.meter, self.used = provenance.joules(self.device), self.state["joules"]
 
     @contextmanager
     def steps(self) -> Iterator[range]:
-        """The steps that are left; on SIGTERM a checkpoint is saved before the process ends."""
+        """The steps that are left; on SIGTERM or Ctrl-C a checkpoint is saved before it ends."""
+
+        def ask(number: int, _: object) -> None:
+            self.asked = number
+
         # Outside the main thread signals cannot be caught.
         catches = threading.current_thread() is threading.main_thread() and self.folder is not None
-        before = signal.signal(signal.SIGTERM, lambda *_: self.asked.set()) if catches else None
+        before = {n: signal.signal(n, ask) for n in STOPS} if catches else {}
         try:
             yield range(self.state["step"], self.total)
         finally:
-            if catches:
-                signal.signal(signal.SIGTERM, before)
-        if self.asked.is_set():  # the loop had come to its end: what was asked still holds
-            signal.raise_signal(signal.SIGTERM)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.asked:  # the loop had come to its end: what was asked still holds
+            signal.raise_signal(self.asked)
         self.note()
         if bad := checkpoint.not_finite(dict(self.model.named_parameters())):
             self.diverged(f"{bad} is not finite after step {self.total}")
@@ -229,12 +233,12 @@ class Upkeep:
         """After a step over so many tokens: moves the bar, and saves where a checkpoint is due."""
         step = self.state["step"]
         due = self.timer.due(step) and not hold
-        if self.folder and step < self.total and (due or self.asked.is_set()):
+        if self.folder and step < self.total and (due or self.asked):
             self.note()
             self.check()
             checkpoint.save(self.folder, self.model, self.optimiser, self.state)
-            if self.asked.is_set():
-                stopped = f"stopped by SIGTERM, saved at step {step}; run it again to go on"
+            if self.asked:
+                stopped = f"stopped, saved at step {step}; run it again to go on"
                 raise Preempted(f"{self.run}: {stopped}")
         if self.bar is not None:
             self.bar.tokens += tokens

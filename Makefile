@@ -64,6 +64,6 @@ bench: .venv/ready ## time ours against stock transformers, side by side; DATA a
 	$(BIN)/python scripts/bench.py --data="$$DATA"
 
 clean: ## delete the run of PROFILE
-	@case "$$PROFILE" in ''|.*|*/*) \
+	@case "$$PROFILE" in ''|.*|*/*|*.yaml) \
 	    echo "error: PROFILE = '$$PROFILE': must be the name of a folder in runs/" >&2; exit 2;; esac
 	rm -rf "runs/$$PROFILE"

@@ -49,6 +49,9 @@ def test_a_profile_of_ones_own_says_what_differs_and_its_name(tmp_path):
     assert list(places) == order
     assert places["the command line"] == {"seeds": "5"}
     assert config.load_profile(str(path)).finetune_epochs == written("mini")["finetune_epochs"]
+    own = tmp_path / "mini.yaml"  # of the same name as its base
+    own.write_text("profile: own\nbase: mini\nclip: 3.0\n")
+    assert config.load_profile(str(own)).clip == 3.0
     for text, line in [
         (f"profile: mine\nbase: {path}\n", r"mine\.yaml': goes round in a circle"),
         ("profile: mine\nbase: min\n", r"base = 'min': no file min\.yaml; did you mean mini"),

@@ -111,7 +111,7 @@ def test_what_is_given_to_make_is_never_a_command(make, tmp_path, text):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../results", "a/b", "/"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../results", "a/b", "/", "web.yaml"])
 def test_clean_deletes_a_run_and_nothing_else(make, name):
     done = make("clean", f"PROFILE={name}")
     assert done.returncode == 2

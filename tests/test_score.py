@@ -450,9 +450,8 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     # The run was given other rows of the task since.
     (tmp_path / "few" / "data" / "glue" / "cola").mkdir(parents=True)
     files.write_manifest(tmp_path / "few" / "data" / "glue" / "cola", {"spec": ""}, [])
-    frame = beside.table(beside.open_run(tmp_path / "few", ["cola"]), name)
-    scores = frame.filter(like="CoLA").iloc[0]
-    assert len(scores) == 1 and scores.isna().all()
+    with pytest.raises(UserError, match="no encoder has been scored there"):
+        beside.open_run(tmp_path / "few", ["cola"])
 
 
 @pytest.mark.long
@@ -494,21 +493,27 @@ def own_task(tmp_path, monkeypatch):
 def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
     both = ["rte", "three"]
     values = SMALL | {"runs": str(tmp_path / "runs"), "profile": "few", "tasks": both}
-    profile = config.load_profile("tiny", **values, seeds=[0])
+    profile = config.load_profile("tiny", **values, seeds=[0, 1])
     data = config.Data(**profile.stage(config.Data))
     assert glue.available("embedded", "", ["rte", "three"]) == ["rte", "three"]
     assert glue.run(data, "rte")["rows"]["train"] == SMALL["train_rows"]
     assert glue.run(data, "three")["rows"] == {"train": 40, "validation": 12}
     name = foreign.bring(profile.folder, str(folder))["model"]
-    _, record = finetune.run(config.Finetune(**profile.stage(config.Finetune, model=name)))
-    floor.run(data, ["three"])
+    _, _, record, again = finetune.run(
+        config.Finetune(**profile.stage(config.Finetune, model=name))
+    )
+    _, (bag, _) = floor.run(data, ["rte"]), floor.run(data, ["three"])
     answers = pd.read_parquet(records.folder(profile.folder, name, "three") / "seed-0.parquet")
     names = pd.read_csv(own_task / "dev.csv")["label"].map(list(glue.get("three").labels).index)
     wanted = f1_score(names, answers["prediction"], average="macro", zero_division=0)
     assert record["score"] == pytest.approx(100 * wanted)
     assert beside.groups(["rte", "three"]) == [["rte"], ["three"]]
-    frame = beside.table(beside.open_run(profile.folder, ["three"]), name)
-    assert frame["three"].iloc[0] == pytest.approx(record["score"])
+    assert len(beside.open_run(profile.folder, both).records) == 4  # whatever their sources
+    run = beside.open_run(profile.folder, ["three"])
+    frame = beside.table(run, name)
+    mean = (record["score"] + again["score"]) / 2
+    assert frame["three"].iloc[0] == pytest.approx(mean)
+    assert f"{mean - bag['score']:+.2f} (" in beside.lead(run, name)
     assert len(frame) == 3  # with the floors; nothing of the kept run
     with pytest.raises(UserError, match="three: a study has GLUE's tasks alone; small-bench score"):
         jobs.load("tiny", tasks=both)

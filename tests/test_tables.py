@@ -398,6 +398,8 @@ def test_runs_of_one_recipe_differ_in_their_budget_alone(folder_data, tmp_path, 
     found = view.budgets(shown)
     assert found[0] is shown
     assert [run.run.name for run in found[1:]] == ["longer", "older"]
+    alone = replace(folder_data, facts={"parameters": {"models": ["bert"], "tasks": ["cola"]}})
+    assert view.budgets(alone) == [alone]  # nothing says how it was made
 
 
 def test_saved_figures_have_no_date(tmp_path):

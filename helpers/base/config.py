@@ -346,19 +346,22 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
     ``data`` also sets ``source`` to ``folder``.
     """
     found: dict[str, dict[str, object]] = {}
+    read: set[Path] = set()
     where, last = f"profile {name!r}", Path(BASE).stem
     while name:
         path = resolve(name) if name.endswith((".yaml", ".yml")) else find(f"profiles/{name}.yaml")
         if not path.is_file():
             known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
             raise UserError(f"{where}: no file {path.name}; {did_you_mean(name, known)}")
-        if path.name in found:
+        if path.resolve() in read:
             raise UserError(f"{where}: goes round in a circle; it must end at {last}")
+        read.add(path.resolve())
         values = read_yaml(path)
         if found:
             values.pop("profile", None)  # each run has a folder of its own
         base = "" if path.samefile(find(BASE)) else str(values.pop("base", last))
-        found, where, name = {path.name: values} | found, f"{path}: base = {base!r}", base
+        shown = str(path) if path.name in found else path.name  # your mini.yaml on mini
+        found, where, name = {shown: values} | found, f"{path}: base = {base!r}", base
     changes = {key: value for key, value in changes.items() if value not in (None, "")}
     if "data" in changes:
         changes.setdefault("source", "folder")

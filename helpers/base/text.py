@@ -13,9 +13,10 @@ NONE = "–"
 
 def quantity(value: float) -> str:
     """A count in a short form: 2048000 is ``2.05 M``; zero is ``0``."""
+    short = float(f"{value:.3g}")
     for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}" if value / size < 1000 else f"{value:.2e}"
+        if abs(short) >= size:
+            return f"{short / size:.3g} {unit}" if short / size < 1000 else f"{value:.2e}"
     return f"{value:g}"
 
 

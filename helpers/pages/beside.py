@@ -25,17 +25,22 @@ OUTSIDE = " (outside the class)"
 
 def open_run(run: Path, tasks: list[str]) -> View:
     """The records of every encoder that a run has scored on one of these tasks, as they are now."""
-    cells = [cell for cell in records_of.vouched(run) if cell.name in tasks]
-    models = sorted({cell.parent.name for cell in cells} - set(records_of.FLOORS))
-    tasks = [task for task in tasks if any(cell.name == task for cell in cells)]
-    if not models:
-        raise UserError(f"{run}: no encoder has been scored there; small-bench score does")
-    view = page_view.open_run(run, models, tasks)
+    every = page_view.load_records(run / "records")
+    every = every[every["task"].isin(tasks)]
     # The run may since have been given other rows of a task: a table is of one dev set.
     made = {task: files.find_manifest(run / "data" / "glue" / task) for task in tasks}
-    rows = zip(view.records["task"], view.records["hashes"], strict=True)
-    same = [not made[task] or hashes["data"] == made[task]["files"] for task, hashes in rows]
-    return replace(view, records=view.records[same].reset_index(drop=True))
+    rows = zip(every["task"], every["hashes"], strict=True)
+    every = every[
+        [not made[task] or hashes["data"] == made[task]["files"] for task, hashes in rows]
+    ]
+    floors = every["model"].isin(records_of.FLOORS)
+    scored = every[~floors].reset_index(drop=True)
+    if scored.empty:
+        raise UserError(f"{run}: no encoder has been scored there; small-bench score does")
+    models = tuple(dict.fromkeys(scored["model"]))
+    present = tuple(task for task in tasks if (scored["task"] == task).any())
+    published = files.read_json(files.find("results/published.json"))
+    return View(run, scored, published, models, present, {}, every[floors].reset_index(drop=True))
 
 
 def groups(tasks: list[str]) -> list[list[str]]:

@@ -180,6 +180,8 @@ def budgets(run: View) -> list[View]:
     """The run, then those that are kept and differ from it in the budget of pre-training alone."""
     aside = ASIDE | {"pretrain_steps", "models", "tasks", "seeds"}
     ours, found = run.facts["parameters"], [run]
+    if "pretrain_steps" not in ours:  # notebooks alone: nothing says how they were made
+        return found
     for path in sorted(files.find(MEASURED).glob("*/run.json")):
         theirs = files.read_json(path)["parameters"]
         same = all(ours[key] == theirs[key] for key in (ours.keys() & theirs.keys()) - aside)

@@ -145,4 +145,5 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
         for job, steps, tokens, work, size in rows:
             print(f"{job:<38}{steps:>12,}{tokens:>12.3g}{work:>12.3g}{size}")
             total += work
-    print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length, an upper bound")
+    rest = "; trials not counted" if profile.protocol == "tuned" else ", an upper bound"
+    print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length{rest}")

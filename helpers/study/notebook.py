@@ -230,7 +230,8 @@ def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
     folder = parameters.folder if isinstance(parameters, config.Stage) else profile.folder
     given = isinstance(parameters, config.Finetune) and not registry.knows(parameters.model)
     if given and profile.source == "folder":  # the notebook alone would take them from the Hub
-        glue.prepare(config.Data(**profile.stage(config.Data)), parameters.tasks)
+        place = {"runs": parameters.runs, "profile": parameters.profile}
+        glue.prepare(config.Data(**profile.stage(config.Data, **place)), parameters.tasks)
     out = executed(folder, stage, *_parts(parameters))
     status = run(files.root() / "notebooks" / f"{stage}.ipynb", out, values)
     if status == 0:

@@ -43,6 +43,7 @@ def report(profile: Profile) -> int:
             "tokenizer",
             *(f"records/{model}/{task}" for model, task in _cells(profile)),
         ]
+        shutil.rmtree(view / "records", ignore_errors=True)  # links to what is finished
         _link(profile.folder, view, [*places, *_logs(profile.folder)])
         grid.write_run(view, profile, missing=missing)
         given = profile.stage(config.Analysis) | {"runs": str(runs)}
@@ -70,8 +71,7 @@ def _logs(folder: Path) -> list[str]:
 
 
 def _link(folder: Path, view: Path, places: list[str]) -> None:
-    """Gives `view` these files and folders of a run, and no other records."""
-    shutil.rmtree(view / "records", ignore_errors=True)
+    """Gives `view` these files and folders of a run."""
     for place in places:
         link = view / place
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -188,6 +188,8 @@ def site(run: str) -> int:
     shown = files.read_json(kept / "run.json")["parameters"]
     given = {"profile": "site", "runs": RUNS, "models": shown["models"], "tasks": shown["tasks"]}
     view = files.resolve(RUNS) / "site"
+    if (view / "records").is_dir() and not (view / "records").is_symlink():
+        raise UserError(f"{view}: holds a run of its own, a profile named site; rename that")
     with files.lock(view):
         tables = (comparisons.FILE, tables_of.HEADS)
         _link(kept, view, ["records", "run.json", *tables, *_logs(kept)])

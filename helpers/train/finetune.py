@@ -349,6 +349,8 @@ def _refuse_to_replace(cell: _Cell) -> None:
         differs = [
             f"{n} = {then[n]!r}, not {now[n]!r}" for n in now if then.get(n, now[n]) != now[n]
         ]
+        if (protocol := told.get("protocol", "fixed")) != cell.parameters.protocol:
+            differs.append(f"protocol = {protocol!r}")
         if told.get("hashes", {}).get("data") != wanted["data"]:
             differs.append("other data")
         why = "; ".join(differs) or "another version of this code"

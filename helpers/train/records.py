@@ -171,15 +171,6 @@ def write(path: Path, values: dict[str, Any]) -> None:
     files.write_json(path, values)
 
 
-def vouched(run: Path) -> dict[Path, list[str]]:
-    """Cell by cell, the names of the records that its manifest vouches for."""
-    names = {}
-    for path in sorted((run / "records").glob("*/*/manifest.json")):
-        everything = files.read_manifest(path)["files"]
-        names[path.parent] = sorted(name for name in everything if name.endswith(".json"))
-    return names
-
-
 def read_all(run: Path, models: list[str], tasks: list[str]) -> list[dict[str, Any]]:
     """The records that the manifests of a run's cells vouch for; a cell without is passed over."""
     rows = []

@@ -97,7 +97,7 @@ def test_plan_prints_the_paper_without_running_it():
         (["plan", "--models", "bert bart"], "model = 'bart'"),
         (["plan", "--tasks", "wnli"], "task = 'wnli'"),
         (["plan", "--profile", "x; rm -rf"], "profile 'x; rm -rf'"),
-        (["plan", "--data", "nowhere"], "nowhere: no task of cola"),
+        (["plan", "--data", "nowhere"], "nowhere: no such folder; --data names one"),
         (["plan", "--seeds", "-1"], "seeds"),
         (["plan", "--modls", "bert"], "no such option: --modls"),
         (["plan", "--steps", "many"], "invalid value for '--steps'"),

@@ -191,8 +191,8 @@ class Finetune(Training):
 class Analysis(Stage):
     """Parameters of ``05_analysis``: which cells the tables should have."""
 
-    models: Names = Field(description="rows")
-    tasks: Names = Field(description="columns")
+    models: Names = Field(description="models, the rows of the tables")
+    tasks: Names = Field(description="tasks, their columns")
 
 
 class Audit(Strict):

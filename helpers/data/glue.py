@@ -152,6 +152,9 @@ def _split_files(folder: Path, task: str, split: str) -> list[Path]:
 
 def available(source: str, data: str, tasks: list[str]) -> list[str]:
     """Those of `tasks` that can be learnt and scored from a source, at least one."""
+    if source == "folder" and not files.resolve(data).is_dir():
+        hint = "--data names one, DATA= for make; its layout is on book/run.md"
+        raise UserError(f"data = {data!r}: {files.resolve(data)}: no such folder; {hint}")
     others = left_out(source, data, tasks)
     if not (there := [name for name in tasks if name not in others]):
         where = f"data: {files.resolve(data)}: " * (source == "folder")

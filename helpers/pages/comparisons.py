@@ -64,13 +64,17 @@ def compared(view: View, labels: Labels | None = None) -> Compared:
 
 
 def least(found: Compared, one: str, other: str) -> tuple[str, Comparison] | None:
-    """The task that speaks most for a difference, and the difference without it; else None."""
+    """The task whose absence brings a difference nearest to none, and what it is without; or None.
+
+    Nearest is by the end of the interval.
+    """
     full = both_ways(found.pairs).get((one, other))
     if full is None or not found.without:
         return None
-    sign = math.copysign(1, full.difference)
     rest = {task: both_ways(pairs)[one, other] for task, pairs in found.without.items()}
-    return min(rest.items(), key=lambda left: sign * left[1].difference)
+    if full.difference >= 0:
+        return min(rest.items(), key=lambda left: left[1].low)
+    return max(rest.items(), key=lambda left: left[1].high)
 
 
 def write(found: Compared, folder: Path) -> None:

@@ -284,9 +284,9 @@ def key_figures(view: View) -> dict[str, Any]:
     """What the first sentences of a page say of a run: values for `view.inline`, by name.
 
     The best model, with its mean of the headline's tasks over seeds, beside the floor and its own
-    control; how many models are ahead of their control, and behind; by question the pairs that were
-    compared, in how many of them the model that has the idea is ahead, and behind, where the two
-    differ, and in how many it is ahead whichever task is left out.
+    control; how many models are ahead of their control, whichever task is left out too, and behind;
+    by question the pairs that were compared, in how many of them the model that has the idea is
+    ahead, and behind, where the two differ, and in how many it is ahead whichever task is left out.
     """
     from helpers.model import registry  # torch
 
@@ -299,7 +299,7 @@ def key_figures(view: View) -> dict[str, Any]:
     found = {
         "best": _name(view, best),
         "score": scores[best],
-        "tasks": len(main),
+        "tasks": ", ".join(paper.task_name(view.published, task) for task in main),
         "seeds": view.over_seeds(best, main).n,
         "floor": f"{words:.2f}" if words == words else unknown,
         "tokens": span(read[read > 0]) if read.any() else "no",
@@ -307,10 +307,12 @@ def key_figures(view: View) -> dict[str, Any]:
         "gain": interval(pairs.get((best, control))) or unknown,
         "least": least(view, everything, best, control) or unknown,
     }
-    worth = [pairs.get((model, registry.control(model) or "")) for model in view.models]
-    worth = [pair for pair in worth if pair]
-    found |= {"pretrained": len(worth), "helped": sum(pair.low > 0 for pair in worth)}
-    found["harmed"] = sum(pair.high < 0 for pair in worth)
+    asked = [(model, registry.control(model) or "") for model in view.models]
+    worth = {pair: pairs[pair] for pair in asked if pair in pairs}
+    without = [both_ways(rest) for rest in everything.without.values()]
+    always = [pair for pair in worth if all(rest[pair].low > 0 for rest in without)]
+    found |= {"pretrained": len(worth), "helped": sum(one.low > 0 for one in worth.values())}
+    found |= {"helped_always": len(always), "harmed": sum(one.high < 0 for one in worth.values())}
     asked = comparisons_of.questions(view)
     for what in comparisons_of.QUESTIONS:
         one = asked[asked["what"] == what]

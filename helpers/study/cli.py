@@ -91,7 +91,16 @@ def plan(study: Study) -> None:
     """Print every parameter, and the jobs with tokens and FLOPs."""
     from helpers.study import grid, jobs
 
-    grid.plan(jobs.load(**study), config.layers(**study))
+    profile = config.load_profile(**study)
+    if (
+        not study["data"]
+        and profile.source == "folder"
+        and not files.resolve(profile.data).is_dir()
+    ):
+        print(f"data: {files.resolve(profile.data)}: no such folder; GLUE's own rows are counted\n")
+        profile = profile.model_copy(update={"source": "hub", "data": ""})
+    jobs.check(profile)
+    grid.plan(profile, config.layers(**study))
 
 
 @_command
@@ -185,12 +194,15 @@ def score(
     seeds: Annotated[str, Option(help='Fine-tuning seeds: "0 1 2".')] = "",
     protocol: Annotated[
         Literal["", "fixed", "tuned"],
-        Option(help="The recipe as it is, or with rate and epochs chosen; else the profile's."),
+        Option(metavar="<fixed|tuned>", help="Rate and epochs of the recipe, or chosen."),
     ] = "",
     rows: Annotated[int, Option(min=0, help="Train rows per task at most, for a look.")] = 0,
-    only_check: Annotated[bool, Option("--check", help="Say what would be run.")] = False,
+    only_check: Annotated[
+        bool, Option("--check", help="Say what would be run, and for how long.")
+    ] = False,
     precision: Annotated[
-        Literal["", "auto", "float32", "bfloat16", "float16"], Option(help="Else the profile's.")
+        Literal["", "auto", "float32", "bfloat16", "float16"],
+        Option(metavar="<auto|float32|bfloat16|float16>", help="Else the profile's."),
     ] = "",
     profile: Annotated[str, Option(help="Name in profiles/, or a file: the recipe.")] = "score",
 ) -> int:

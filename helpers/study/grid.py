@@ -147,3 +147,7 @@ def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
             total += work
     rest = "; trials not counted" if profile.protocol == "tuned" else ", an upper bound"
     print(f"\nin all {total:.3g} FLOPs; fine-tuning counted at full length{rest}")
+    gpus = costs.load(files.find("results/gpus.json")).values()
+    peaks = {one.name: 3600 * costs.UTILISATION * one.peak_tflops * 1e12 for one in gpus}
+    hours = ", ".join(f"{name} {total / peak:.3g}" for name, peak in peaks.items())
+    print(f"hours at {100 * costs.UTILISATION:.0f} % of a GPU's peak: {hours}")

@@ -56,8 +56,14 @@ class State:
 
 
 def load(name: str, **changes: object) -> Profile:
-    """A profile with changes, checked against the registry and the tasks its source has."""
+    """A profile with changes, checked."""
     profile = config.load_profile(name, **changes)
+    check(profile)
+    return profile
+
+
+def check(profile: Profile) -> None:
+    """Checks a profile against the registry and the tasks that its source has."""
     for model in profile.models:
         spec, size = registry.get(model), registry.get_size(profile.size)
         width = profile.generator_fraction or spec.generator_fraction or 1
@@ -70,7 +76,6 @@ def load(name: str, **changes: object) -> Profile:
         told = "a study has GLUE's tasks alone; small-bench score takes tasks of your own"
         raise UserError(f"tasks = {', '.join(own)}: {told}")
     glue.available(profile.source, profile.data, profile.tasks)
-    return profile
 
 
 def jobs(profile: Profile) -> list[Job]:

@@ -396,7 +396,7 @@ def test_the_tuned_protocol_chooses_by_trials_that_every_record_holds(fine_tunin
     seen = finetune.run(tuned)
     monkeypatch.setattr(finetune, "_fit", None)  # nothing is done twice
     assert finetune.run(tuned) == seen == finetune.finished(tuned)
-    assert finetune.left(tuned) == {"rte": ([], 0)}
+    assert finetune.remaining(tuned) == {"rte": ([], 0)}
     for record in seen:
         assert record["protocol"] == "tuned"
         pairs = [(trial["rate"], trial["epochs"]) for trial in record["trials"]]

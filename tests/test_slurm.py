@@ -51,9 +51,9 @@ def test_a_job_asks_for_a_gpu_and_comes_back_when_it_is_stopped():
 
 
 def test_the_front_door_hands_the_profile_to_snakemake():
-    asked = grid.place(2, 1, "profiles/slurm")
+    asked = grid.snakemake_options(2, 1, "profiles/slurm")
     assert asked == ["--workflow-profile", str(ROOT / "profiles/slurm"), "--local-cores", "2"]
-    assert "--cores" in grid.place(2, 1, "")
+    assert "--cores" in grid.snakemake_options(2, 1, "")
     line = ["make", "--dry-run", "--always-make", "book", "CLUSTER=profiles/slurm"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert '--cluster="$CLUSTER"' in done.stdout
@@ -61,7 +61,7 @@ def test_the_front_door_hands_the_profile_to_snakemake():
 
 def test_a_folder_without_a_workflow_profile_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cluster '.*': no file config\.yaml"):
-        grid.place(1, 1, str(tmp_path))
+        grid.snakemake_options(1, 1, str(tmp_path))
 
 
 @pytest.mark.slow

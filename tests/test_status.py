@@ -127,17 +127,17 @@ def test_the_rest_is_told_from_what_is_finished(run):
     (other,) = [job for job in found if job.name == "04_finetune-bert"]
     found[one] = jobs.State("done", seconds=50.0, share=1.0, hardware="a machine")
     wanted = jobs.flops(run, other) / (jobs.flops(run, one) / 50.0)
-    line, last = jobs.rest(run, found, 2)
+    line, last = jobs.time_left(run, found, 2)
     assert f"{progress.duration(wanted)} at the {jobs.flops(run, one) / 50:.3g} FLOP/s" in line
     assert "a machine" in line
     # One job cannot be split between two.
     assert last == f"training left, 2 at a time: about {progress.duration(wanted)}"
     found[other] = jobs.State("running", share=0.5)
-    assert progress.duration(wanted / 2) in jobs.rest(run, found, 2)[0]
+    assert progress.duration(wanted / 2) in jobs.time_left(run, found, 2)[0]
     found[one] = jobs.State("waiting")
-    (line,) = jobs.rest(run, found, 2)
+    (line,) = jobs.time_left(run, found, 2)
     assert "cannot be told" in line
-    assert jobs.rest(run, dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
+    assert jobs.time_left(run, dict.fromkeys(found, jobs.State("done", share=1.0)), 2) == []
 
 
 def test_lines_of_progress_have_rate_and_time_left(capsys, monkeypatch, tmp_path):

@@ -196,13 +196,10 @@ class Analysis(Stage):
 
 
 class Audit(Strict):
-    """Parameters of ``06_audit``: the published figures, and how much is simulated."""
+    """Parameters of ``06_audit``: the published figures, and the seed of what is simulated."""
 
     published: str = Field(
         default="results/published.json", min_length=1, description="file of the published figures"
-    )
-    resamples: int = Field(
-        default=100_000, ge=1000, le=1_000_000, description="simulated sets of fine-tunings"
     )
     seed: Seed = Field(default=0, description="seed of the simulation")
 

@@ -18,6 +18,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed pac
 MANIFEST = "manifest.json"  # its ``spec`` is the digest of all that the folder follows from
 # The same again: Snakemake deletes a rule's outputs before it runs, and the work is still there.
 KEPT = ".manifest.json"
+RUN = "run.json"  # in a run's folder: what it was asked for, read by its jobs and pages
 LFS = b"version https://git-lfs.github.com/spec/"  # how a Git LFS pointer begins
 
 

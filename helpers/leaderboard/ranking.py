@@ -14,7 +14,7 @@ from helpers.score import audit, statistics
 from helpers.score.predictions import Labels
 
 RESAMPLES = 1000
-MOST_RUNS = 100  # of a best that is simulated; more are worth hardly more
+MOST_RUNS = 100  # of a best; more are worth hardly more
 KIND, NOISE = "worth of a best", "noise of a seed"
 ONE_SEED, PAIRED = "one seed", "paired comparison"
 
@@ -83,7 +83,7 @@ def _worth(entry: Entry, figures: Mapping[str, Any]) -> float:
     if protocol.selection != "best":
         return 0.0
     runs = min(protocol.n or audit.FINE_TUNINGS, MOST_RUNS)
-    return audit.best_of(audit.deviations(figures), 10_000, 0, runs).loc[runs, audit.EACH]
+    return audit.best_of_normal(runs)[0] * audit.deviations(figures).mean()
 
 
 def table(entries: Iterable[Entry], figures: Mapping[str, Any], labels: Labels) -> pd.DataFrame:

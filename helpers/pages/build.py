@@ -95,7 +95,7 @@ def build(run: Path, notebooks: list[Path], partial: bool = False) -> int:
 
 def inputs(run: Path) -> str:
     """A digest of all that pages compute from, so that cells run again when it has changed."""
-    names = ("records", "run.json", comparisons.FILE, tables.HEADS, "data/glue", "models")
+    names = ("records", files.RUN, comparisons.FILE, tables.HEADS, "data/glue", "models")
     folders = [ROOT / name for name in (view.NOTE, "results", "leaderboard", "helpers")]
     found = []
     for folder in (*folders, *(run / name for name in names)):

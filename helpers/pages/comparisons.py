@@ -46,8 +46,7 @@ def compared(view: View, labels: Labels | None = None) -> Compared:
     """What `Compared` says.
 
     A run kept without its data has the comparisons in a file of their own, of the tasks that it
-    names, which is read where no `labels` are given; it may lack pairs, those of models that were
-    run in different places.
+    names, which is read where no `labels` are given.
     """
     kept = view.run / FILE
     if labels is not None:
@@ -57,8 +56,6 @@ def compared(view: View, labels: Labels | None = None) -> Compared:
     found = files.read_json(kept)
     if not set(found["tasks"]) <= set(view.present):
         raise UserError(f"{kept}: is of tasks {found['tasks']}, the records: {view.present}")
-    if "without" not in found:
-        raise UserError(f"{kept}: has no comparisons without a task; small-bench keep makes them")
     without = {task: _read(rows) for task, rows in found["without"].items()}
     return Compared(found["tasks"], found["models"], _read(found["pairs"]), without)
 

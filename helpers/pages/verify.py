@@ -70,7 +70,7 @@ def verify(run: Path, data: Path | None = None) -> Finding:
     labels, absent = _read_labels(run, data, sorted({cell.name for cell in cells}))
     for cell in cells:
         found.wrong += _verify_cell(run, cell, labels, absent, found)
-    found.tables = (run / view.RUN).exists()
+    found.tables = (run / files.RUN).exists()
     if found.tables and not found.wrong:
         shown = view.open_run(run)
         whole = set(shown.headline) <= set(labels) and not found.skipped[NO_PREDICTIONS]
@@ -89,7 +89,7 @@ def _read_labels(
         return {}, dict.fromkeys(tasks, NO_LABELS)
     if not (data / "glue").is_dir():
         raise UserError(f"data = {data}: has no folder glue/")
-    facts = files.read_json(run / view.RUN) if (run / view.RUN).exists() else {}
+    facts = files.read_json(run / files.RUN) if (run / files.RUN).exists() else {}
     labels, absent, asked = {}, {}, facts.get("parameters", {})
     digests = facts.get("labels", {})
     for task in tasks:

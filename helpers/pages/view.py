@@ -24,7 +24,6 @@ VARIABLE = "SMALL_BENCH_RUN"
 """The environment variable that names the run a book is built for; set by the build."""
 NOTE = "book/_note.html"
 KEEP = "small-bench keep --profile ... makes one"
-RUN = "run.json"
 ASIDE = {
     *("profile", "runs", "data", "threads", "finetune_job", "world_words", "world_seed"),
     *("checkpoints", "checkpoint_steps", "checkpoint_minutes", "pretrain_tokens_per_pass"),
@@ -152,8 +151,8 @@ def open_run(
 ) -> View:
     """Reads a run; without `models` and `tasks`, those that its ``run.json`` names."""
     asked = {"models": list(models), "tasks": list(tasks)} if models and tasks else {}
-    there = (run / RUN).exists() or not asked
-    facts = files.read_json(run / RUN) if there else {}
+    there = (run / files.RUN).exists() or not asked
+    facts = files.read_json(run / files.RUN) if there else {}
     parameters = facts.get("parameters", {}) | asked
     every = load_records(run / "records")
     names = tuple(parameters["models"]), tuple(parameters["tasks"])
@@ -165,7 +164,7 @@ def open_run(
 
 def save_facts(view: View) -> None:
     """Writes ``run.json``, where the run has none or one of other models and tasks."""
-    place = view.run / RUN
+    place = view.run / files.RUN
     if not place.exists() or files.read_json(place) != view.facts:
         files.write_json(place, view.facts)
 
@@ -230,5 +229,5 @@ def kept_run(wanted: str = "") -> Path:
         kept = [path for path in kept if path.resolve() == files.resolve(wanted).resolve()]
         if not kept:
             raise UserError(f"run = {wanted!r}: no run is kept there; {KEEP}")
-    facts = {path: files.read_json(path / RUN) for path in kept}
+    facts = {path: files.read_json(path / files.RUN) for path in kept}
     return max(kept, key=lambda path: (facts[path]["tokens"], facts[path].get("finished", "")))

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
-
-from helpers.base.seeding import numpy_generator
+from scipy import integrate, stats
 
 FINE_TUNINGS = 10  # behind a best, in the published band and in the recipe of the medians
-MOST_SEEDS = 20  # the longest row of the simulation
+MOST_SEEDS = 20  # the most fine-tunings that a best is of
 EACH, ONE, SPREAD = "each task's best", "one run's best", "spread of each task's best"
 
 Published = Mapping[str, Any]
@@ -41,10 +40,24 @@ def average_deviation(published: Published) -> float:
     return math.hypot(*found) / len(found)
 
 
-def best_of(spread: pd.Series, resamples: int, seed: int, most: int = MOST_SEEDS) -> pd.DataFrame:
-    """What the best of n fine-tunings is worth above their median, by simulation.
+@cache
+def best_of_normal(n: int) -> tuple[float, float]:
+    """Mean and standard deviation of the largest of `n` standard normals, by their density."""
 
-    `spread` holds `deviations`. Scores are drawn as normal and independent between tasks, so the
+    def moment(power: int) -> float:
+        law = stats.norm
+        density = integrate.quad(
+            lambda x: x**power * n * law.pdf(x) * law.cdf(x) ** (n - 1), -10, 10
+        )
+        return density[0]
+
+    return moment(1), math.sqrt(moment(2) - moment(1) ** 2)
+
+
+def best_of(spread: pd.Series, most: int = MOST_SEEDS) -> pd.DataFrame:
+    """What the best of n fine-tunings is worth above their median.
+
+    `spread` holds `deviations`. Scores are taken as normal and independent between tasks, so the
     median of the law is its mean and a best is counted from there. Real scores have a longer tail
     below (runs that fail) and a hard ceiling above; both make the best worth less.
 
@@ -52,16 +65,9 @@ def best_of(spread: pd.Series, resamples: int, seed: int, most: int = MOST_SEEDS
     is taken (`EACH`) and where the run with the best average is taken whole (`ONE`); the standard
     deviation of the former (`SPREAD`).
     """
-    generator = numpy_generator(seed, "best of n")
-    runs, bests = np.zeros((resamples, most)), np.zeros((resamples, most))
-    columns = {}
-    for task, deviation in spread.items():
-        drawn = generator.normal(0.0, deviation, (resamples, most))
-        runs += drawn / len(spread)
-        best = np.maximum.accumulate(drawn, axis=1)
-        bests += best / len(spread)
-        columns[task] = best.mean(axis=0)
-    columns[EACH] = bests.mean(axis=0)
-    columns[ONE] = np.maximum.accumulate(runs, axis=1).mean(axis=0)
-    columns[SPREAD] = bests.std(axis=0)
-    return pd.DataFrame(columns, index=pd.RangeIndex(1, most + 1, name="n"))
+    rows, one = {}, math.hypot(*spread) / len(spread)  # deviation of one run's average
+    for n in range(1, most + 1):
+        mean, deviation = best_of_normal(n)
+        rows[n] = {**(mean * spread), EACH: mean * spread.mean(), ONE: mean * one}
+        rows[n][SPREAD] = deviation * one
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("n")

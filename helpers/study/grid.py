@@ -19,14 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES_ERRORS = ["--dry-run", "--quiet", "host", "progress", "rules", "reason"]
 # Where jobs read how many cores a study may use: our own code, and the library tokenizers.
 LIMITS = (machine.CORES, "RAYON_NUM_THREADS")
-RUN_FILE = "run.json"  # what a run was asked for; Snakemake's jobs and the book's pages read it
 
 
 def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
     """Runs what is not finished, then prints the table and the page to open."""
     folder = profile.folder
     glue.announce(profile.source, profile.data, profile.tasks)
-    where = place(cores, gpu_jobs, cluster)
+    where = snakemake_options(cores, gpu_jobs, cluster)
     with files.lock(folder) as lock:
         write_run(folder, profile)
         environment = os.environ | {
@@ -57,13 +56,13 @@ def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
 def write_run(folder: Path, profile: Profile, **facts: object) -> None:
     """Writes ``run.json``: the parameters of a study, and what its pages are to tell of it."""
     parameters = profile.model_dump(exclude={"model", "tokenizer_kind"})
-    files.write_json(folder / RUN_FILE, {"parameters": parameters, **facts})
+    files.write_json(folder / files.RUN, {"parameters": parameters, **facts})
 
 
 def read_run(folder: Path) -> Profile:
     """The profile in a folder's ``run.json``."""
-    values = files.read_json(folder / RUN_FILE)
-    return config.validate(Profile, values["parameters"], RUN_FILE)
+    values = files.read_json(folder / files.RUN)
+    return config.validate(Profile, values["parameters"], files.RUN)
 
 
 def print_result(folder: Path) -> None:
@@ -72,7 +71,7 @@ def print_result(folder: Path) -> None:
     print(f"open {os.path.relpath(folder / 'book' / 'html' / 'index.html')}")
 
 
-def place(cores: int, gpu_jobs: int, cluster: str) -> list[str]:
+def snakemake_options(cores: int, gpu_jobs: int, cluster: str) -> list[str]:
     """Snakemake's options: within the cores and the GPU of this machine, or on a cluster."""
     if not cluster:
         gpu = ["--resources", f"gpu={gpu_jobs}"] if registry.device().type == "cuda" else []

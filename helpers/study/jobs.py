@@ -217,7 +217,7 @@ def flops(profile: Profile, job: Job) -> float:
     return sum(costs.finetuning(profile, job.model, task).flops for task in job.tasks)
 
 
-def rest(profile: Profile, found: dict[Job, State], side_by_side: int) -> list[str]:
+def time_left(profile: Profile, found: dict[Job, State], side_by_side: int) -> list[str]:
     """How long the training that is not finished will take, line by line, so many jobs at once.
 
     Time is FLOPs over the rate of the stage: the FLOPs of its finished jobs over their wall time.
@@ -266,5 +266,5 @@ def status(profile: Profile, side_by_side: int) -> str:
     about = f"held by process {holder}" if holder else "no grid is running"
     head = f"profile {profile.profile}, {os.path.relpath(profile.folder)}: {about}"
     others = glue.left_out(profile.source, profile.data, profile.tasks).values()
-    parts = [head, *others, "", table(found), "", *rest(profile, found, side_by_side)]
+    parts = [head, *others, "", table(found), "", *time_left(profile, found, side_by_side)]
     return "\n".join(parts).rstrip()

@@ -117,7 +117,9 @@ def _pretrained(study: config.Profile, model: str) -> None:
     parameters = config.Pretrain(**study.stage(config.Pretrain, model=model))
     packed = files.require_manifest(study.folder / "tokenizer" / kind, "02_tokenizer")
     spec = files.digest(pretrain.specification(parameters, packed))
-    if checkpoint.others(checkpoint.place(parameters, "pretrain", model, folder), spec):
+    if checkpoint.holds_only_others(
+        checkpoint.folder_of(parameters, "pretrain", model, folder), spec
+    ):
         raise UserError(
             f"{folder}: a pre-training with other parameters is under way there; finish it with "
             "notebooks/03_pretrain.ipynb first"

@@ -163,7 +163,7 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
     data = files.read_json(profile.folder / "data" / "corpus" / files.MANIFEST)
     amount = f"{data['documents']:,} documents, {data['bytes'] / 1e9:.2g} GB"
     files.write_json(
-        target / "run.json",
+        target / files.RUN,
         {
             "finished": max(notebook.papermill_facts(one).get("end_time") or "" for one in ran),
             "hardware": sorted(hardware),
@@ -185,14 +185,14 @@ def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, rem
 def site(run: str) -> int:
     """Builds the published book from a kept run: the one named, or that of most tokens."""
     kept = page_view.kept_run(run)
-    shown = files.read_json(kept / "run.json")["parameters"]
+    shown = files.read_json(kept / files.RUN)["parameters"]
     given = {"profile": "site", "runs": RUNS, "models": shown["models"], "tasks": shown["tasks"]}
     view = files.resolve(RUNS) / "site"
     if (view / "records").is_dir() and not (view / "records").is_symlink():
         raise UserError(f"{view}: holds a run of its own, a profile named site; rename that")
     with files.lock(view):
         tables = (comparisons.FILE, tables_of.HEADS)
-        _link(kept, view, ["records", "run.json", *tables, *_logs(kept)])
+        _link(kept, view, ["records", files.RUN, *tables, *_logs(kept)])
         stages = sorted((kept / "notebooks").glob("*.json"))
         if build.build(view, [*stages, *_analyse(view, given)], partial=True):
             return 1

@@ -72,7 +72,7 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
 def plan(parameters: config.Finetune) -> list[Plan]:
     """What is left, task by task, with the time that it will take."""
     found = []
-    for name, (seeds, steps) in finetune.left(parameters).items():
+    for name, (seeds, steps) in finetune.remaining(parameters).items():
         data = files.find_manifest(parameters.folder / "data" / "glue" / name)
         rows, whole = data["rows"], data["complete"] or bool(glue.get(name).own)
         others = sum(count for split, count in rows.items() if split != "train")

@@ -73,7 +73,7 @@ def _all(folder: Path, spec: str) -> list[Path]:
     return sorted(folder.glob(f"checkpoint-{spec[:12]}-*.safetensors"), reverse=True)
 
 
-def others(folder: Path, spec: str) -> bool:
+def holds_only_others(folder: Path, spec: str) -> bool:
     """Whether a folder holds checkpoints, and none of them of this specification."""
     return any(folder.glob("checkpoint-*.safetensors")) and not _all(folder, spec)
 
@@ -129,7 +129,7 @@ def _restore(tensors: Tensors, model: nn.Module, optimiser: torch.optim.Optimize
             optimiser.state[parameter] = moments
 
 
-def place(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:
+def folder_of(parameters: config.Stage, stage: str, name: str, folder: Path) -> Path:
     """Where a run of a stage keeps its checkpoints: `folder`, or below the one it was told of."""
     if not parameters.checkpoints:
         return folder

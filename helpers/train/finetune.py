@@ -367,7 +367,7 @@ def fitted(parameters: config.Finetune, pretrained: dict[str, Any]) -> config.Fi
     return parameters.model_copy(update={"max_length": length})
 
 
-def left(parameters: config.Finetune) -> dict[str, tuple[list[int], int]]:
+def remaining(parameters: config.Finetune) -> dict[str, tuple[list[int], int]]:
     """What is not done, by task: seeds without a record, and steps of training at most.
 
     All that a fine-tuning needs is there.
@@ -466,7 +466,7 @@ def _finetune(
     parameters, name, spec = cell.parameters, cell.name, files.digest(cell.specification(seed))
     checkpoints = parameters.folder / "checkpoints" / parameters.model / name / f"seed-{seed}"
     where = f"finetune/{parameters.model}/{name}"
-    checkpoints = checkpoint.place(parameters, where, f"{seed}", checkpoints)
+    checkpoints = checkpoint.folder_of(parameters, where, f"{seed}", checkpoints)
     model, dtype, spent = _fit(cell, seed, splits["train"], bar, checkpoints, spec)
     files.remove_manifest(cell.folder)  # what it vouches for stays until then
     others = [split for split in splits if split != "train"]

@@ -119,7 +119,7 @@ def train(
     step = Step(task, vocabulary, dtype, parameters.clip, parameters.pretrain_tokens_per_pass, mode)
     multiple = REPLAYED if step.replay.active or mode != "none" else 1
     rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
-    checkpoints = checkpoint.place(parameters, "pretrain", parameters.model, folder)
+    checkpoints = checkpoint.folder_of(parameters, "pretrain", parameters.model, folder)
     trained = total * parameters.pretrain_batch_size
     held_out = HeldOut(unseen, tok, trained, vocabulary)
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
@@ -335,7 +335,7 @@ def _run(
         "versions": provenance.versions(),
     }
     manifest = files.write_manifest(folder, manifest, written)
-    checkpoint.clear(checkpoint.place(parameters, "pretrain", parameters.model, folder))
+    checkpoint.clear(checkpoint.folder_of(parameters, "pretrain", parameters.model, folder))
     return manifest
 
 

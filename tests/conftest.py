@@ -10,7 +10,7 @@ import yaml
 os.environ["HF_HUB_OFFLINE"] = "1"
 import huggingface_hub.constants
 import kills
-from makers import LONGER, ROOT, Hub, make_inputs, run_grid, small_profile, write_study
+from makers import FIGURES, LONGER, ROOT, Hub, make_inputs, run_grid, small_profile, write_study
 
 from helpers.base import config, machine
 from helpers.train import finetune, pretrain
@@ -19,6 +19,12 @@ from helpers.train import finetune, pretrain
 OPTIONS = re.search("^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 for name in [*OPTIONS[1].split(), "MAKEFLAGS", "MAKELEVEL"]:
     os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def published():
+    """Others' figures."""
+    return FIGURES
 
 
 def pytest_xdist_auto_num_workers():

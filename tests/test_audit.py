@@ -4,24 +4,18 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 import nbformat
 import numpy as np
 import pytest
-from makers import PUBLISHED, ROOT, run_page
+from makers import ROOT, run_page
 from matplotlib.figure import Figure
 from scipy import integrate, stats
 
-from helpers.base import files
 from helpers.score import audit, statistics
 
 RESAMPLES = 20_000
 
 
-@pytest.fixture
-def published():
-    return files.read_json(PUBLISHED)
-
-
 @pytest.fixture(scope="module")
-def gains():
-    return audit.best_of(audit.deviations(files.read_json(PUBLISHED)))
+def gains(published):
+    return audit.best_of(audit.deviations(published))
 
 
 @pytest.fixture(scope="module")

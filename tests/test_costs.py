@@ -3,19 +3,14 @@ import math
 import re
 
 import pytest
-from makers import PUBLISHED, ROOT
+from makers import ROOT
 
-from helpers.base import config, files
+from helpers.base import config
 from helpers.base.errors import UserError
 from helpers.model import registry
 from helpers.score import costs
 
 GPUS = ROOT / "results" / "gpus.json"
-
-
-@pytest.fixture(scope="module")
-def published():
-    return files.read_json(PUBLISHED)
 
 
 @pytest.fixture(scope="module")

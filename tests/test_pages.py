@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from makers import PUBLISHED, ROOT, make_run, page_cells, run_page
+from makers import ROOT, make_run, page_cells, run_page
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import BertConfig, BertModel, DebertaModel
@@ -21,11 +21,6 @@ from helpers.score import costs
 from helpers.study import grid
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
-
-
-@pytest.fixture(scope="module")
-def published():
-    return files.read_json(PUBLISHED)
 
 
 # --- objectives

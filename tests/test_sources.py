@@ -99,45 +99,6 @@ def test_prepared_data_is_not_made_again(tmp_path, folder):
         assert [path.stat().st_mtime_ns for path in manifests] == before
 
 
-def rewrite(path, **columns):
-    table = pd.read_parquet(path)
-    for name, value in columns.items():
-        if value is None:
-            table = table.drop(columns=name)
-        else:
-            table[name] = value
-    table.to_parquet(path)
-
-
-DEFECTS = {
-    "a missing column": ({"sentence": None}, r"train\.parquet: has no column sentence"),
-    "a missing label": ({"label": None}, "has no column label"),
-    "a label out of range": ({"label": [2] + [0] * 19}, "row 0: label = 2; it must be 0 to 1"),
-    "hidden labels": ({"label": [-1] * 20}, "hidden test labels"),
-    "labels as text": ({"label": ["1"] * 20}, "label is .*; it must be a number"),
-    "labels as truth": ({"label": [True] * 20}, "label is bool"),
-    "a label between": ({"label": [0.5] * 20}, "row 0: label = 0.5"),
-    "a null text": ({"sentence": ["a"] * 3 + [None] + ["b"] * 16}, "row 3: sentence = "),
-    "numbers for text": ({"sentence": list(range(20))}, "row 0: sentence = 0; it must be text"),
-}
-
-
-@pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_in_a_split_is_one_clear_line(tmp_path, folder, name):
-    columns, says = DEFECTS[name]
-    rewrite(folder / "glue" / "cola" / "train.parquet", **columns)
-    parameters = data_stage(tmp_path, folder)
-    with pytest.raises(UserError, match=says):
-        glue.run(parameters, "cola")
-    assert not (parameters.folder / "data" / "glue" / "cola" / "manifest.json").exists()
-
-
-def test_a_corpus_without_text(tmp_path, folder):
-    pd.DataFrame({"body": ["a"]}).to_parquet(folder / "corpus" / "a.parquet")
-    with pytest.raises(UserError, match=r"has no column text \(it has body\)"):
-        corpus.run(data_stage(tmp_path, folder))
-
-
 def test_what_is_missing_from_a_folder(tmp_path, folder):
     assert glue.available("folder", str(folder), ["rte", "qqp", "cola"]) == ["rte", "cola"]
     with pytest.raises(

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from helpers.base.errors import UserError
 
-SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package: see setup.py
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # of an installed package
 MANIFEST = "manifest.json"  # its ``spec`` is the digest of all that the folder follows from
 # The same again: Snakemake deletes a rule's outputs before it runs, and the work is still there.
 KEPT = ".manifest.json"

@@ -93,7 +93,7 @@ def outcome(run):
     for path in run.glob("records/*/*/seed-*.json"):
         record = records.read(path)
         for part in (record["pretrain"], record["finetune"]):
-            for measured in ("seconds", "compile_seconds", "joules"):  # differ from run to run
+            for measured in ("seconds", "joules"):  # differ from run to run
                 part.pop(measured, None)
         found[str(path.relative_to(run))] = record
     assert not list(run.rglob("checkpoint-*")), "a finished run has left a checkpoint"

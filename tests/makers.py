@@ -299,7 +299,6 @@ def make_record(model, task, seed, source="embedded", **changes):
             "epochs": 1.5 * trained,
             "flops": 1.2e13 * trained,
             "seconds": 61.0 * trained,
-            "compile_seconds": 0.0,
             "joules": None,
             "parameters": 812345,
             "generator_parameters": 0,

@@ -59,7 +59,6 @@ Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 Kind = Literal["wordpiece", "bpe"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Compile = Literal["none", "default"]
 
 
 class Strict(BaseModel):
@@ -155,7 +154,6 @@ class Pretrain(Training):
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
     pretrain_tokens_per_pass: Whole = Field(description="tokens of a forward pass; 0: no limit")
-    torch_compile: Compile = Field(description="mode of torch.compile")
 
     @model_validator(mode="after")
     def _check_pass(self) -> "Pretrain":

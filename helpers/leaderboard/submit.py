@@ -114,7 +114,7 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
         known = {name: given[name] for name in submission.Checkpoint.model_fields}
         return {"licence": None, "tokens": None, "checkpoint": known}
     trained, machine = record["pretrain"], record["pretrain_hardware"]
-    hours = (trained["seconds"] + trained["compile_seconds"]) / 3600
+    hours = trained["seconds"] / 3600
     one_gpu = {"gpus": 1} if machine["device"] == "cuda" else {}
     return {
         "corpus": record["corpus"],

@@ -44,7 +44,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """As ``nn.Dropout``."""
-        if values.device.type != "cpu" or torch.compiler.is_compiling():
+        if values.device.type != "cpu":
             return super().forward(values)
         return drop(values, self.p) if self.training else values
 
@@ -67,7 +67,7 @@ def attend(
 
     Gives float [batch, L, heads, width], and None in place of the weights.
     """
-    ours = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    ours = query.device.type == "cpu"
     if not (ours and _is_plain(module, query, key, attention_mask, others)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **others

@@ -15,7 +15,7 @@ POST_NORM = ("bert", "deberta", "electra", "roberta")  # model types whose layer
 
 def applies(encoder: nn.Module) -> bool:
     """Whether the last layer of an encoder can be cut."""
-    return encoder.config.model_type in POST_NORM and not torch.compiler.is_compiling()
+    return encoder.config.model_type in POST_NORM
 
 
 def cut(

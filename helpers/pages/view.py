@@ -27,7 +27,7 @@ KEEP = "small-bench keep --profile ... makes one"
 ASIDE = {
     *("profile", "runs", "data", "threads", "finetune_job", "world_words", "world_seed"),
     *("checkpoints", "checkpoint_steps", "checkpoint_minutes", "pretrain_tokens_per_pass"),
-    *("torch_compile", "model", "tokenizer_kind"),
+    *("model", "tokenizer_kind"),
 }
 """Parameters that say how a run is carried out, and nothing of its scores."""
 

@@ -202,7 +202,7 @@ def _spent(stage: str, done: object) -> tuple[float, str]:
     """Seconds of a finished training and where it took place; of the other stages nothing."""
     if stage == "03_pretrain":
         spent = done["pretrain"]
-        return spent["seconds"] + spent["compile_seconds"], done["hardware"]["name"]
+        return spent["seconds"], done["hardware"]["name"]
     if stage == "04_finetune":
         return sum(one["finetune"]["seconds"] for one in done), done[-1]["hardware"]["name"]
     return 0.0, ""

@@ -243,21 +243,3 @@ class Upkeep:
         if self.bar is not None:
             self.bar.tokens += tokens
             self.bar.update()
-
-    @contextmanager
-    def compiling(self, mode: str) -> Iterator[None]:
-        """Around the first step under torch.compile, whose seconds are counted apart."""
-        began = time.perf_counter()
-        try:
-            yield
-            wait(self.device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"torch_compile = {mode!r}: failed on this machine; use none ({reason})"
-            ) from None
-        spent = time.perf_counter() - began
-        self.state["compile_seconds"] += spent
-        self.began += spent

@@ -9,7 +9,6 @@ Sources: masking and MLM, Devlin et al. 2019, section 3.1; replaced-token detect
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class Step:
 
     Masks come from `generator`, dropout and samples from torch's own; the caller seeds both. The
     forward pass computes in `dtype`, with at most `most` tokens: larger batches are accumulated
-    (0: no limit). `mode` is torch.compile's, or ``none``; `clip` the largest norm of the gradient.
+    (0: no limit). `clip` is the largest norm of the gradient.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class Step:
         dtype: torch.dtype = torch.float32,
         clip: float = 1.0,
         most: int = 0,
-        mode: str = "none",
     ) -> None:
         self.model, self.vocabulary = task, vocabulary
         self.dtype, self.clip, self.most = dtype, clip, most
@@ -58,7 +56,6 @@ class Step:
         capturable = graphs.possible(device, dtype)
         self.optimiser = make_optimiser(task, capturable)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
-        self.call = task if mode == "none" else torch.compile(task, mode=mode)
         self.generator = torch.Generator(device)
         self.replay = graphs.Replay(self._take, capturable, [self.generator])
 
@@ -83,7 +80,7 @@ class Step:
             part = slice(start, start + rows)
             hidden = objectives.Masked(*(tensor[part] for tensor in masked))
             with loop.autocast(tokens.device, self.dtype):
-                found = self.call(tokens[part], hidden, chosen, tokens.numel())
+                found = self.model(tokens[part], hidden, chosen, tokens.numel())
             self.scaler.scale(found["loss"]).backward()
             for name, value in found.items():
                 # Each pass is divided by the whole batch's tokens: the sum is the batch's mean.
@@ -114,10 +111,9 @@ def train(
     `unseen` are the held-out rows; a row has so many `segments`.
     """
     device, seed, total = registry.device(), parameters.pretrain_seed, parameters.pretrain_steps
-    mode = parameters.torch_compile
     vocabulary = objectives.Vocabulary.of(tok, device, segments)
-    step = Step(task, vocabulary, dtype, parameters.clip, parameters.pretrain_tokens_per_pass, mode)
-    multiple = REPLAYED if step.replay.active or mode != "none" else 1
+    step = Step(task, vocabulary, dtype, parameters.clip, parameters.pretrain_tokens_per_pass)
+    multiple = REPLAYED if step.replay.active else 1
     rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
     checkpoints = checkpoint.folder_of(parameters, "pretrain", parameters.model, folder)
     trained = total * parameters.pretrain_batch_size
@@ -125,7 +121,6 @@ def train(
     upkeep = _Upkeep(parameters, step, spec, checkpoints)
     peak = getattr(parameters, rate_name(parameters, task.spec))
     warmup, own = round(parameters.pretrain_warmup * total), task.spec.recipe
-    first = upkeep.state["step"]
     task.train()
     with upkeep.steps() as steps:
         for number in steps:
@@ -133,9 +128,7 @@ def train(
             torch.manual_seed(seeding.derive_seed(seed, "step", number))
             step.generator.manual_seed(seeding.derive_seed(seed, "mask", number))
             rate = peak * loop.schedule(number, warmup, total, own.end_rate, own.ramp_times_decay)
-            compiles = number == first and mode != "none"
-            with upkeep.compiling(mode) if compiles else nullcontext():
-                losses = step(tokens, rate)
+            losses = step(tokens, rate)
             upkeep.maybe_log(losses, rate, tokens)
             upkeep.maybe_evaluate(held_out)
             upkeep.maybe_save(tokens.numel(), hold=upkeep.state["high"] > 0)
@@ -149,7 +142,7 @@ class _Upkeep(loop.Upkeep):
     def __init__(self, parameters: config.Pretrain, step: Step, spec: str, folder: Path) -> None:
         model, total = parameters.model, parameters.pretrain_steps
         fresh = {"spec": spec, "log": [], "sums": {}, "start": None, "high": 0}
-        fresh |= {"compile_seconds": 0.0, "tokens": 0, "flops": 0.0}
+        fresh |= {"tokens": 0, "flops": 0.0}
         bar = progress.bar(total, f"pre-train {model}", "steps")
         rate = rate_name(parameters, step.model.spec)
         super().__init__(parameters, step, fresh, total, folder, bar, model, rate)
@@ -301,7 +294,7 @@ def _run(
     files.remove_manifest(folder)
     steps = parameters.pretrain_steps if spec.objective != "none" else 0
     state: dict[str, Any] = {"log": []}
-    state |= dict.fromkeys(("tokens", "flops", "seconds", "compile_seconds", "joules"), 0)
+    state |= dict.fromkeys(("tokens", "flops", "seconds", "joules"), 0)
     if steps:
         rows, unseen = (tokenizer.rows(source, held_out) for held_out in (False, True))
         segments = packed["specification"]["segments"]
@@ -323,7 +316,6 @@ def _run(
             "epochs": round(state["tokens"] / packed["tokens"], 3),
             "flops": state["flops"],
             "seconds": round(state["seconds"], 1),
-            "compile_seconds": round(state["compile_seconds"], 1),
             "joules": state["joules"],
             "bits_per_byte": held_out.get("bits_per_byte"),
             "parameters": registry.count(registry.encoder(task.model)),

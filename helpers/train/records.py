@@ -26,8 +26,10 @@ class Pretraining(Strict):
     tokens: int | None = Field(ge=0)
     epochs: float | None = Field(ge=0, description="passes over the packed corpus")
     flops: float | None = Field(ge=0, description="matrix products, forward and backward")
-    seconds: float | None = Field(ge=0, description="without compiling")
-    compile_seconds: float | None = Field(ge=0, description="the first step under torch.compile")
+    seconds: float | None = Field(ge=0)
+    compile_seconds: float | None = Field(
+        default=None, ge=0, le=0, description="0 or null: older code compiled"
+    )
     joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
     bits_per_byte: float | None = Field(
         default=None, ge=0, description="held-out loss of the MLM or the generator; null: none"

@@ -512,7 +512,8 @@ def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
     run = beside.open_run(profile.folder, ["three"])
     frame = beside.table(run, name)
     mean = (record["score"] + again["score"]) / 2
-    assert frame["three"].iloc[0] == pytest.approx(mean)
+    assert frame["Three"].iloc[0] == pytest.approx(mean)
+    assert "Mean of 1" not in frame
     assert f"{mean - bag['score']:+.2f} (" in beside.lead(run, name)
     assert len(frame) == 3  # with the floors; nothing of the kept run
     with pytest.raises(UserError, match="three: a study has GLUE's tasks alone; small-bench score"):

@@ -95,8 +95,8 @@ def _row(run: View, own: View, model: str) -> dict[str, Any]:
     mine = mine[mine["task"].isin(run.present)]
     cells: dict[str, Any] = {"Model": _title(own, model, mine)}
     for title, tasks in tables.columns(run).items():
-        found = own.over_seeds(model, tasks)
-        cells[title] = found.mean
+        if len(run.present) > 1 or title not in tables.means(run):
+            cells[title] = own.over_seeds(model, tasks).mean
     cells["Seeds"] = int(mine.groupby("task").size().max()) if len(mine) else 0
     if model in records_of.FLOORS or mine.empty:
         return cells | {"Collapsed": 0, "Protocol": "", "Parameters": ""}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from helpers.base.text import Html, html, link
+from helpers.data import glue
 
 
 def task_name(published: dict[str, Any], task: str) -> str:
-    """The task's name as it is printed."""
-    return published["tasks"].get(task, {}).get("name", task)
+    """The task's name as it is printed; of a task of your own, the title in its file."""
+    known = published["tasks"].get(task)
+    return known["name"] if known else glue.get(task).name
 
 
 def model_name(published: dict[str, Any], model: str) -> str:

@@ -167,6 +167,8 @@ def test_a_stage_alone_makes_the_ones_before(small, capsys):
         job = {"model": "roberta", "tokenizer_kind": "bpe", "tasks": ["cola"]}
         prepare.prepare(small(cls).model_copy(update=job))
     assert capsys.readouterr().out == ""  # nothing is lacking any more
+    prepare.prepare(alone.model_copy(update={"max_length": 16}))
+    assert capsys.readouterr().out == "not the recipe of profile brief: max_length = 16, there 64\n"
 
 
 def test_segments_are_packed_to_the_length_that_is_asked_for(small):

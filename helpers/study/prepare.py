@@ -41,8 +41,18 @@ def prepare(parameters: S) -> S:
         parameters = parameters.model_copy(update={"model": name})
     if not (study := _study(parameters)):
         return parameters
+    if isinstance(parameters, config.Finetune):
+        _say_recipe(parameters, study)
     with files.lock(study.folder / "data", ".making.lock", wait=True):
         return _make(study, parameters)
+
+
+def _say_recipe(parameters: config.Finetune, study: config.Profile) -> None:
+    """Says where a notebook opened alone does not have the recipe of the profile that it names."""
+    given, named = parameters.model_dump(), study.stage(config.Finetune)
+    names = [name for name in named if name.startswith("finetune_") or name == "max_length"]
+    if others := [f"{n} = {given[n]}, there {named[n]}" for n in names if given[n] != named[n]]:
+        print(f"not the recipe of profile {study.profile}: {'; '.join(others)}")
 
 
 def _make(study: config.Profile, parameters: S) -> S:

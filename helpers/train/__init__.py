@@ -13,5 +13,5 @@ checkpoint  training state on disk
 loop        what both loops share: precision, schedule, clipping
 graphs      steps replayed as CUDA graphs
 records     one JSON file a fine-tuning
-provenance  code, versions, hardware, energy
+provenance  code, versions, hardware
 """

@@ -138,7 +138,7 @@ def train(
             upkeep.maybe_save(rows * length)
             if place + 1 == per_epoch:
                 upkeep.check()
-    spent = {name: state[name] for name in ("tokens", "flops", "seconds", "joules")}
+    spent = {name: state[name] for name in ("tokens", "flops", "seconds")}
     return spent | {"steps": total}
 
 

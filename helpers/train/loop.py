@@ -19,7 +19,7 @@ from torch import nn
 from helpers.base import config, progress
 from helpers.base.errors import STOPS, Diverged, Preempted, UserError
 from helpers.model import registry
-from helpers.train import checkpoint, provenance
+from helpers.train import checkpoint
 
 LATE = 1e6  # steps; 0.999 to this power is 0 in double precision
 NEVER = torch.iinfo(torch.int64).max
@@ -140,10 +140,10 @@ def clip(parameters: Iterable[nn.Parameter], norm: float) -> torch.Tensor:
 
 
 class Upkeep:
-    """Keeps a training loop alive: resume, checkpoints, signals, a watch on the loss, time, energy.
+    """Keeps a training loop alive: resume, checkpoints, signals, a watch on the loss, time.
 
     `state` are the JSON values of a fresh run, or those of the checkpoint that was found in
-    `folder` (None for none): ``step``, ``seconds``, ``joules``, ``scaler`` and the loop's own;
+    `folder` (None for none): ``step``, ``seconds``, ``scaler`` and the loop's own;
     ``spec`` is the digest that a checkpoint must have been written under. `run` names the run in an
     error line, `rate` the parameter that holds its learning rate.
     """
@@ -163,7 +163,7 @@ class Upkeep:
         optimiser, scaler = self.optimiser, self.scaler = step.optimiser, step.scaler
         self.total, self.folder, self.bar, self.run = total, folder, bar, run
         self.rate = f"{rate} = {getattr(parameters, rate)}"
-        fresh = {"step": 0, "seconds": 0.0, "joules": 0.0, "scaler": {}} | state
+        fresh = {"step": 0, "seconds": 0.0, "scaler": {}} | state
         saved = checkpoint.load(folder, state["spec"], model, optimiser) if folder else None
         self.state = fresh | (saved or {})
         if self.state["scaler"]:
@@ -176,7 +176,6 @@ class Upkeep:
         self.broken = torch.full((), NEVER, device=self.device)  # first step with a loss not finite
         self.asked = 0  # the signal that told it to end
         self.began = time.perf_counter() - self.state["seconds"]
-        self.meter, self.used = provenance.joules(self.device), self.state["joules"]
 
     @contextmanager
     def steps(self) -> Iterator[range]:
@@ -223,11 +222,6 @@ class Upkeep:
         """Brings the state up to now."""
         self.state["seconds"] = time.perf_counter() - self.began
         self.state["scaler"] = self.scaler.state_dict()
-        meter = provenance.joules(self.device)
-        if None in (meter, self.meter, self.used):  # not measured, now or by the run before
-            self.state["joules"] = None
-        else:
-            self.state["joules"] = round(self.used + meter - self.meter, 1)
 
     def maybe_save(self, tokens: int, hold: bool = False) -> None:
         """After a step over so many tokens: moves the bar, and saves where a checkpoint is due."""

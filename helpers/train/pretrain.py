@@ -294,7 +294,7 @@ def _run(
     files.remove_manifest(folder)
     steps = parameters.pretrain_steps if spec.objective != "none" else 0
     state: dict[str, Any] = {"log": []}
-    state |= dict.fromkeys(("tokens", "flops", "seconds", "joules"), 0)
+    state |= dict.fromkeys(("tokens", "flops", "seconds"), 0)
     if steps:
         rows, unseen = (tokenizer.rows(source, held_out) for held_out in (False, True))
         segments = packed["specification"]["segments"]
@@ -316,7 +316,6 @@ def _run(
             "epochs": round(state["tokens"] / packed["tokens"], 3),
             "flops": state["flops"],
             "seconds": round(state["seconds"], 1),
-            "joules": state["joules"],
             "bits_per_byte": held_out.get("bits_per_byte"),
             "parameters": registry.count(registry.encoder(task.model)),
             "generator_parameters": generator,

@@ -1,4 +1,4 @@
-"""Where a number came from: code, versions, hardware, energy."""
+"""Where a number came from: code, versions, hardware."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-import pynvml
 import torch
 
 
@@ -74,19 +73,6 @@ def _git(root: Path, *words: str) -> str:
     if done.returncode:
         raise LookupError(" ".join(done.stderr.split())[:200])
     return done.stdout.strip()
-
-
-def joules(device: torch.device) -> float | None:
-    """Energy a GPU has used since its driver was loaded, whoever used it (NVML), else None."""
-    if device.type != "cuda":
-        return None  # CPUs report theirs to root only
-    try:
-        pynvml.nvmlInit()
-        name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    except pynvml.NVMLError:
-        return None  # older than Volta, or no NVML on this system: the record says null
 
 
 def versions() -> dict[str, str]:

@@ -28,9 +28,9 @@ class Pretraining(Strict):
     flops: float | None = Field(ge=0, description="matrix products, forward and backward")
     seconds: float | None = Field(ge=0)
     compile_seconds: float | None = Field(
-        default=None, ge=0, le=0, description="0 or null: older code compiled"
+        default=None, ge=0, le=0, description="0 or null, in older records"
     )
-    joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
+    joules: float | None = Field(default=None, ge=0, description="energy, in older records")
     bits_per_byte: float | None = Field(
         default=None, ge=0, description="held-out loss of the MLM or the generator; null: none"
     )
@@ -47,7 +47,7 @@ class Finetuning(Strict):
     tokens: int = Field(ge=0, description="padding included")
     flops: float = Field(ge=0, description="matrix products, forward and backward")
     seconds: float = Field(ge=0)
-    joules: float | None = Field(ge=0, description="energy the device reports; null: none does")
+    joules: float | None = Field(default=None, ge=0, description="energy, in older records")
 
 
 class Code(Strict):

@@ -108,7 +108,7 @@ def test_the_rtd_loss_adds_fifty_discriminators():
     task = objectives.build(registry.get("electra"), registry.get_size("tiny"), SIZE, 64)
     tokens = batch(8)
     masked = objectives.mask_tokens(tokens, VOCABULARY, (0.85, 0.0), seeded())
-    found = task(tokens, masked, masked.weights.sum(), tokens.numel())
+    found = task(tokens, masked)
     assert found["loss"].item() == pytest.approx(
         found["generator_loss"].item() + 50 * found["discriminator_loss"].item(), rel=1e-6
     )
@@ -178,41 +178,22 @@ def test_types_reach_the_model_and_are_trained(small_run):
         task = objectives.build(registry.get(name), registry.get_size("tiny"), len(tok), 64)
         tables = {id(p): p for n, p in task.named_parameters() if "token_type" in n}
         assert len(tables) == count  # generator and discriminator share it
-        task(tokens, masked, masked.weights.sum(), tokens.numel())["loss"].backward()
+        task(tokens, masked)["loss"].backward()
         (table,) = tables.values()
         assert table.shape[0] == 2
         assert (table.grad.abs().sum(1) > 0).all()
 
 
-def take_step(model, most=0, dtype=torch.float32, steps=1, tokens=None):
+def take_step(model, dtype=torch.float32, steps=1):
     torch.manual_seed(0)
     task = objectives.build(registry.get(model), registry.get_size("tiny"), SIZE, 64, dropout=0.0)
-    step = pretrain.Step(task.train(), VOCABULARY, dtype, 1.0, most)
+    step = pretrain.Step(task.train(), VOCABULARY, dtype)
     losses = []
     for number in range(steps):
         torch.manual_seed(number)
         step.generator.manual_seed(number)
-        losses.append(step(batch(16) if tokens is None else tokens, 1e-3)["loss"].item())
+        losses.append(step(batch(16), 1e-3)["loss"].item())
     return losses, dict(task.named_parameters())
-
-
-@pytest.mark.parametrize("rows", [4, 5])
-def test_accumulated_passes_are_one_step(rows):
-    # MLM draws nothing but its masks, which are those of the whole batch.
-    whole, one = take_step("deberta", steps=3)
-    parts, other = take_step("deberta", most=rows * 64, steps=3)
-    assert parts == pytest.approx(whole, rel=1e-5)
-    for name, parameter in one.items():
-        torch.testing.assert_close(other[name], parameter, rtol=1e-3, atol=2e-4)
-
-
-def test_accumulated_passes_weigh_tokens_alike():
-    # Half the rows have one ordinary token: a mean of the passes' means would count it 9 times.
-    tokens = batch(8)
-    tokens[:4] = 3
-    tokens[:4, 5] = 9
-    whole, parts = (take_step("bert", most=most, tokens=tokens)[0] for most in (0, 4 * 64))
-    assert whole == pytest.approx(parts, rel=1e-5)
 
 
 def test_bfloat16_follows_float32():

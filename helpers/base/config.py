@@ -53,7 +53,6 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 ZeroOrRate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Whole = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
@@ -153,16 +152,6 @@ class Pretrain(Training):
     pretrain_warmup: Fraction = Field(description="part of the steps that is warm-up")
     pretrain_dropout: Fraction = Field(description="dropout, hidden and attention")
     pretrain_seed: Seed = Field(description="seed of weights, order and masks")
-    pretrain_tokens_per_pass: Whole = Field(description="tokens of a forward pass; 0: no limit")
-
-    @model_validator(mode="after")
-    def _check_pass(self) -> "Pretrain":
-        if 0 < self.pretrain_tokens_per_pass < self.max_length:
-            raise ValueError(
-                f"pretrain_tokens_per_pass = {self.pretrain_tokens_per_pass}: 0 or at least "
-                f"max_length = {self.max_length}"
-            )
-        return self
 
 
 class Finetune(Training):

@@ -26,7 +26,7 @@ NOTE = "book/_note.html"
 KEEP = "small-bench keep --profile ... makes one"
 ASIDE = {
     *("profile", "runs", "data", "threads", "finetune_job", "world_words", "world_seed"),
-    *("checkpoints", "checkpoint_steps", "checkpoint_minutes", "pretrain_tokens_per_pass"),
+    *("checkpoints", "checkpoint_steps", "checkpoint_minutes"),
     *("model", "tokenizer_kind"),
 }
 """Parameters that say how a run is carried out, and nothing of its scores."""

@@ -181,7 +181,7 @@ class _CrossEntropy(torch.autograd.Function):
 def masked_loss(logits: torch.Tensor, masked: Masked, chosen: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over the chosen tokens, a scalar in nats per token.
 
-    Logits are float [batch, K, vocabulary]; `chosen`, a float32 scalar, counts the whole step's.
+    Logits are float [batch, K, vocabulary]; `chosen`, a float32 scalar, counts them.
     """
     weights = masked.weights.flatten() / chosen
     return _CrossEntropy.apply(logits.flatten(0, 1), masked.targets.flatten(), weights)
@@ -207,16 +207,10 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.spec, self.model = spec, model
 
-    def forward(
-        self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
-    ) -> dict[str, torch.Tensor]:
-        """Loss of one pass over tokens, int64 [batch, length]: scalars by name.
-
-        ``loss`` is the one to minimise. `chosen` (a float32 scalar) and `read` are the masked and
-        all tokens of the whole step, which may take several passes.
-        """
+    def forward(self, tokens: torch.Tensor, masked: Masked) -> dict[str, torch.Tensor]:
+        """The ``loss`` of a batch of tokens, int64 [batch, length], a scalar."""
         logits = masked_logits(self.model, masked)
-        return {"loss": masked_loss(logits, masked, chosen)}
+        return {"loss": masked_loss(logits, masked, masked.weights.sum().clamp(min=1))}
 
 
 class ReplacedTokenDetection(nn.Module):
@@ -235,17 +229,15 @@ class ReplacedTokenDetection(nn.Module):
         if spec.tie_softmax:
             generator.get_output_embeddings().weight = shared.word_embeddings.weight
 
-    def forward(
-        self, tokens: torch.Tensor, masked: Masked, chosen: torch.Tensor, read: int
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, tokens: torch.Tensor, masked: Masked) -> dict[str, torch.Tensor]:
         """The losses of one batch, scalars; ``loss`` = generator + 50 x discriminator."""
         # The generator guesses the masked tokens.
         logits = masked_logits(self.generator, masked)
-        generator_loss = masked_loss(logits, masked, chosen)
+        generator_loss = masked_loss(logits, masked, masked.weights.sum().clamp(min=1))
         # The discriminator tells for every token whether it is a guess that differs.
         corrupted, replaced = corrupt(tokens, masked, logits)
         detection = replaced_loss(self.model, corrupted, masked.types, replaced)
-        discriminator_loss = detection / read
+        discriminator_loss = detection / tokens.numel()
         return {
             "loss": generator_loss + registry.DISCRIMINATOR_WEIGHT * discriminator_loss,
             "generator_loss": generator_loss,

@@ -38,8 +38,7 @@ class Step:
     """An optimiser step of pre-training, as often as it is called; nothing in it waits for the GPU.
 
     Masks come from `generator`, dropout and samples from torch's own; the caller seeds both. The
-    forward pass computes in `dtype`, with at most `most` tokens: larger batches are accumulated
-    (0: no limit). `clip` is the largest norm of the gradient.
+    forward pass computes in `dtype`; `clip` is the largest norm of the gradient.
     """
 
     def __init__(
@@ -48,10 +47,9 @@ class Step:
         vocabulary: objectives.Vocabulary,
         dtype: torch.dtype = torch.float32,
         clip: float = 1.0,
-        most: int = 0,
     ) -> None:
         self.model, self.vocabulary = task, vocabulary
-        self.dtype, self.clip, self.most = dtype, clip, most
+        self.dtype, self.clip = dtype, clip
         device = next(task.parameters()).device
         capturable = graphs.possible(device, dtype)
         self.optimiser = make_optimiser(task, capturable)
@@ -72,19 +70,10 @@ class Step:
         # Choose 15 % of the ordinary tokens of each row and hide them.
         masking = self.model.spec.masking
         masked = objectives.mask_tokens(tokens, self.vocabulary, masking, self.generator)
-        chosen = masked.weights.sum().clamp(min=1)
-        # Forward and backward, in passes that memory can hold: their gradients add up to the
-        # batch's, since each loss is divided by the tokens of the whole batch.
-        rows, losses = max(1, self.most // tokens.shape[1]) if self.most else len(tokens), {}
-        for start in range(0, len(tokens), rows):
-            part = slice(start, start + rows)
-            hidden = objectives.Masked(*(tensor[part] for tensor in masked))
-            with loop.autocast(tokens.device, self.dtype):
-                found = self.model(tokens[part], hidden, chosen, tokens.numel())
-            self.scaler.scale(found["loss"]).backward()
-            for name, value in found.items():
-                # Each pass is divided by the whole batch's tokens: the sum is the batch's mean.
-                losses[name] = losses.get(name, 0.0) + value.detach()
+        # Forward in the number format, backward.
+        with loop.autocast(tokens.device, self.dtype):
+            losses = self.model(tokens, masked)
+        self.scaler.scale(losses["loss"]).backward()
         # Clip the gradient, then let AdamW move the weights.
         self.scaler.unscale_(self.optimiser)
         loop.clip(self.model.parameters(), self.clip)
@@ -92,7 +81,7 @@ class Step:
             group["lr"] = rate
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return losses
+        return {name: value.detach() for name, value in losses.items()}
 
 
 def train(
@@ -112,7 +101,7 @@ def train(
     """
     device, seed, total = registry.device(), parameters.pretrain_seed, parameters.pretrain_steps
     vocabulary = objectives.Vocabulary.of(tok, device, segments)
-    step = Step(task, vocabulary, dtype, parameters.clip, parameters.pretrain_tokens_per_pass)
+    step = Step(task, vocabulary, dtype, parameters.clip)
     multiple = REPLAYED if step.replay.active else 1
     rows = Rows(packed, tok, parameters.pretrain_batch_size, seed, device, multiple)
     checkpoints = checkpoint.folder_of(parameters, "pretrain", parameters.model, folder)

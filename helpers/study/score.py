@@ -111,16 +111,15 @@ def _say(manifest: dict[str, Any], parameters: config.Finetune, plans: list[Plan
     which = f"commit {about['commit']}" if about["commit"] else "a folder"
     print(f"{about['source']} ({which}): {about['model_type']}, {quantity(count)} parameters")
     print(f"weights, SHA-256: {about['weights']}")
-    folder, rows = parameters.folder / "data" / "glue", parameters.finetune_batch_size
-    source = files.find_manifest(folder / parameters.tasks[0])["source"]
-    where = {"hub": "GLUE from the Hub", "folder": "a folder"}.get(source, "embedded, not GLUE")
-    epochs = (
-        f"{parameters.finetune_epochs} epochs, {parameters.finetune_epochs_small} on RTE and STS-B"
-    )
-    rate = "rate and epochs tuned"
+    data = files.find_manifest(parameters.folder / "data" / "glue" / parameters.tasks[0])
+    where = {"hub": "GLUE from the Hub", "folder": "a folder"}
+    print(f"data: {where.get(data['source'], 'the embedded world, not GLUE')}")
+    chosen = "rate and epochs by trials"
     if parameters.protocol == "fixed":
-        rate = f"rate {parameters.finetune_learning_rate:g}, {epochs}"
-    print(f"data: {where}; {rate}, {rows} rows a step, of {parameters.max_length} tokens at most")
+        chosen = "rate {finetune_learning_rate:g}, {finetune_epochs} epochs, "
+        chosen += "{finetune_epochs_small} on RTE and STS-B"
+    recipe = f"{chosen}, {{finetune_batch_size}} rows a step, at most {{max_length}} tokens each"
+    print(f"recipe: {recipe.format(**parameters.model_dump())}")
     if about["shared_layers"]:
         print("its layers share their weights, which have one learning rate")
     if (about["positions"] or parameters.max_length) < parameters.max_length:

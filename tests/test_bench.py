@@ -1,6 +1,5 @@
 """The speed table and the losses beside it: every comparison runs and says what was measured."""
 
-import os
 import re
 import sys
 
@@ -22,7 +21,6 @@ def test_a_ratio_is_the_median_of_pairs_and_the_first_pair_is_thrown_away():
     assert row["n"] == 3
 
 
-ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}  # it takes a minute
 # Both objectives and both kinds of attention.
 MODELS = ("bert", "electra-deberta")
 CODE = (
@@ -38,7 +36,7 @@ def measured(tmp_path_factory):
     curves = ("--parts", "curves", "--size", "tiny", "--steps", "24", "--seeds", "1")
     said = ""
     for more in ((*SMALL, "--parts", "pretrain,finetune,pack,profile"), curves):
-        done = command("-c", CODE, *more, "--out", out, env=os.environ | ENVIRONMENT)
+        done = command("-c", CODE, *more, "--out", out)
         assert done.returncode == 0, done.stderr[-2000:]
         said += done.stdout
     return said, {n: files.read_json(out / f"{n}.json") for n in ("bench", "profile", "curves")}

@@ -278,9 +278,9 @@ def test_a_seed_that_is_added_leaves_the_others_in_the_row(fine_tuning):
     assert [record["seed"] for record in both] == [0, 2]
     assert finetune.finished(fine_tuning(tasks=["rte"], seeds=[0, 2])) == both
     assert finetune.finished(fine_tuning(tasks=["rte"], seeds=[1])) is None
-    other = fine_tuning(tasks=["rte"], seeds=[1, 2], clip=0.5)
+    other = fine_tuning(tasks=["rte"], seeds=[1], clip=0.5)
     with pytest.raises(
-        UserError, match=r"rte/seed-2.json: was made with clip = 1.0, not 0.5; to k"
+        UserError, match=r"rte/seed-0.json: was made with clip = 1.0, not 0.5; to k"
     ):
         finetune.run(other)
     assert records.read_all(asked.folder, [asked.model], ["rte"]) == both
@@ -439,6 +439,8 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     frame = beside.table(beside.open_run(tmp_path / "few", ["cola"]), name)
     row = frame.iloc[0]
     assert frame.index[0] == "some/encoder@01234567"
+    with pytest.raises(UserError, match="no encoder has been scored there"):
+        beside.open_run(tmp_path / "few", ["rte"])
     assert (row["Protocol"], row["Collapsed"]) == ("tuned, 8 trials", 1)
     assert row["Parameters"] == "25 M (outside the class)"
     assert frame["Protocol"].iloc[-1] == "profile small-30m"

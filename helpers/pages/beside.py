@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from helpers.base import config, files
@@ -30,9 +31,8 @@ def open_run(run: Path, tasks: list[str]) -> View:
     # The run may since have been given other rows of a task: a table is of one dev set.
     made = {task: files.find_manifest(run / "data" / "glue" / task) for task in tasks}
     rows = zip(every["task"], every["hashes"], strict=True)
-    every = every[
-        [not made[task] or hashes["data"] == made[task]["files"] for task, hashes in rows]
-    ]
+    same = [not made[task] or hashes["data"] == made[task]["files"] for task, hashes in rows]
+    every = every[np.array(same, dtype=bool)]
     floors = every["model"].isin(records_of.FLOORS)
     scored = every[~floors].reset_index(drop=True)
     if scored.empty:
@@ -71,7 +71,7 @@ def lead(run: View, model: str) -> str:
     """
     floor, own = records_of.FLOORS[0], replace(run, models=(model,), records=run.of(model))
     found = comparisons.compared(own).pairs.get((model, floor))
-    title = tables.mean_name(own, own.headline)
+    title = next(name for name, tasks in _columns(own).items() if tasks == own.headline)
     return f"{title}, minus the bag of words, 95 %: {tables.interval(found)}" if found else ""
 
 
@@ -94,9 +94,8 @@ def _row(run: View, own: View, model: str) -> dict[str, Any]:
     mine = own.of(model)
     mine = mine[mine["task"].isin(run.present)]
     cells: dict[str, Any] = {"Model": _title(own, model, mine)}
-    for title, tasks in tables.columns(run).items():
-        if len(run.present) > 1 or title not in tables.means(run):
-            cells[title] = own.over_seeds(model, tasks).mean
+    for title, tasks in _columns(run).items():
+        cells[title] = own.over_seeds(model, tasks).mean
     cells["Seeds"] = int(mine.groupby("task").size().max()) if len(mine) else 0
     if model in records_of.FLOORS or mine.empty:
         return cells | {"Collapsed": 0, "Protocol": "", "Parameters": ""}
@@ -105,6 +104,12 @@ def _row(run: View, own: View, model: str) -> dict[str, Any]:
     size = int(mine["pretrain.parameters"].max())
     cells["Parameters"] = quantity(size) + OUTSIDE * (size > submission.PARAMETER_LIMIT)
     return cells
+
+
+def _columns(run: View) -> dict[str, list[str]]:
+    """The tasks by heading, and the means of more than one."""
+    means = tables.means(run) if len(run.present) < 2 else ()
+    return {name: tasks for name, tasks in tables.columns(run).items() if name not in means}
 
 
 def protocol(records: pd.DataFrame) -> str:

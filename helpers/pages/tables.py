@@ -196,7 +196,7 @@ def controls(view: View, found: Compared) -> pd.DataFrame:
     """What pre-training is worth: means over seeds, and the difference to the model's control.
 
     That is its own architecture without pre-training; NaN where the run has none. Intervals are
-    those of `compared`, of the headline's tasks and of these without the one that gains most.
+    those of `compared`, of the headline's tasks and of these without the one that matters most.
     """
     from helpers.model import registry  # torch
 
@@ -310,7 +310,7 @@ def key_figures(view: View) -> dict[str, Any]:
     asked = [(model, registry.control(model) or "") for model in view.models]
     worth = {pair: pairs[pair] for pair in asked if pair in pairs}
     without = [both_ways(rest) for rest in everything.without.values()]
-    always = [pair for pair in worth if all(rest[pair].low > 0 for rest in without)]
+    always = [p for p in worth if without and all(rest[p].low > 0 for rest in without)]
     found |= {"pretrained": len(worth), "helped": sum(one.low > 0 for one in worth.values())}
     found |= {"helped_always": len(always), "harmed": sum(one.high < 0 for one in worth.values())}
     asked = comparisons_of.questions(view)

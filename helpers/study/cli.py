@@ -88,19 +88,17 @@ def status(study: Study, cores: Cores, gpu_jobs: GpuJobs = 1) -> None:
 
 @_command
 def plan(study: Study) -> None:
-    """Print every parameter, and the jobs with tokens and FLOPs."""
+    """Print parameters, jobs with tokens and FLOPs, hours by GPU."""
     from helpers.study import grid, jobs
 
-    profile = config.load_profile(**study)
-    if (
-        not study["data"]
-        and profile.source == "folder"
-        and not files.resolve(profile.data).is_dir()
-    ):
-        print(f"data: {files.resolve(profile.data)}: no such folder; GLUE's own rows are counted\n")
-        profile = profile.model_copy(update={"source": "hub", "data": ""})
-    jobs.check(profile)
-    grid.plan(profile, config.layers(**study))
+    profile = counted = config.load_profile(**study)
+    folder = files.resolve(profile.data)
+    if profile.source == "folder" and not (study["data"] or folder.is_dir()):
+        print(f"data: {folder}: no such folder; GLUE's own rows are counted\n")
+        counted = profile.model_copy(update={"source": "hub", "data": ""})
+    jobs.check(counted)
+    grid.print_parameters(profile, config.layers(**study))
+    grid.print_jobs(counted)
 
 
 @_command

@@ -119,15 +119,19 @@ def _no_graph(command: list[str], environment: dict[str, str]) -> str:
     return f"Snakemake: {' '.join(said.split())}" if done.returncode else ""
 
 
-def plan(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
-    """Prints every parameter with where it stands, and the jobs with their tokens and FLOPs."""
-    from helpers.score import costs
-
+def print_parameters(profile: Profile, layers: dict[str, dict[str, object]]) -> None:
+    """Prints every parameter with where it stands."""
     final = profile.model_dump()
     stands = {name: where for where, values in layers.items() for name in values}
     for where, values in layers.items():
         text = ", ".join(f"{n}={final[n]!r}" for n in values if stands[n] == where)
         print(textwrap.fill(f"from {where}: {text}", 100, subsequent_indent="  "), end="\n\n")
+
+
+def print_jobs(profile: Profile) -> None:
+    """Prints the jobs with their tokens and FLOPs, and the hours that they take."""
+    from helpers.score import costs
+
     tasks = glue.announce(profile.source, profile.data, profile.tasks)
     print(f"{'job':<38}{'steps':>12}{'tokens':>12}{'FLOPs':>12}{'parameters':>13}")
     total = 0.0

@@ -32,8 +32,6 @@ from helpers.base.errors import (
     did_you_mean,
     run_main,
 )
-from helpers.data import glue
-from helpers.model import registry
 
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -111,8 +109,10 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
                 f"{error.filename or out}: cannot {what}: {error.strerror or error}"
             ) from None
         except Exception as error:  # of papermill, nbclient, nbformat, jupyter_client, ZMQ
-            line = f"{out}: {failure(out)}"
-            if not failure(out):  # the notebook cannot be read, or its kernel does not start
+            line = f"{out}: {failure(out) or 'stopped; run it again to go on'}"
+            if not (
+                failure(out) or asked
+            ):  # the notebook cannot be read, or its kernel does not start
                 line = f"{notebook}: {type(error).__name__}: {' '.join(str(error).split())}"
             raise (Preempted if asked else UserError)(line) from None
 
@@ -126,7 +126,8 @@ def _stopping(kernels: list[AsyncKernelManager], out: Path) -> Iterator[list[boo
         asked.append(True)
         running = [k.provisioner.pid for k in kernels if k.provisioner and k.provisioner.pid]
         for pid in running:
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(pid, signal.SIGTERM)
         if not running:
             raise Preempted(f"{out}: stopped before it began")
 
@@ -228,15 +229,27 @@ def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
     values |= dict(_change(text) for text in changes)
     parameters = config.validate(cls, values, f"{stage}.ipynb")
     folder = parameters.folder if isinstance(parameters, config.Stage) else profile.folder
-    given = isinstance(parameters, config.Finetune) and not registry.knows(parameters.model)
-    if given and profile.source == "folder":  # the notebook alone would take them from the Hub
-        place = {"runs": parameters.runs, "profile": parameters.profile}
-        glue.prepare(config.Data(**profile.stage(config.Data, **place)), parameters.tasks)
+    if isinstance(parameters, config.Finetune) and profile.source == "folder":
+        values |= _bring_tasks(parameters, profile)
+        parameters = config.validate(cls, values, f"{stage}.ipynb")
     out = executed(folder, stage, *_parts(parameters))
     status = run(files.root() / "notebooks" / f"{stage}.ipynb", out, values)
     if status == 0:
         print(f"open {os.path.relpath(out)}")
     return status
+
+
+def _bring_tasks(parameters: config.Finetune, profile: config.Profile) -> dict[str, list[str]]:
+    """The tasks of a checkpoint from elsewhere, prepared: alone it would take them from the Hub."""
+    from helpers.data import glue
+    from helpers.model import registry
+
+    if registry.knows(parameters.model):
+        return {}
+    tasks = glue.announce(profile.source, profile.data, parameters.tasks)
+    place = {"runs": parameters.runs, "profile": parameters.profile}
+    glue.prepare(config.Data(**profile.stage(config.Data, **place)), tasks)
+    return {"tasks": tasks}
 
 
 def _change(text: str) -> tuple[str, object]:

@@ -17,7 +17,7 @@ from helpers.data import glue, tokenizer
 from helpers.model import registry
 from helpers.pages import beside
 from helpers.study import notebook
-from helpers.train import batches, finetune, foreign, heads, loop
+from helpers.train import batches, finetune, floor, foreign, heads, loop
 
 STEPS = 3  # of training that are timed
 FORWARD = 3  # a step takes about as long as so many forward passes
@@ -63,6 +63,7 @@ def run(profile: config.Profile, model: str, only_check: bool = False) -> int:
         source = files.find(f"notebooks/{STAGE}.ipynb")
         if status := notebook.run(source, out, values):
             return status
+    floor.run(parameters, tasks)  # the notebook's may be of other data since
     for group in beside.groups(tasks):
         show(profile.folder, manifest["model"], group)
     print(f"open {os.path.relpath(out)}")

@@ -339,11 +339,10 @@ def _open(parameters: config.Finetune) -> list[_Cell]:
 
 
 def _refuse_to_replace(cell: _Cell) -> None:
-    """Checks that no seed has a record of other parameters or data, which may be hours of work."""
-    for seed in cell.parameters.seeds:
-        path, wanted = cell.folder / f"seed-{seed}.json", cell.specification(seed)
-        told = files.read_json(path) if path.exists() else None
-        if told is None or told.get("spec") == files.digest(wanted):
+    """Checks that no record is of other parameters or data: it may be hours of work."""
+    for path in sorted(cell.folder.glob("seed-*.json")):
+        told, wanted = files.read_json(path), cell.specification(int(path.stem[5:]))
+        if told.get("spec") == files.digest(wanted):
             continue
         now, then = wanted["parameters"], told.get("parameters", {})
         differs = [

@@ -76,7 +76,7 @@ def _cell(parameters: config.Stage, model: str, name: str, data: dict[str, Any])
     folder.mkdir(parents=True, exist_ok=True)
     records.write_predictions(path, predictions, {s: t["idx"] for s, t in tables.items()})
     hardware, code = provenance.hardware(1), provenance.code()
-    nothing = dict.fromkeys(records.Pretraining.model_fields, 0) | {"bits_per_byte": None}
+    nothing = dict.fromkeys(records.required(records.Pretraining), 0)
     record = {
         **{key: wanted[key] for key in ("schema", "task", "seed", "parameters", "model")},
         **{key: data[key] for key in ("source", "rows", "reduced", "complete")},
@@ -85,7 +85,7 @@ def _cell(parameters: config.Stage, model: str, name: str, data: dict[str, Any])
         "corpus": "none",
         "size": "none",
         "pretrain": nothing,
-        "finetune": dict.fromkeys(records.Finetuning.model_fields, 0) | {"seconds": seconds},
+        "finetune": dict.fromkeys(records.required(records.Finetuning), 0) | {"seconds": seconds},
         "pretrain_hardware": hardware,
         "hardware": hardware,
         "precision": "float32: scikit-learn on a CPU",

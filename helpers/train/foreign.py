@@ -26,7 +26,7 @@ HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 SMALL = ["*.json", "*.txt", "*.model", "*.codes"]  # configuration and tokenizer
 WEIGHTS = registry.WEIGHTS  # the second kind is read where the first is missing, without its code
 PROBE = "the cat sat on a mat and saw a bird in the old tree near the small white house . "
-NOTHING = dict.fromkeys(records.Pretraining.model_fields)  # what no checkpoint says of itself
+NOTHING = dict.fromkeys(records.required(records.Pretraining))  # what no checkpoint says of itself
 LONGEST = 10**6  # tokens; tokenizers without a limit give a larger number
 
 

@@ -28,7 +28,7 @@ from helpers.train.batches import Rows
 from helpers.train.held_out import HeldOut
 
 LOG_POINTS = 200
-REPLAYED = 8  # lengths of batches are multiples of it where a step is recorded or compiled
+REPLAYED = 8  # lengths of batches are multiples of it where a step is recorded
 DIVERGED = (2.0, 3)
 """Training diverges where the mean loss is this many times that of the first step, whose weights
 are random, in so many lines of the log in succession. A spike that comes down again goes on."""

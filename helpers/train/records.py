@@ -136,6 +136,11 @@ class Record(Strict):
     spec: str = Field(description="SHA-256 of all the score follows from")
 
 
+def required(cls: type[Strict]) -> list[str]:
+    """The fields that a part of every record has."""
+    return [name for name, field in cls.model_fields.items() if field.is_required()]
+
+
 def folder(run: Path, model: str, task: str) -> Path:
     """Where the records of one cell of the table are kept."""
     return run / "records" / model / task

@@ -109,10 +109,9 @@ def execute(notebook: Path, out: Path, parameters: dict[str, object]) -> None:
                 f"{error.filename or out}: cannot {what}: {error.strerror or error}"
             ) from None
         except Exception as error:  # of papermill, nbclient, nbformat, jupyter_client, ZMQ
-            line = f"{out}: {failure(out) or 'stopped; run it again to go on'}"
-            if not (
-                failure(out) or asked
-            ):  # the notebook cannot be read, or its kernel does not start
+            told = failure(out)
+            line = f"{out}: {told or 'stopped; run it again to go on'}"
+            if not (told or asked):  # the notebook cannot be read, or its kernel does not start
                 line = f"{notebook}: {type(error).__name__}: {' '.join(str(error).split())}"
             raise (Preempted if asked else UserError)(line) from None
 
@@ -210,8 +209,9 @@ def run(notebook: Path, out: Path, parameters: dict[str, object]) -> int:
     try:
         execute(notebook.resolve(), out.resolve(), parameters)
     except UserError as error:
-        print(f"[{out.stem}] failed: {error}", file=sys.stderr, flush=True)
-        return PREEMPTED if isinstance(error, Preempted) else 1
+        stopped = isinstance(error, Preempted)
+        print(f"[{out.stem}] {'failed: ' * (not stopped)}{error}", file=sys.stderr, flush=True)
+        return PREEMPTED if stopped else 1
     print(f"[{out.stem}] done in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return 0
 

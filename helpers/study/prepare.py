@@ -13,12 +13,8 @@ from helpers.model import registry
 
 S = TypeVar("S", bound=config.Stage)
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
-LASTING = (
-    "models",
-    "records",
-    "trials",
-    "checkpoints",
-)  # folders of a run that take long to make again
+# Folders of a run that take long to make again.
+LASTING = ("models", "records", "trials", "checkpoints")
 
 
 def prepare(parameters: S) -> S:

@@ -143,12 +143,7 @@ def select(records: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -
     return chosen.reset_index(drop=True)
 
 
-def open_run(
-    run: Path,
-    models: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    published: str = "results/published.json",
-) -> View:
+def open_run(run: Path, models: Sequence[str] = (), tasks: Sequence[str] = ()) -> View:
     """Reads a run; without `models` and `tasks`, those that its ``run.json`` names."""
     asked = {"models": list(models), "tasks": list(tasks)} if models and tasks else {}
     there = (run / files.RUN).exists() or not asked
@@ -159,7 +154,8 @@ def open_run(
     records = select(every, *names)
     floors = every[every["model"].isin(records_of.FLOORS)].reset_index(drop=True)
     facts["parameters"] = parameters
-    return View(run, records, files.read_json(files.find(published)), *names, facts, floors)
+    published = files.read_json(files.find("results/published.json"))
+    return View(run, records, published, *names, facts, floors)
 
 
 def save_facts(view: View) -> None:

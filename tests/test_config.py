@@ -102,6 +102,13 @@ def test_a_wrong_parameter_is_named_with_its_value(changes, says):
         config.read(config.Pretrain, tiny(**changes))
 
 
+def test_parameters_are_read_again_beside_names_of_later_cells():
+    values = tiny()
+    config.read(config.Pretrain, values)
+    again = config.read(config.Pretrain, values | {"text": "of a later cell", "pretrain_steps": 7})
+    assert again.pretrain_steps == 7
+
+
 def test_a_missing_parameter_is_named():
     values = tiny()
     del values["clip"]
@@ -113,6 +120,9 @@ def test_lists_from_a_command_line():
     profile = config.load_profile("tiny", models="bert, electra", seeds="0 3", tasks="rte")
     assert profile.models == ["bert", "electra"]
     assert profile.seeds == [0, 3]
+    assert config.load_profile("tiny", models="bert 2024", tasks="7").models == ["bert", "2024"]
+    with pytest.raises(UserError, match="tiny.yaml and the command line: pretrain_steps = 0"):
+        config.load_profile("tiny", pretrain_steps=0)
     assert profile.tasks == ["rte"]
     with pytest.raises(UserError, match="each may stand there once"):
         config.load_profile("tiny", seeds="1 1")

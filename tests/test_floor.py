@@ -95,3 +95,8 @@ def test_the_floor_is_a_row_of_the_tables_and_marks_what_is_not_above(
     tables.write(shown, profile.folder / "tables")
     view.save_facts(shown)
     assert verify.verify(profile.folder).wrong == []
+
+
+def test_texts_that_share_no_word_get_the_majority_answer():
+    train = pd.DataFrame({"sentence": [f"w{n}" for n in range(300)], "label": [0, 1, 1] * 100})
+    assert set(floor.predict("cola", train, {"dev": train})["dev"]) == {1}

@@ -31,12 +31,16 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeErro
 
 def _words(value: object) -> object:
     """A list as written on a command line: ``"bert, deberta"`` or ``"0 1"`` or ``3``."""
-    if isinstance(value, str):
-        parts = value.replace(",", " ").split()
-        return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
     if isinstance(value, int) and not isinstance(value, bool):
-        return [value]
-    return value
+        value = str(value)
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _numbers(value: object) -> object:
+    parts = _words(value)
+    if parts is value:
+        return value
+    return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
 def _plain(text: str) -> str:
@@ -48,7 +52,7 @@ def _plain(text: str) -> str:
 Plain = Annotated[str, Field(min_length=1), AfterValidator(_plain)]  # what someone else has written
 Names = Annotated[list[str], BeforeValidator(_words), Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Seeds = Annotated[list[Seed], BeforeValidator(_words), Field(min_length=1)]
+Seeds = Annotated[list[Seed], BeforeValidator(_numbers), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -253,11 +257,12 @@ def _owner(cls: type[BaseModel], place: tuple[str | int, ...]) -> type[BaseModel
     return cls
 
 
-def read(cls: type[S], namespace: Mapping[str, object]) -> S:
+def read(cls: type[S], namespace: dict[str, object]) -> S:
     """Reads a notebook's parameters from its globals; call it after the cell that declares them.
 
     Parameters of other stages are passed over, so one profile serves every notebook; a name no
-    stage knows is an error, because papermill injects misspelt parameters without a word.
+    stage knows is an error, because papermill injects misspelt parameters with a mere warning. The
+    second call in a kernel does not look for such names: there are those of later cells.
     """
     data = (str, int, float, bool, list, tuple, type(None))
     ours = {
@@ -265,7 +270,9 @@ def read(cls: type[S], namespace: Mapping[str, object]) -> S:
         for name, value in namespace.items()
         if isinstance(value, data) and name[0] != "_" and name not in ("In", "Out", "papermill")
     }
-    for name, value in ours.items():
+    first = "_parameters_were_read" not in namespace
+    namespace["_parameters_were_read"] = True
+    for name, value in ours.items() if first else ():
         if name not in Profile.model_fields and name not in cls.model_fields:
             hint = did_you_mean(name, cls.model_fields)
             if name == "base":  # of a profile: papermill -f reads that file alone
@@ -359,5 +366,6 @@ def load_profile(name: str, **changes: object) -> Profile:
     """The profile that :func:`layers` make."""
     places = layers(name, **changes)
     values = {key: value for values in places.values() for key, value in values.items()}
-    file = [place for place in places if place != "the command line"][-1]
-    return validate(Profile, values, file)
+    return validate(
+        Profile, values, " and ".join([*places][-2 if "the command line" in places else -1 :])
+    )

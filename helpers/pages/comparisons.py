@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -115,23 +114,11 @@ def _compare(view: View, labels: Labels) -> Compared:
 def questions(view: View) -> pd.DataFrame:
     """The pairs of `QUESTIONS` that were compared, a row each: what, model, other, `Comparison`'s.
 
-    A difference is the first model's; p is corrected for the number of rows, ``resolved`` says
-    whether the two differ, and ``always`` whether they do, the same way, whichever task is left
-    out.
+    A difference is the first model's; p is corrected for the number of rows.
     """
-    found, rows = compared(view), []
+    known = both_ways(compared(view).pairs)
     asked = [(what, *pair) for what, pairs in QUESTIONS.items() for pair in pairs]
-
-    def answers(pairs: Pairs) -> dict[tuple[str, ...], Comparison]:
-        known = both_ways(pairs)
-        return statistics.corrected({row: known[row[1:]] for row in asked if row[1:] in known})
-
-    without = {task: answers(pairs) for task, pairs in found.without.items()}
-    for row, one in answers(found.pairs).items():
-        sign = math.copysign(1, one.difference)
-        rest = {task: others[row] for task, others in without.items() if row in others}
-        same = [other.resolved and sign * other.difference > 0 for other in rest.values()]
-        rows.append([*row, *asdict(one).values(), one.resolved, bool(same) and all(same)])
-    fields = [*Comparison.__dataclass_fields__, "resolved", "always"]
-    frame = pd.DataFrame(rows, columns=["what", "model", "other", *fields])
-    return frame.astype({"resolved": bool, "always": bool})
+    found = statistics.corrected({row: known[row[1:]] for row in asked if row[1:] in known})
+    rows = [[*row, *asdict(one).values()] for row, one in found.items()]
+    fields = ["what", "model", "other", *Comparison.__dataclass_fields__]
+    return pd.DataFrame(rows, columns=fields)

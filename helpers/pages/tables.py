@@ -284,9 +284,8 @@ def key_figures(view: View) -> dict[str, Any]:
     """What the first sentences of a page say of a run: values for `view.inline`, by name.
 
     The best model, with its mean of the headline's tasks over seeds, beside the floor and its own
-    control; how many models are ahead of their control, whichever task is left out too, and behind;
-    by question the pairs that were compared, in how many of them the model that has the idea is
-    ahead, and behind, where the two differ, and in how many it is ahead whichever task is left out.
+    control; of the models of the registry, how many are ahead of their control, and how many
+    whichever task is left out; by question, what each pair of models says.
     """
     from helpers.model import registry  # torch
 
@@ -307,19 +306,20 @@ def key_figures(view: View) -> dict[str, Any]:
         "gain": interval(pairs.get((best, control))) or unknown,
         "least": least(view, everything, best, control) or unknown,
     }
-    asked = [(model, registry.control(model) or "") for model in view.models]
+    asked = [(model, registry.control(model) or "") for model in view.models if "+" not in model]
     worth = {pair: pairs[pair] for pair in asked if pair in pairs}
     without = [both_ways(rest) for rest in everything.without.values()]
     always = [p for p in worth if without and all(rest[p].low > 0 for rest in without)]
     found |= {"pretrained": len(worth), "helped": sum(one.low > 0 for one in worth.values())}
-    found |= {"helped_always": len(always), "harmed": sum(one.high < 0 for one in worth.values())}
-    asked = comparisons_of.questions(view)
-    for what in comparisons_of.QUESTIONS:
-        one = asked[asked["what"] == what]
-        ahead = one["resolved"] & (one["difference"] > 0)
-        counts = {"pairs": len(one), "ahead": ahead.sum(), "always": (ahead & one["always"]).sum()}
-        counts["behind"] = (one["resolved"] & (one["difference"] < 0)).sum()
-        found |= {f"{what}_{name}": count for name, count in counts.items()}
+    found["helped_always"] = len(always)
+    for what, asked in comparisons_of.QUESTIONS.items():
+        lines = [
+            f"{_name(view, one)} over {_name(view, other)} {interval(pairs[one, other])}, "
+            + least(view, everything, one, other)
+            for one, other in asked
+            if (one, other) in pairs
+        ]
+        found[what] = "; ".join(lines) or unknown
     return found
 
 

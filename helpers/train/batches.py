@@ -14,7 +14,7 @@ from helpers.base import seeding
 from helpers.data import glue
 from helpers.train import loop
 
-POOL = 64  # batches that are sorted by length together; more: less padding, and less chance
+POOL = 64  # batches at most, sorted by length together; more: less padding, and less chance
 
 
 class Rows:
@@ -36,6 +36,8 @@ class Rows:
     ) -> None:
         self.packed, self.size, self.seed, self.device = packed, size, seed, device
         self.pad, self.separator, self.multiple = tok.pad_token_id, tok.sep_token_id, multiple
+        # Of an epoch at most: the copies of a row have one length and would share a batch.
+        self.together = max(1, min(POOL, len(packed) // size))
         self.orders: dict[int, np.ndarray] = {}
         self.pool, self.batches = -1, np.empty(0)
         # torch indexes signed integers everywhere; the mask takes the sign back.
@@ -52,16 +54,17 @@ class Rows:
 
     def rows(self, step: int) -> tuple[np.ndarray, int]:
         """Row numbers of the batch of a step (from 0), int64 [size], and its length in tokens."""
-        pool, place = divmod(step, POOL)
+        pool, place = divmod(step, self.together)
         if pool != self.pool:
             # The next rows of the stream, which may end one epoch and begin the next.
-            numbers = np.arange(pool * POOL * self.size, (pool + 1) * POOL * self.size)
+            count = self.together * self.size
+            numbers = np.arange(pool * count, (pool + 1) * count)
             epochs, places = np.divmod(numbers, len(self.packed))
             parts = [self.order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
             rows = np.concatenate(parts)
             # Sort them by length, cut them into batches, shuffle these.
             lengths = (self.packed[rows] != self.pad).sum(1)
-            order = np.argsort(-lengths, kind="stable").reshape(POOL, self.size)
+            order = np.argsort(-lengths, kind="stable").reshape(-1, self.size)
             order = seeding.numpy_generator(self.seed, "pool", pool).permutation(order)
             self.pool, self.batches, self.lengths = pool, rows[order], lengths[order].min(1)
         shortest = int(self.lengths[place])

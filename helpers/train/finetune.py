@@ -411,6 +411,8 @@ def _tuned(cell: _Cell) -> _Cell:
     """The cell with the rate and the epochs that its trials choose."""
     parameters, rows, grid = cell.parameters, cell.data["rows"]["train"], cell.grid
     trials, folder = cell.tried(), cell.trials_file.parent
+    where = f"finetune/{parameters.model}/{cell.name}"
+    checkpoints = checkpoint.folder_of(parameters, where, "trials", folder)
     if len(trials) < len(grid):
         spec = files.digest(cell.specification(tuning.SEED))
         data, held_out = tuning.split(cell.encode()["train"], rows)
@@ -425,7 +427,7 @@ def _tuned(cell: _Cell) -> _Cell:
                 tried = replace(cell, parameters=chosen)
                 own = files.digest([spec, rate, epochs])
                 try:
-                    model, dtype, _ = _fit(tried, tuning.SEED, data, bar, folder, own)
+                    model, dtype, _ = _fit(tried, tuning.SEED, data, bar, checkpoints, own)
                     found = predict(model, held_out, cell.tok, dtype)
                 except Diverged as error:  # counts, as a model that says the same of every row
                     bar.write(f"{error}; the trial counts as a constant prediction")
@@ -433,7 +435,7 @@ def _tuned(cell: _Cell) -> _Cell:
                 trials.append(tuning.trial(cell.name, rate, epochs, rows, held_out, found))
                 files.write_json(cell.trials_file, {"spec": spec, "trials": trials})
                 bar.skip(per_epoch * sum(trial["epochs"] for trial in trials) - bar.n)
-                checkpoint.clear(folder)
+                checkpoint.clear(checkpoints)
         bar.close()
     best = parameters.model_copy(update=tuning.best(trials))
     return replace(cell, parameters=best, trials=tuple(trials), asked=parameters)

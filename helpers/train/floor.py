@@ -128,9 +128,13 @@ def predict(
         dtype=np.float32,
     )
     texts = pd.concat([train[column] for column in task.columns])
-    if len(np.unique(labels)) < 2 or not texts.str.contains(r"\w").any():
-        return majority(name, train, others)  # nothing to learn, or nothing to learn from
-    features = _features(vectors.fit(texts), task, train)
+    try:
+        vectors.fit(texts)
+    except ValueError:  # no words, or none that stands in two rows
+        return majority(name, train, others)
+    if len(np.unique(labels)) < 2:
+        return majority(name, train, others)
+    features = _features(vectors, task, train)
     aside = seeding.numpy_generator("floor", 0).random(len(train)) < ASIDE
     scores, enough = {}, len(train) >= FEW and len(np.unique(labels[~aside])) > 1
     for strength in STRENGTHS if enough else ():

@@ -2,8 +2,8 @@
 
 `make bench` calls it. It writes to the folder --out: bench.json, each work timed theirs, ours,
 theirs, ours..., each side in a process of its own, with the median of the ratios pair by pair;
-profile.json, where the time of one pre-training step goes; curves.json, losses of both sides from
-the same weights on the same segments, each with its own masks, so that seeds give the noise.
+curves.json, losses of both sides from the same weights on the same segments, each with its own
+masks, so that seeds give the noise.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 
 from helpers.base import config, files, machine, seeding
@@ -312,7 +312,7 @@ def tokenising(place: Place) -> Iterator[Work]:
     yield Work(*about, partial(our_packing, place), partial(encoding, place))
 
 
-PARTS = ("pretrain", "finetune", "pack", "profile", "curves")
+PARTS = ("pretrain", "finetune", "pack", "curves")
 
 
 def compare(work: Work, ours: Timed, theirs: Timed, pairs: int) -> dict[str, object]:
@@ -354,19 +354,6 @@ def speeds(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
         form = "{work:<42}{reference:<28}{ours:>11,.1f}{theirs:>11,.1f} {unit:<11}{ratio:>6.2f}x"
         print((form + " ({ratio_low:.2f} to {ratio_high:.2f})").format(**row), flush=True)
         yield {"rows": rows}
-
-
-def operations(places: list[Place], _: argparse.Namespace) -> Iterator[dict]:
-    """profile.json: the shares of a step's CPU time, by operation, as torch's profiler sees it."""
-    (place,), model, dtype = places, "electra-deberta", "bfloat16"
-    step = our_step(place, model, dtype)
-    step(2)
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        step(place.steps)
-    times = pd.Series({event.key: event.self_cpu_time_total for event in seen.key_averages()})
-    shares = (times / times.sum()).nlargest(12).round(4)
-    print(shares.to_string())
-    yield {"model": model, "precision": dtype, "shares": shares.to_dict()}
 
 
 def curves(places: list[Place], options: argparse.Namespace) -> Iterator[dict]:
@@ -417,14 +404,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs"), help="folder of the three files")
+    add("--out", type=Path, default=Path("runs"), help="folder of the two files")
     add("--data", default="", help="folder with glue/ and corpus/; else embedded")
     add("--parts", default=",".join(PARTS), help="which of them")
     add("--size", help="row of registry.SIZES; else paper and small, and mini for curves")
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--pairs", type=int, default=5, help="timings of either side")
     add("--batch", type=int, help="segments per step; else 16, 32, and 4 for curves")
-    add("--steps", type=int, help="in one timing, profile or curve; else 1, 3, 300")
+    add("--steps", type=int, help="in one timing or curve; else 1, 300")
     add("--rows", type=int, default=256, help="examples of a fine-tuning epoch")
     add("--seeds", type=int, default=3, help="curves of either side")
     add("--threads", type=int, help="of the CPU; else all, and one for curves")
@@ -443,8 +430,6 @@ def main() -> None:
     if {"pretrain", "finetune", "pack"} & set(options.parts):
         measure(options, speeds, "bench.json", *(shapes[:1] if options.size else shapes))
     options.device = "cpu"
-    if "profile" in options.parts:
-        measure(options, operations, "profile.json", shapes[0] | {"steps": 3})
     if "curves" in options.parts:
         small = {"size": "mini", "batch": 4, "threads": 1, "vocabulary": 4000, "dropout": 0.1}
         measure(options, curves, "curves.json", small | {"steps": 300})

@@ -6,14 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from makers import make_run
 from safetensors.numpy import load_file
-from scipy import stats
 
 from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.model import registry
-from helpers.pages import recipes, view
 from helpers.train import finetune, loop, objectives, pretrain
 
 TASKS = ["cola", "rte"]
@@ -123,70 +120,3 @@ def test_the_pre_ln_encoder_is_trained_to_its_end(own_run):
     assert record["model"] == "roberta+pre-ln"
     encoder = own_run.folder / "models" / "roberta+pre-ln" / "encoder" / "config.json"
     assert files.read_json(encoder)["model_type"] == "roberta-prelayernorm"
-
-
-def make_study(bits, scores=None):
-    """A study of one task from held-out bits per byte by name."""
-    found = []
-    for name, value in bits.items():
-        base, changes, seed = registry.parts(name)
-        found.append(
-            {
-                "name": name,
-                **{"base": base, "changes": list(changes), "seed": seed, "bits_per_byte": value},
-                **{"auc": None, "effective_rank": 9.0},
-                "flops": 0.5e9 if "quarter-generator" in changes else 1e9,
-                "scores": {"cola": (scores or {}).get(name, [40.0])},
-            }
-        )
-    return {"models": found}
-
-
-def test_a_change_is_compared_seed_by_seed():
-    base, change = "electra-deberta", "electra-deberta+quarter-generator"
-    bits = {f"{base}+seed-{k}": value for k, value in [(1, 2.0), (2, 2.2)]} | {base: 1.9}
-    bits |= {f"{change}+seed-{k}": value for k, value in [(2, 2.1), (1, 1.95)]} | {change: 1.8}
-    bits |= {f"{base}+no-dropout": 1.95}
-    study = make_study(bits, {base: [40.0, 42.0], change: [44.0, 43.0]})
-    found = recipes.effects(study).set_index("changes")
-    assert list(found.index) == ["", "quarter-generator", "no-dropout"]
-    row, gains = found.loc["quarter-generator"], [100 * x for x in (0.1 / 1.9, 0.05 / 2, 0.1 / 2.2)]
-    assert row["pairs"] == 3
-    assert row["gain"] == pytest.approx(np.mean(gains))
-    half = stats.t.ppf(0.975, 2) * stats.sem(gains)
-    assert (row["low"], row["high"]) == pytest.approx((row["gain"] - half, row["gain"] + half))
-    assert row["p"] == pytest.approx(2 * stats.t.sf(np.mean(gains) / stats.sem(gains), 2))
-    assert row["points"] == pytest.approx((2.5 + 0 + 0) / 3)
-    assert row["flops"] == 0.5
-    single = found.loc["no-dropout"]
-    assert single["gain"] == pytest.approx(-100 * 0.05 / 1.9)
-    assert np.isnan(single[["low", "high", "p"]].astype(float)).all()
-
-
-def test_a_study_is_measured_from_records_of_every_seed(tmp_path):
-    names = ["electra-deberta", "electra-deberta+seed-1", "electra-deberta+no-dropout"]
-    run = make_run(tmp_path / "records", "folder", models=names, tasks=TASKS)
-    make_run(run, "folder", models=["bag-of-words", "majority"], tasks=TASKS, seeds=[0])
-    frame = view.load_records(run)
-    profile = config.load_profile(
-        "mini", profile="beyond", data="data", models=names, tasks=TASKS, seeds=[0, 1]
-    )
-    unseen = {key: {} for key in names[:2]} | {names[2]: {"effective_rank": 3.5}}
-    found = recipes.measure(frame, profile, unseen)
-    assert [one["name"] for one in found["models"]] == names
-    mine = frame[(frame["model"] == names[2]) & (frame["task"] == "rte")]
-    assert found["models"][2]["scores"]["rte"] == list(mine.sort_values("seed")["score"])
-    assert found["models"][2]["base"] == "electra-deberta"
-    assert [one["effective_rank"] for one in found["models"]] == [None, None, 3.5]
-    assert found["train_rows"]["rte"] == mine["rows"].iloc[0]["train"]
-    floor = frame[(frame["model"] == "bag-of-words") & (frame["task"] == "rte")]["score"].tolist()
-    assert floor == [found["floors"]["bag-of-words"]["rte"]]
-    files.write_json(tmp_path / "beyond.json", found)
-    assert files.read_json(tmp_path / "beyond.json") == found
-
-    plain = profile.model_copy(update={"models": ["bert"]})
-    with pytest.raises(UserError, match="models has none with a change: no-dropout"):
-        recipes.measure(frame, plain, unseen)
-    alone = profile.model_copy(update={"models": ["bert", "bert+no-dropout+seed-1"]})
-    with pytest.raises(UserError, match=r"has bert\+no-dropout\+seed-1, but not bert\+seed-1"):
-        recipes.measure(frame, alone, unseen)

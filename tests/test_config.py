@@ -121,7 +121,7 @@ def test_lists_from_a_command_line():
     assert profile.models == ["bert", "electra"]
     assert profile.seeds == [0, 3]
     assert config.load_profile("tiny", models="bert 2024", tasks="7").models == ["bert", "2024"]
-    with pytest.raises(UserError, match="tiny.yaml and the command line: pretrain_steps = 0"):
+    with pytest.raises(UserError, match=r"tiny\.yaml and the command line: pretrain_steps = 0"):
         config.load_profile("tiny", pretrain_steps=0)
     assert profile.tasks == ["rte"]
     with pytest.raises(UserError, match="each may stand there once"):

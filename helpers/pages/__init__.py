@@ -5,7 +5,6 @@ comparisons  every pair of its checkpoints
 tables       DataFrames of a run, and how a page shows one
 beside       an encoder from elsewhere beside the others
 plots        figures
-recipes      what each change of a recipe was worth
 build        the pages built from a run
 verify       from a run's files back to its figures
 """

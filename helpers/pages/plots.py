@@ -169,27 +169,22 @@ def _references(axis: Axes, shown: View) -> None:
 
 
 @style()
-def held_out(runs: Sequence[View], levels: Mapping[str, float]) -> Figure:
-    """Loss on held-out documents, bits per byte, along each pre-training of `runs`.
+def held_out(shown: View, levels: Mapping[str, float]) -> Figure:
+    """Loss on held-out documents, bits per byte, along each pre-training of a run.
 
-    A marker stands at the end of each; the first run is the one that is shown. `levels` are lines
-    across by name, what counting comes to.
+    `levels` are lines across by name, what counting comes to.
     """
-    shown = runs[0]
     figure, axes = canvas(5.2, 4.0)
     axis, colours = axes[0, 0], palette(shown.models)
     for place, model in enumerate(shown.models):
-        label = paper.model_name(shown.published, model)
-        for run in runs:
-            log, found = run.logs.get(model), run.held_out.get(model, {})
-            if log is None or "bits_per_byte" not in found:
-                continue
-            line = log[["tokens", "held_out_loss"]].dropna()
-            bits = line["held_out_loss"] * found["bits_per_byte"] / found["loss"]
-            look = {"color": colours[model], "marker": MARKERS[place % len(MARKERS)]}
-            look |= {"markersize": 5, "linewidth": 1, "label": label, "markevery": [-1]}
-            axis.plot(line["tokens"], bits, **look)
-            label = None
+        log, found = shown.logs.get(model), shown.held_out.get(model, {})
+        if log is None or "bits_per_byte" not in found:
+            continue
+        line = log[["tokens", "held_out_loss"]].dropna()
+        bits = line["held_out_loss"] * found["bits_per_byte"] / found["loss"]
+        look = {"color": colours[model], "marker": MARKERS[place % len(MARKERS)]}
+        look |= {"markersize": 5, "linewidth": 1, "markevery": [-1]}
+        axis.plot(line["tokens"], bits, label=paper.model_name(shown.published, model), **look)
     for name, level in levels.items():
         axis.axhline(level, color="0.4", linestyle="--", linewidth=1)
         axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")

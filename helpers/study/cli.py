@@ -147,15 +147,6 @@ def site(
 
 
 @_command
-def recipes(study: Study, cores: Cores, gpu_jobs: GpuJobs = 1, cluster: Cluster = "") -> int:
-    """Run a recipe study and write results/beyond.json."""
-    from helpers.study import grid, jobs, publish
-
-    profile = jobs.load(**study)
-    return grid.run(profile, cores, gpu_jobs, cluster) or publish.measure_recipes(profile)
-
-
-@_command
 def verify(
     run: Annotated[str, Option(help="Folder of a run; else every kept one.")] = "",
     profile: Annotated[str, Option(help="The run of this profile.", autocompletion=_profiles)] = "",

@@ -153,4 +153,5 @@ def print_jobs(profile: Profile) -> None:
     gpus = costs.load(files.find("results/gpus.json")).values()
     peaks = {one.name: 3600 * costs.UTILISATION * one.peak_tflops * 1e12 for one in gpus}
     hours = ", ".join(f"{name} {total / peak:.3g}" for name, peak in peaks.items())
-    print(f"hours at {100 * costs.UTILISATION:.0f} % of a GPU's peak: {hours}")
+    share = f"{100 * costs.UTILISATION:.0f} % of a GPU's peak"
+    print(f"hours at {share}, within a factor of two: {hours}")

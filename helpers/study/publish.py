@@ -13,7 +13,7 @@ from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import UserError
 from helpers.data import glue
-from helpers.pages import build, comparisons, recipes
+from helpers.pages import build, comparisons
 from helpers.pages import tables as tables_of
 from helpers.pages import view as page_view
 from helpers.study import grid, jobs, notebook
@@ -116,19 +116,6 @@ def _finished(profile: Profile) -> dict[jobs.Job, jobs.State]:
         names = ", ".join(f"{name} ({state})" for name, state in missing.items())
         raise UserError(f"{profile.profile}: only a finished run is kept; missing: {names}")
     return found
-
-
-def measure_recipes(profile: Profile) -> int:
-    """Writes what each change of the recipe was worth to ``results/beyond.json``."""
-    _finished(profile)
-    made = {name: profile.folder / "models" / name / files.MANIFEST for name in profile.models}
-    unseen = {name: files.read_json(path)["held_out"] for name, path in made.items()}
-    found = recipes.measure(page_view.load_records(profile.folder / "records"), profile, unseen)
-    place = ROOT / "results" / "beyond.json"
-    files.write_json(place, found)
-    print(recipes.effects(found).round(2).to_string(index=False))
-    print(f"written to {os.path.relpath(place)}")
-    return 0
 
 
 def _keep(profile: Profile, found: dict[jobs.Job, jobs.State], target: Path, remark: str) -> int:

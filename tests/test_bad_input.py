@@ -531,7 +531,7 @@ def full_after(size):
         ("corpus", 1000, "data/corpus", r"data/\.corpus\.partial/part-00000\.parquet"),
         ("tasks", 1000, "data/glue", r"data/glue/\.cola\.partial/train\.parquet"),
         ("tokenizer", 8000, "tokenizer/wordpiece", "tokenizer/wordpiece"),
-        ("tokenizer", 30_000, "tokenizer/wordpiece", "tokenizer/wordpiece/tokens.bin"),
+        ("tokenizer", 30_000, "tokenizer/wordpiece", "tokenizer/wordpiece"),
         ("pre-training", 4000, "models/bert", "models/bert/checkpoint-.*"),
         ("fine-tuning", 500, "records/scratch", r"cola/seed-0\.parquet"),
     ],

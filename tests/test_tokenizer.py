@@ -1,13 +1,11 @@
 """Tokenizers: the same texts give the same bytes, and packed rows never mix documents unmarked."""
 
-import shutil
-
 import numpy as np
 import pytest
 from makers import command, small_profile
 from scipy import stats
 
-from helpers.base import config, files
+from helpers.base import config
 from helpers.data import corpus, packing, tokenizer
 
 CODE = """
@@ -52,81 +50,6 @@ def test_a_mask_stands_for_a_word_as_in_training(kind, tmp_path):
         for place, word in enumerate(words.split(), start=1):
             masked = [*ids[:place], tok.mask_token_id, *ids[place + 1 :]]
             assert tok(words.replace(word, tok.mask_token))["input_ids"] == masked
-
-
-class Cut(Exception):
-    """Stands for a kill."""
-
-
-@pytest.fixture
-def packing_cut(tmp_path, monkeypatch):
-    """A corpus of shards of 50, in batches of 14: the run, its batches, and numbers to cut at."""
-    monkeypatch.setattr(corpus, "SHARD", (50, 10**9))
-    monkeypatch.setattr(packing, "ENCODING", (14, 10**9))  # three batches a shard
-    profile = small_profile(tmp_path)
-    corpus.run(config.Data(**profile.stage(config.Data)))
-    real, calls, stops = packing.pack_batch, [], set()
-
-    def breaks(*arguments):
-        calls.append(1)
-        if len(calls) in stops:
-            raise Cut
-        return real(*arguments)
-
-    monkeypatch.setattr(packing, "pack_batch", breaks)
-    stages = (config.Tokenizer(**profile.stage(config.Tokenizer, max_length=n)) for n in (64, 32))
-    return profile.folder / "tokenizer" / "wordpiece", *stages, calls, stops
-
-
-def cut(parameters, calls, stops, *numbers):
-    """Runs the stage once for each number, up to the batch of that number."""
-    for number in numbers:
-        calls.clear()
-        stops.clear()
-        stops.add(number)
-        with pytest.raises(Cut):
-            tokenizer.run(parameters)
-    calls.clear()
-    stops.clear()
-
-
-def forget(folder):
-    for path in folder.glob("*manifest.json"):  # and the copy that a failed attempt falls back on
-        path.unlink()
-
-
-def test_packing_goes_on_from_the_last_whole_shard(packing_cut, monkeypatch):
-    folder, parameters, _, calls, stops = packing_cut
-    whole, everything = tokenizer.run(parameters), len(calls)
-    shutil.rmtree(folder)
-    train, trained = tokenizer.train, []
-    monkeypatch.setattr(tokenizer, "train", lambda *a: trained.append(1) or train(*a))
-    # Inside the first shard, inside the second, after a resumed one.
-    cut(parameters, calls, stops, 2, 6, 3)
-    assert files.read_json(folder / tokenizer.PACKING)["shards"] == 1
-    assert not (folder / "manifest.json").exists()
-    assert tokenizer.run(parameters) == whole
-    assert len(calls) == everything - 3  # not the first shard
-    assert len(trained) == 1  # not again, though no shard was done at the first kill
-    assert not (folder / tokenizer.PACKING).exists()
-
-
-def test_what_is_left_of_another_packing_is_not_taken_up(packing_cut):
-    folder, one, other, calls, stops = packing_cut
-    tokenizer.run(one)
-    whole = (folder / "tokens.bin").read_bytes()
-    forget(folder)
-    cut(one, calls, stops, 5)  # after its first shard
-    cut(other, calls, stops, 2)  # inside its first
-    tokenizer.run(one)
-    assert (folder / "tokens.bin").read_bytes() == whole
-
-    # A file shorter than was noted, as after a crash of the machine, is packed again.
-    forget(folder)
-    cut(one, calls, stops, 6)
-    (folder / "tokens.bin").write_bytes(whole[:100])
-    tokenizer.run(one)
-    assert (folder / "tokens.bin").read_bytes() == whole
 
 
 def test_a_large_corpus_is_sampled_for_the_vocabulary_and_packed_whole(

@@ -39,7 +39,6 @@ DTYPES = ("uint16", "uint32")  # of the packed corpus, the second for large voca
 HELD_OUT_ROWS = 2048  # at most
 COUNTED_ROWS = 100_000  # of the corpus, for the frequencies of tokens and of pairs
 OPENED = {"backend", "is_local", "local_files_only"}  # of the process that saves a tokenizer
-PACKING = "packing.json"  # how far a packing that is under way has come
 
 
 def _wordpiece() -> Tokenizer:
@@ -201,7 +200,6 @@ def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dic
     if type(size := manifest["bytes"]) is not int:
         raise _damaged(parameters.folder / "data" / "corpus", f"bytes = {size!r}")
     every = -(-size // TRAINING_BYTES)
-    # The vocabulary of a large corpus is learnt from a part: every k-th document.
     return wanted | ({"every": every} if every > 1 else {})
 
 
@@ -209,52 +207,51 @@ def run(parameters: config.Tokenizer) -> dict[str, Any]:
     """Trains one tokenizer and packs the corpus with it; does nothing twice.
 
     Writes ``tokenizer/<kind>/`` in the run's folder: the tokenizer, ``tokens.bin``, the same of the
-    held-out documents in ``held_out.bin`` and, last, ``manifest.json``, which it returns. A run
-    that was killed goes on from the last whole shard of the corpus, with the same bytes.
+    held-out documents in ``held_out.bin`` and, last, ``manifest.json``, which it returns.
     """
     kind, source = parameters.tokenizer_kind, parameters.folder / "data" / "corpus"
     documents = files.require_manifest(source, "01_data")
-    wanted, folder = specification(parameters, documents), parameters.folder / "tokenizer" / kind
-    if done := files.intact_manifest(folder, files.digest(wanted)):
+    wanted, place = specification(parameters, documents), parameters.folder / "tokenizer" / kind
+    if done := files.intact_manifest(place, files.digest(wanted)):
         return done
-    files.remove_manifest(folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    state = _packing_state(folder, files.digest([files.digest(wanted), documents["files"]]))
-    tok = _trained(wanted, source, folder, state, documents["documents"])
-    _pack_shards(source, folder, tok, wanted, state, documents["bytes"])
-    if not state["rows"]:
-        raise UserError(
-            f"max_length = {parameters.max_length}: the corpus fills no row of {wanted['length']} "
-            "tokens"
-        )
-    held_out = _pack_held_out(source, folder, tok, wanted)
-    manifest = {
-        "spec": files.digest(wanted),
-        "specification": wanted,
-        "source": documents["source"],
-        "corpus": documents["name"],
-        "kind": kind,
-        "vocabulary": len(tok),
-        "length": wanted["length"],
-        "rows": state["rows"],
-        "tokens": state["rows"] * wanted["length"] - state["padding"],
-        "padding": state["padding"],
-        "unknown": state["unknown"],
-        "words": documents["words"],
-        "dtype": DTYPES[len(tok) > 2**16],
-        "held_out": held_out,
-    }
-    names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin", "held_out.bin"]
-    # What a model without context comes to on the held-out rows, of counts in the others.
-    length, dtype = wanted["length"], manifest["dtype"]
-    seen = _open(folder / "tokens.bin", dtype, state["rows"], length)[:COUNTED_ROWS]
-    unseen = _open(folder / "held_out.bin", dtype, held_out["rows"], length)
-    if len(unseen):
-        counted = packing.count_entropies(seen, unseen, tok)
-        held_out |= {name: value for name, value in counted.items() if math.isfinite(value)}
-    manifest = files.write_manifest(folder, manifest, names)
-    (folder / PACKING).unlink()
-    return manifest
+    # The vocabulary of a large corpus is learnt from a part: every k-th document.
+    step, length = wanted.get("every", 1), wanted["length"]
+    count = -(-documents["documents"] // step)
+    tok = train(
+        kind, wanted["vocabulary"], lambda: islice(corpus.read(source), 0, None, step), count
+    )
+    with files.building(place) as folder, saving():
+        save(tok, folder, length)
+        packed = _pack_shards(source, folder, tok, wanted, documents["bytes"])
+        if not packed["rows"]:
+            raise UserError(
+                f"max_length = {parameters.max_length}: the corpus fills no row of {length} tokens"
+            )
+        held_out = _pack_held_out(source, folder, tok, wanted)
+        # What a model without context comes to on the held-out rows, of counts in the others.
+        dtype = DTYPES[len(tok) > 2**16]
+        seen = _open(folder / "tokens.bin", dtype, packed["rows"], length)[:COUNTED_ROWS]
+        unseen = _open(folder / "held_out.bin", dtype, held_out["rows"], length)
+        if len(unseen):
+            counted = packing.count_entropies(seen, unseen, tok)
+            held_out |= {name: value for name, value in counted.items() if math.isfinite(value)}
+        manifest = {
+            "spec": files.digest(wanted),
+            "specification": wanted,
+            "source": documents["source"],
+            "corpus": documents["name"],
+            "kind": kind,
+            "vocabulary": len(tok),
+            "length": length,
+            **packed,
+            "tokens": packed["rows"] * length - packed["padding"],
+            "words": documents["words"],
+            "dtype": dtype,
+            "held_out": held_out,
+        }
+        names = ["tokenizer.json", "tokenizer_config.json", "tokens.bin", "held_out.bin"]
+        return files.write_manifest(folder, manifest, names)
 
 
 def finished(parameters: config.Tokenizer) -> dict[str, Any] | None:
@@ -266,66 +263,26 @@ def finished(parameters: config.Tokenizer) -> dict[str, Any] | None:
     return files.find_manifest(folder, files.digest(specification(parameters, documents)))
 
 
-def _trained(
-    wanted: dict[str, Any], source: Path, folder: Path, state: dict[str, Any], documents: int
-) -> PreTrainedTokenizerBase:
-    """The tokenizer that an interrupted run has trained, or a new one."""
-    name, step = files.digest(wanted), wanted.get("every", 1)
-    trained = state["trained"] == name and (folder / "tokenizer.json").exists()
-    if state["shards"] or trained:
-        return load(folder)
-    kind, size, count = wanted["kind"], wanted["vocabulary"], -(-documents // step)
-    tok = train(kind, size, lambda: islice(corpus.read(source), 0, None, step), count)
-    with files.building(folder) as empty, saving():
-        save(tok, empty, wanted["length"])
-    state["trained"] = name
-    files.write_json(folder / PACKING, state)
-    return tok
-
-
-def _packing_state(folder: Path, spec: str) -> dict[str, Any]:
-    """How far an interrupted packing came: whole shards done, and the tokens left over.
-
-    ``trained`` is the specification that the tokenizer in the folder was trained under.
-    """
-    fresh = dict.fromkeys(("shards", "rows", "size", "unknown", "padding", "bytes"), 0)
-    fresh |= {"spec": spec, "rest": [], "trained": ""}
-    packed = folder / "tokens.bin"
-    if not (folder / PACKING).exists():
-        return fresh
-    state = fresh | files.read_json(folder / PACKING)
-    size = packed.stat().st_size if packed.exists() else 0
-    whole = state["spec"] == spec and size >= state["size"]
-    return state if whole else fresh | {"trained": state["trained"]}
-
-
 def _pack_shards(
-    source: Path, folder: Path, tok: PreTrainedTokenizerBase, wanted: dict, state: dict, total: int
-) -> None:
-    """Packs the corpus shard by shard into ``tokens.bin``, and brings the state up to date."""
-    packed, dtype = folder / "tokens.bin", DTYPES[len(tok) > 2**16]
-    length, segments = wanted["length"], wanted["segments"]
+    source: Path, folder: Path, tok: PreTrainedTokenizerBase, wanted: dict[str, Any], total: int
+) -> dict[str, int]:
+    """Packs the corpus shard by shard into ``tokens.bin``; its rows, unknown tokens and padding."""
+    found, rest, dtype = Counter(rows=0, unknown=0, padding=0), [], DTYPES[len(tok) > 2**16]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding runs on every core
-    bar = progress.bar(total, f"tokenize {folder.name}", "B", state["bytes"])
-    with files.writing(packed), packed.open("r+b" if state["shards"] else "wb") as file:
-        file.seek(file.truncate(state["size"]))
-        for path in corpus.parquet_files(source)[state["shards"] :]:
+    bar = progress.bar(total, f"tokenize {wanted['kind']}", "B")
+    with (folder / "tokens.bin").open("wb") as file:
+        for path in corpus.parquet_files(source):
             for texts in corpus.portions(corpus.read_file(path), *packing.ENCODING):
-                block, state["rest"] = packing.pack_batch(
-                    texts, tok, length, state["rest"], segments, state["rows"]
+                block, rest = packing.pack_batch(
+                    texts, tok, wanted["length"], rest, wanted["segments"], found["rows"]
                 )
                 file.write(block.astype(dtype).tobytes())
-                size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-                state["rows"] += len(block)
-                state["unknown"] += int((block == tok.unk_token_id).sum())
-                state["padding"] += int((block == tok.pad_token_id).sum())
-                state["bytes"] += size
-                bar.update(size)
-            file.flush()
-            os.fsync(file.fileno())
-            state["shards"], state["size"] = state["shards"] + 1, file.tell()
-            files.write_json(folder / PACKING, state)
+                found["rows"] += len(block)
+                found["unknown"] += int((block == tok.unk_token_id).sum())
+                found["padding"] += int((block == tok.pad_token_id).sum())
+                bar.update(sum(len(text.encode("utf-8", "replace")) for text in texts))
     bar.close()
+    return dict(found)
 
 
 def _pack_held_out(

@@ -133,26 +133,6 @@ class TestPages:
         assert image["y"] + image["height"] <= DESKTOP["height"]
         assert image["width"] > 400
 
-    @pytest.mark.parametrize("place", ["book/index", "book/leaderboard", "notebooks/03_pretrain"])
-    def test_the_tab_key_reaches_everything(self, page, place):
-        page.goto(f"/{place}.html")
-        wanted = page.evaluate(
-            """() => {
-              const all = document.querySelectorAll(
-                "a[href], button, input:not([type=hidden]), summary, [tabindex='0']");
-              window.wanted = new Set([...all].filter((e) => e.checkVisibility({
-                visibilityProperty: true}) && !e.disabled && e.tabIndex >= 0
-                && !e.closest("dialog:not([open])")));
-              document.addEventListener("focusin", (e) => window.wanted.delete(e.target));
-              return window.wanted.size;
-            }"""
-        )
-        assert wanted > 40
-        for _ in range(wanted + 30):
-            page.keyboard.press("Tab")
-        left = page.evaluate("[...window.wanted].map((e) => e.outerHTML.slice(0, 200))")
-        assert left == []
-
     def test_what_scrolls_has_a_name(self, page):
         page.set_viewport_size(PHONE)
         page.goto("/book/leaderboard.html")

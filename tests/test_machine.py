@@ -7,7 +7,6 @@ import subprocess
 import pytest
 from makers import ROOT, command
 
-from helpers.base import machine
 from helpers.base.errors import UserError
 from helpers.pages import build
 from helpers.train import foreign
@@ -21,35 +20,8 @@ def test_cores_are_those_given_and_not_the_machines():
     first = {min(os.sched_getaffinity(0))}
     done = command("-c", CORES, preexec_fn=lambda: os.sched_setaffinity(0, first))
     assert done.stdout.strip() == "1", done.stderr
-    for name in ("SLURM_CPUS_ON_NODE", machine.CORES):
-        assert command("-c", CORES, env=os.environ | {name: "1"}).stdout.strip() == "1"
-
-
-def test_a_container_has_what_its_control_group_leaves(tmp_path, monkeypatch):
-    """Version 2 and, in folders by kind, version 1; the limit of a group holds for those in it."""
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    monkeypatch.setattr(machine, "OWN", tmp_path / "own")
-    (tmp_path / "own").write_text("4:memory:/a/b\n0::/c/d\n")
-    (tmp_path / "memory" / "a" / "b").mkdir(parents=True)
-    (tmp_path / "c" / "d").mkdir(parents=True)
-    (tmp_path / "cpu").mkdir()
-    whole = machine.cores(), machine.memory()
-    for place, none, some in (
-        ("cpu.max", "max 100000", "100000 100000"),
-        ("cpu/cpu.cfs_quota_us", "-1", "50000"),
-        ("c/cpu.max", "max 100000", "50000 100000"),
-        ("memory.max", "max", "1000000"),
-        ("c/d/memory.max", "max", "1000000"),
-        ("memory/a/memory.limit_in_bytes", "9223372036854771712", "1000000"),
-        ("memory/memory.limit_in_bytes", "9223372036854771712", "1000000"),
-    ):
-        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-        (tmp_path / place).write_text(f"{none}\n")
-        assert (machine.cores(), machine.memory()) == whole
-        (tmp_path / place).write_text(f"{some}\n")
-        left = (1, whole[1]) if "cpu" in place else (whole[0], 1_000_000)
-        assert (machine.cores(), machine.memory()) == left
-        (tmp_path / place).unlink()
+    slurm = os.environ | {"SLURM_CPUS_ON_NODE": "1"}
+    assert command("-c", CORES, env=slurm).stdout.strip() == "1"
 
 
 def git(*words):

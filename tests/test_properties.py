@@ -3,7 +3,6 @@
 The same few examples every time; HYPOTHESIS_PROFILE=thorough tries many more, at random.
 """
 
-import json
 import math
 import os
 
@@ -11,17 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from makers import ROOT, make_record, paired_bootstrap
+from makers import paired_bootstrap
 
-from helpers.base import config
 from helpers.base.errors import LINE_LIMIT, UserError
 from helpers.data import glue, packing, tokenizer
-from helpers.leaderboard import submission
 from helpers.score import statistics
-from helpers.train import batches, objectives, records
+from helpers.train import batches, objectives
 
 COMMON = {
     "deadline": None,
@@ -49,48 +45,6 @@ def one_line(error):
 
 
 # --- parameters ----------------------------------------------------------------------------------
-
-
-SEEDS = st.lists(st.integers(0, 2**31 - 1).map(str) | st.sampled_from(" ,"), min_size=1)
-
-
-@given(st.sampled_from(["models", "tasks", "seeds"]), st.text(min_size=1) | SEEDS.map(" ".join))
-def test_any_text_for_a_list_is_a_list_or_one_line(name, text):
-    try:
-        found = getattr(config.load_profile("tiny", **{name: text}), name)
-    except UserError as error:
-        assert one_line(error).startswith("tiny.yaml: ")
-    else:
-        assert [str(item) for item in found] == [
-            str(int(part)) if name == "seeds" else part for part in text.replace(",", " ").split()
-        ]
-
-
-WHOLE = yaml.safe_load((ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8"))
-
-
-@given(st.sampled_from(sorted(WHOLE)), VALUE)
-def test_a_value_is_taken_as_it_stands_or_named_in_one_line(name, value):
-    values = WHOLE | {name: value}
-    try:
-        profile = config.validate(config.Profile, values, "file")
-    except UserError as error:
-        assert name in one_line(error)
-        return
-    found = getattr(profile, name)
-    if isinstance(found, list):  # the one liberty: a list may be one text
-        value = value if isinstance(value, list) else config._words(value)
-    assert found == value
-    assert type(found) is type(value) or (isinstance(found, float) and type(value) is int)
-
-
-@given(st.binary(max_size=200) | VALUE.map(lambda v: yaml.safe_dump(v).encode()))
-def test_any_file_is_a_profile_or_one_line(tmp_path, content):
-    path = tmp_path / "own.yaml"
-    path.write_bytes(content)
-    with pytest.raises(UserError) as error:  # none of these holds every parameter
-        config.load_profile(str(path))
-    assert one_line(error.value).startswith((f"{path}: ", "own.yaml: "))
 
 
 @given(st.text())
@@ -246,49 +200,3 @@ def test_a_comparison_turned_round_changes_its_sign(seed, task):
     own = paired_bootstrap(one, one, truth, resamples=20, seed=seed)
     assert own.difference == 0
     assert own.low <= 0 <= own.high
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-@given(st.data())
-def test_a_record_edited_by_hand_is_equal_or_refused(tmp_path, data):
-    record = make_record("bert", "cola", 0)
-    holder = data.draw(st.sampled_from([record, record["pretrain"], record["code"]]))
-    name = data.draw(st.sampled_from(sorted(holder)) | TEXT)
-    value = data.draw(VALUE)
-    before = holder.get(name)
-    holder[name] = value
-    path = tmp_path / "seed-0.json"
-    path.write_bytes(json.dumps(record).encode())
-    try:
-        found = records.read(path)
-    except UserError as error:
-        assert one_line(error).startswith(str(path))
-        return
-    assert found == record
-    assert name in make_record("bert", "cola", 0) or holder is not record
-    # What was taken in its place is of the kind that stood there.
-    assert (
-        isinstance(value, type(before))
-        or (type(before), type(value)) == (float, int)
-        or (None in (before, value))
-    )
-
-
-ENTRY = yaml.safe_load((ROOT / "leaderboard" / "paper-bert" / "submission.yaml").read_text("utf-8"))
-
-
-@given(st.sampled_from(sorted(ENTRY)) | TEXT, VALUE)
-def test_a_statement_edited_by_hand_is_equal_or_refused(tmp_path, name, value):
-    folder = tmp_path / "paper-bert"
-    folder.mkdir(exist_ok=True)
-    (folder / submission.FILE).write_text(
-        yaml.safe_dump(ENTRY | {name: value}, allow_unicode=False), encoding="utf-8"
-    )
-    try:
-        found = submission.read(folder)
-    except UserError as error:
-        one_line(error)
-        return
-    assert getattr(found, name) == value or found.model_dump(exclude_unset=True)[name] == value

@@ -164,17 +164,9 @@ def saving() -> Iterator[None]:
 def rows(folder: Path, held_out: bool = False) -> np.ndarray:
     """The packed corpus, or its held-out part, as a memory map, uint16 or uint32 [rows, length]."""
     manifest = files.require_manifest(folder, "02_tokenizer")
-    part = manifest["held_out"] if held_out else manifest
-    count = part.get("rows") if isinstance(part, dict) else None
-    length, dtype, least = manifest["length"], manifest["dtype"], 0 if held_out else 1
-    numbers = type(count) is int and count >= least and type(length) is int and length > 0
-    if not numbers or dtype not in DTYPES:
-        raise _damaged(folder, f"rows = {count!r}, length = {length!r}, dtype = {dtype!r}")
-    return _open(folder / ("held_out.bin" if held_out else "tokens.bin"), dtype, count, length)
-
-
-def _damaged(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder}/manifest.json: {why}: damaged, delete it and run its stage again")
+    count = manifest["held_out"]["rows"] if held_out else manifest["rows"]
+    path = folder / ("held_out.bin" if held_out else "tokens.bin")
+    return _open(path, manifest["dtype"], count, manifest["length"])
 
 
 def _open(path: Path, dtype: str, count: int, length: int) -> np.ndarray:
@@ -197,9 +189,7 @@ def specification(parameters: config.Tokenizer, manifest: dict[str, Any]) -> dic
         "segments": parameters.segments if parameters.tokenizer_kind == "wordpiece" else 1,
         "corpus": manifest["content"],
     }
-    if type(size := manifest["bytes"]) is not int:
-        raise _damaged(parameters.folder / "data" / "corpus", f"bytes = {size!r}")
-    every = -(-size // TRAINING_BYTES)
+    every = -(-manifest["bytes"] // TRAINING_BYTES)
     return wanted | ({"every": every} if every > 1 else {})
 
 

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from helpers.base import config, files, machine
+from helpers.base import config, files
 from helpers.base.config import Profile
 from helpers.base.errors import STOPS, Preempted, UserError
 from helpers.data import glue
@@ -17,8 +17,6 @@ from helpers.model import registry
 ROOT = Path(__file__).resolve().parents[2]
 # A dry run, for what it says when it fails: `--quiet all` leaves out errors too.
 NAMES_ERRORS = ["--dry-run", "--quiet", "host", "progress", "rules", "reason"]
-# Where jobs read how many cores a study may use: our own code, and the library tokenizers.
-LIMITS = (machine.CORES, "RAYON_NUM_THREADS")
 
 
 def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
@@ -33,7 +31,7 @@ def run(profile: Profile, cores: int, gpu_jobs: int, cluster: str) -> int:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
             # Snakemake keeps a cache in the home; a run keeps everything in its own folder.
             "XDG_CACHE_HOME": str(folder / ".cache"),
-            **({} if cluster else dict.fromkeys(LIMITS, str(cores))),
+            **({} if cluster else {"RAYON_NUM_THREADS": str(cores)}),  # read by tokenizers
         }
         environment.pop("SNAKEMAKE_PROFILE", None)  # of other workflows on this machine
         command = [

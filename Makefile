@@ -1,6 +1,6 @@
 # The front door: `make help` lists the targets. All else is the command line, .venv/bin/small-bench.
 # What is given on make's command line counts; a variable of the environment does not.
-PROFILE  := tiny
+PROFILE  := $(if $(filter score,$(MAKECMDGOALS)),score,tiny)
 DATA     :=
 MODELS   :=
 TASKS    :=
@@ -39,12 +39,13 @@ help: ## list the targets
 	@touch $@
 
 book: .venv/ready ## run the study of PROFILE, build the book, print the table and the page
+	@test -z "$$PROTOCOL$${ROWS#0}" || { echo "error: PROTOCOL and ROWS are of make score; in a profile they are protocol and train_rows" >&2; exit 2; }
 	@$(BIN)/python -m helpers.study.cli run --profile="$$PROFILE" --data="$$DATA" --models="$$MODELS" \
 	    --tasks="$$TASKS" --seeds="$$SEEDS" $${STEPS:+"--steps=$$STEPS"} \
 	    $${CORES:+"--cores=$$CORES"} --gpu-jobs="$$GPU_JOBS" --cluster="$$CLUSTER"
 
 score: .venv/ready ## fine-tune and score MODEL, an encoder on the Hub or in a folder
-	@$(BIN)/python -m helpers.study.cli score --data="$$DATA" --tasks="$$TASKS" --seeds="$$SEEDS" \
+	@$(BIN)/python -m helpers.study.cli score --profile="$$PROFILE" --data="$$DATA" --tasks="$$TASKS" --seeds="$$SEEDS" \
 	    --protocol="$$PROTOCOL" --rows="$$ROWS" $${CORES:+"--cores=$$CORES"} -- "$$MODEL"
 
 serve: .venv/ready ## serve the built book of PROFILE on localhost

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
-from helpers.base import config
+from helpers.base import config, files
 from helpers.base.errors import UserError
 from helpers.data import glue
 from helpers.model import registry
@@ -60,6 +60,13 @@ def tracked(*folders):
 
 def notebook(stage):
     return f"{UP}/notebooks/{stage}.ipynb"
+
+
+def data_files():
+    """Name, size and time of each file of the data folder: where one changes, the data is read again."""
+    folder = files.resolve(PROFILE.data) if PROFILE.source == "folder" else Path("none")
+    found = sorted([*folder.glob("glue/*/*.parquet"), *folder.glob("corpus/**/*.parquet"), *folder.glob("*.yaml")])
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
 def log_of(stage, *parts):
@@ -106,6 +113,7 @@ rule prepare_data:
     params:
         stage=parameters(config.Data),
         tasks=json.dumps(DATA),
+        files=json.dumps(data_files()),
     shell:
         NOTEBOOK
 

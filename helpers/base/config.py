@@ -340,7 +340,9 @@ def layers(name: str, **changes: object) -> dict[str, dict[str, object]]:
     read: set[Path] = set()
     where, last = f"profile {name!r}", Path(BASE).stem
     while name:
-        path = resolve(name) if name.endswith((".yaml", ".yml")) else find(f"profiles/{name}.yaml")
+        path = find(f"profiles/{name}.yaml")
+        if name.endswith((".yaml", ".yml")):  # where one calls from, else of the checkout
+            path = Path(name) if Path(name).is_file() else resolve(name)
         if not path.is_file():
             known = sorted(p.stem for p in find("profiles").glob("*.yaml"))
             raise UserError(f"{where}: no file {path.name}; {did_you_mean(name, known)}")

@@ -220,8 +220,10 @@ def check_source(record: Mapping[str, Any], where: Path) -> None:
 
 def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
     """What all records of an entry have in common."""
+    tuned = records.CHOSEN if trials([record]) else set()
     return {
         "model": record["model"],
+        "parameters": {k: v for k, v in record["parameters"].items() if k not in tuned},
         "hashes.encoder": record["hashes"]["encoder"],
         "pretrain_code": record["pretrain_code"],
         "pretrain.parameters": record["pretrain"]["parameters"],

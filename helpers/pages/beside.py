@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from helpers.pages import view as page_view
 from helpers.pages.view import View
 from helpers.score import paper
 from helpers.train import records as records_of
-from helpers.train import tuning
 
 OUTSIDE = " (outside the class)"
 
@@ -58,7 +58,7 @@ def table(run: View, first: str = "") -> pd.DataFrame:
     """
     order = sorted(run.models, key=lambda model: model != first)
     rows = [_row(run, run, model) for model in [*order, *run.rows[len(run.models) :]]]
-    if kept := _kept():
+    if kept := _kept(run):
         tested = [model for model in kept.models if kept.of(model)["task"].isin(run.present).any()]
         rows += [_row(run, kept, model) for model in tested]
     return pd.DataFrame(rows).set_index("Model")
@@ -77,14 +77,15 @@ def lead(run: View, model: str) -> str:
 
 def differences(run: View) -> dict[str, Any]:
     """What the kept run was fine-tuned with where the run's encoders were not: value by name."""
-    if not (kept := _kept()):
+    if not (kept := _kept(run)):
         return {}
     ours, theirs = (one.records["parameters"].iloc[0] for one in (run, kept))
     return {name: theirs[name] for name in ours if name in theirs and theirs[name] != ours[name]}
 
 
-def _kept() -> View | None:
-    if not any(files.find(page_view.MEASURED).glob("*/run.json")):
+def _kept(run: View) -> View | None:
+    """The run in the repository, whose scores are on GLUE, as this one's must be."""
+    if run.embedded or not any(files.find(page_view.MEASURED).glob("*/run.json")):
         return None
     return page_view.open_run(page_view.kept_run())
 
@@ -96,7 +97,8 @@ def _row(run: View, own: View, model: str) -> dict[str, Any]:
     cells: dict[str, Any] = {"Model": _title(own, model, mine)}
     for title, tasks in _columns(run).items():
         cells[title] = own.over_seeds(model, tasks).mean
-    cells["Seeds"] = int(mine.groupby("task").size().max()) if len(mine) else 0
+    seeds = mine.groupby("task").size()
+    cells["Seeds"] = " to ".join(map(str, sorted({seeds.min(), seeds.max()}))) if len(mine) else 0
     if model in records_of.FLOORS or mine.empty:
         return cells | {"Collapsed": 0, "Protocol": "", "Parameters": ""}
     cells["Collapsed"] = int((mine["note"] == metrics.CONSTANT).sum())
@@ -120,10 +122,14 @@ def protocol(records: pd.DataFrame) -> str:
     recipe = config.load_profile("score").model_dump()
     tuned = "protocol" in records and (records["protocol"] == "tuned").any()
     fixed = {name for name in recipe if name.startswith("finetune_")}
-    fixed -= tuning.CHOSEN if tuned else set()
-    for record in records["parameters"]:
-        if any(record.get(name, recipe[name]) != recipe[name] for name in fixed):
-            return f"recipe of {records['profile'].iloc[0]}"
+    fixed |= {"clip", "bias_correction"}
+    fixed -= records_of.CHOSEN if tuned else set()
+    for record in records.to_dict("records"):
+        given, about = record["parameters"], record.get("checkpoint")
+        positions = about["positions"] if isinstance(about, dict) else None
+        wanted = recipe | {"max_length": min(recipe["max_length"], positions or math.inf)}
+        if any(given.get(name, wanted[name]) != wanted[name] for name in {*fixed, "max_length"}):
+            return f"recipe of {record['profile']}"
     return f"tuned, {max(map(len, records['trials']))} trials" if tuned else "fixed"
 
 

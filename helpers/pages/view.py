@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from helpers.base import files, text
 from helpers.base.errors import UserError
-from helpers.data import glue
 from helpers.score import statistics
 from helpers.train import records as records_of
 
@@ -54,6 +53,11 @@ class View:
         found = self.floors if model in records_of.FLOORS else self.records
         found = found if model is None else found[found["model"] == model]
         return found if task is None else found[found["task"] == task]
+
+    @cached_property
+    def corpora(self) -> set[str]:
+        """The hashes of the corpora that its models read."""
+        return {hashes["corpus"] for hashes in self.records["hashes"]} - {""}
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -125,7 +129,6 @@ def load_records(folder: Path) -> pd.DataFrame:
     if not found:
         raise UserError(f"{folder}: no record; run notebooks/04_finetune.ipynb first")
     for record in found:
-        glue.get(record["task"])
         for part in ("pretrain", "finetune"):
             record |= {f"{part}.{key}": value for key, value in record.pop(part).items()}
     return pd.DataFrame(found).sort_values(["model", "task", "seed"], ignore_index=True)
@@ -181,7 +184,8 @@ def budgets(run: View) -> list[View]:
         theirs = files.read_json(path)["parameters"]
         same = all(ours[key] == theirs[key] for key in (ours.keys() & theirs.keys()) - aside)
         if same and theirs.get("pretrain_steps") != ours.get("pretrain_steps"):
-            found.append(open_run(path.parent))
+            other = open_run(path.parent)
+            found += [other] if other.corpora == run.corpora else []
     return found
 
 

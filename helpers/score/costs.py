@@ -45,17 +45,16 @@ def load(path: Path) -> dict[str, Gpu]:
 
 
 def outline(
-    name: str, profile: config.Profile, size: registry.Size | None = None
+    name: str, profile: config.Profile
 ) -> objectives.MaskedLanguageModel | objectives.ReplacedTokenDetection:
     """A model under its objective as a profile would pre-train it, on torch's ``meta`` device.
 
-    `size` is another shape of the encoder than the profile's. An unknown model or size is a
-    `UserError`, here and in what follows.
+    An unknown model or size is a `UserError`, here and in what follows.
     """
     spec = registry.get(name)
     vocabulary = getattr(profile, f"{spec.tokenizer}_vocabulary")
     fraction = profile.generator_fraction if spec.objective == "rtd" else 0.0
-    size = size or registry.get_size(profile.size)
+    size = registry.get_size(profile.size)
     with torch.device("meta"):
         return objectives.build(spec, size, vocabulary, profile.max_length, fraction=fraction)
 

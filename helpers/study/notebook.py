@@ -233,7 +233,7 @@ def run_stage(profile: config.Profile, stage: str, changes: list[str]) -> int:
         values |= _bring_tasks(parameters, profile)
         parameters = config.validate(cls, values, f"{stage}.ipynb")
     out = executed(folder, stage, *_parts(parameters))
-    status = run(files.root() / "notebooks" / f"{stage}.ipynb", out, values)
+    status = run(files.find(f"notebooks/{stage}.ipynb"), out, values)
     if status == 0:
         print(f"open {os.path.relpath(out)}")
     return status

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from helpers.base import config, files
-from helpers.base.errors import UserError
 from helpers.data import corpus, glue
 from helpers.model import registry
 
@@ -23,12 +22,9 @@ def prepare(parameters: S) -> S:
     They are made as the profile says that the run is named after, and only where its data is the
     embedded world; else the stage itself names the notebook to run first. A checkpoint from
     elsewhere is brought into the run, whose tasks may then come from the Hub too; the parameters
-    are given back with the name that it has there. Where Google Drive is
-    mounted, what lasts of the run is kept there, so that a new machine goes on where the last one
-    was cut off; data and tokens are read at random, and come back with the same bytes.
+    are given back with the name that it has there.
     """
-    if DRIVE.is_dir() and not parameters.folder.resolve().is_relative_to(DRIVE.resolve()):
-        _keep_on_drive(parameters)
+    keep_on_drive(parameters)
     if isinstance(parameters, config.Finetune) and not registry.knows(parameters.model):
         from helpers.train import foreign
 
@@ -116,25 +112,20 @@ def _packed(study: config.Profile, kind: str) -> None:
 def _pretrained(study: config.Profile, model: str) -> None:
     if not _lacks(study, "03_pretrain", f"models/{model}"):
         return
-    from helpers.train import checkpoint, pretrain
+    from helpers.train import pretrain
 
-    kind, folder = registry.get(model).tokenizer, study.folder / "models" / model
-    _packed(study, kind)
-    parameters = config.Pretrain(**study.stage(config.Pretrain, model=model))
-    packed = files.require_manifest(study.folder / "tokenizer" / kind, "02_tokenizer")
-    spec = files.digest(pretrain.specification(parameters, packed))
-    if checkpoint.holds_only_others(
-        checkpoint.folder_of(parameters, "pretrain", model, folder), spec
-    ):
-        raise UserError(
-            f"{folder}: a pre-training with other parameters is under way there; finish it with "
-            "notebooks/03_pretrain.ipynb first"
-        )
-    pretrain.run(parameters)
+    _packed(study, registry.get(model).tokenizer)
+    pretrain.run(config.Pretrain(**study.stage(config.Pretrain, model=model)))
 
 
-def _keep_on_drive(parameters: config.Stage) -> None:
-    """Makes the lasting folders of a run links to folders of Google Drive."""
+def keep_on_drive(parameters: config.Stage) -> None:
+    """Makes the lasting folders of a run links to folders of Google Drive, where that is mounted.
+
+    A new machine then goes on where the last one was cut off; data and tokens are read at random,
+    and come back with the same bytes.
+    """
+    if not DRIVE.is_dir() or parameters.folder.resolve().is_relative_to(DRIVE.resolve()):
+        return
     drive = DRIVE / "small-bench-nlp" / parameters.profile
     with files.writing(drive):
         for name in LASTING:

@@ -179,7 +179,7 @@ class _Cell:
         """All that a score follows from; its digest names the record."""
         others = {"profile", "runs", "model", "tasks", "seeds", "threads", *checkpoint.PARAMETERS}
         tuned = tuning.specification(self.asked or self.parameters)
-        others |= {"protocol", *(tuning.CHOSEN if tuned else ())}
+        others |= {"protocol", *(records.CHOSEN if tuned else ())}
         weights = self.pretrained["files"]
         return {
             "stage": "finetune",
@@ -187,6 +187,7 @@ class _Cell:
             "parameters": self.parameters.model_dump(exclude=others) | tuned,
             "recipe": asdict(registry.get(self.parameters.model).recipe),
             "task": self.name,
+            **glue.own_rules(self.name),
             "seed": seed,
             "encoder": {k: v for k, v in weights.items() if k.startswith("encoder/")},
             "data": self.data["files"],
@@ -255,7 +256,7 @@ class _Cell:
         wanted, pretrained = self.specification(seed), self.pretrained
         hashes = {name: wanted[name] for name in ("data", "encoder")}
         tuned = {"protocol": "tuned", "trials": list(self.trials)} if self.trials else {}
-        chosen = self.parameters.model_dump(include=tuning.CHOSEN if tuned else set())
+        chosen = self.parameters.model_dump(include=records.CHOSEN if tuned else set())
         return {
             "profile": self.parameters.profile,
             "model": self.parameters.model,
@@ -352,6 +353,8 @@ def _refuse_to_replace(cell: _Cell) -> None:
             differs.append(f"protocol = {protocol!r}")
         if told.get("hashes", {}).get("data") != wanted["data"]:
             differs.append("other data")
+        if told.get("hashes", {}).get("encoder") != wanted["encoder"]:
+            differs.append("another tokenizer or configuration of the encoder")
         why = "; ".join(differs) or "another version of this code"
         raise UserError(
             f"{path}: was made with {why}; to keep it, give a --profile of another name; else "

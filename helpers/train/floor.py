@@ -57,7 +57,7 @@ def _specification(model: str, name: str, data: dict[str, Any]) -> dict[str, Any
     """All that a cell follows from."""
     settings = {"strengths": list(STRENGTHS), "aside": ASIDE} if model == "bag-of-words" else {}
     wanted = {"stage": "floor", "schema": records.SCHEMA, "parameters": settings, "model": model}
-    return wanted | {"task": name, "seed": 0, "data": data["files"]}
+    return wanted | {"task": name, **glue.own_rules(name), "seed": 0, "data": data["files"]}
 
 
 def _cell(parameters: config.Stage, model: str, name: str, data: dict[str, Any]) -> dict[str, Any]:

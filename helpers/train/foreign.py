@@ -78,8 +78,9 @@ def resolve(model: str) -> Source:
         raise UserError(f"{found.label} is an adapter, it has adapter_config.json: {advice}")
     if not (found.folder / "config.json").is_file():
         below = files.visible(found.folder, "*/config.json")
+        newest = max(below, key=lambda path: path.stat().st_mtime, default=None)
         advice = "a folder that save_pretrained wrote has one"
-        advice = f"{below[-1].parent.name}/ in it has one: give that" if below else advice
+        advice = f"{newest.parent.name}/ in it has one: give that" if newest else advice
         raise UserError(f"{found.label} has no config.json; {advice}")
     if not paths:
         raise UserError(f"{found.label} holds no weights, neither {' nor '.join(WEIGHTS)}")

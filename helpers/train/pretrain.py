@@ -252,6 +252,14 @@ def run(parameters: config.Pretrain) -> dict[str, Any]:
     if done := files.intact_manifest(folder, files.digest(wanted)):
         return done
     files.require_intact(source, "02_tokenizer", remedy)
+    checkpoints = checkpoint.folder_of(parameters, "pretrain", parameters.model, folder)
+    if checkpoint.holds_only_others(checkpoints, files.digest(wanted)):
+        raise UserError(
+            f"{checkpoints}: holds checkpoints of a pre-training with other parameters; finish it "
+            "with those, give a profile of another name, or delete them"
+        )
+    if (folder / files.MANIFEST).exists():
+        print(f"{folder}: was made with other parameters or data; it is trained anew")
     with files.lock(folder):
         return _run(recipe(parameters, spec), packed, wanted, folder)
 

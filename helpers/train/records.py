@@ -13,6 +13,8 @@ from helpers.base import files
 from helpers.base.config import Strict, validate
 
 SCHEMA = 3
+# Parameters that the protocol ``tuned`` chooses for each task.
+CHOSEN = {"finetune_learning_rate", "finetune_epochs", "finetune_epochs_small"}
 FLOORS = ("bag-of-words", "majority")  # rows of every table that no model is behind
 
 

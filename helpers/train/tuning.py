@@ -19,7 +19,6 @@ EPOCHS = (3, 10)
 ASIDE, MOST_ASIDE = 0.2, 1000  # part of the train rows that is held out, and rows at most
 MOST_ROWS = 8000  # that a trial is trained on
 SEED = 2**30  # of every trial: none that a score has
-CHOSEN = {"finetune_learning_rate", "finetune_epochs", "finetune_epochs_small"}
 
 
 def specification(parameters: config.Finetune) -> dict[str, Any]:

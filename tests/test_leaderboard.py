@@ -410,6 +410,10 @@ BAD_FILES = {
         record(protocol="tuned", trials=[TRIAL]),
         r"rte/seed-0\.json: trials > 0 = True: other records have False",
     ),
+    "tuned by hand": (
+        record("rte", parameters={"finetune_learning_rate": 3e-4}),
+        r"rte/seed-\d\.json: parameters = .*3e-04|0\.0003.*: other records have",
+    ),
     "deep record": (put("rte/seed-0.json", b"[" * 100_000), r"rte/seed-0\.json: "),
 }
 

@@ -422,7 +422,7 @@ def test_a_trial_that_diverges_counts_and_is_not_chosen(fine_tuning, monkeypatch
 def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkeypatch):
     found = records.read_all(small_run.folder, ["roberta"], ["cola"])[0]
     (tmp_path / "few" / "data").mkdir(parents=True)
-    given = {"source": "some/encoder", "commit": COMMIT, "weights": "0" * 64, "positions": 64}
+    given = {"source": "some/encoder", "commit": COMMIT, "weights": "0" * 64, "positions": 128}
     given |= {"model_type": "roberta", "shared_layers": False}
     name = "some--encoder@01234567"
     cell = records.folder(tmp_path / "few", name, "cola")
@@ -432,6 +432,7 @@ def test_the_table_names_protocol_class_and_collapse(small_run, tmp_path, monkey
     record |= {"protocol": "tuned", "trials": [trial | {"note": ""}] * 8}
     recipe = config.load_profile("score").model_dump()
     record["parameters"] = {n: recipe.get(n, v) for n, v in record["parameters"].items()}
+    record |= {"source": "folder", "complete": True, "reduced": []}
     nothing = dict.fromkeys(records.Pretraining.model_fields)
     record["pretrain"] = nothing | {"parameters": submission.PARAMETER_LIMIT + 1}
     records.write(cell / "seed-0.json", record)
@@ -518,6 +519,12 @@ def test_a_task_of_your_own_is_scored_like_glues(own_task, folder, tmp_path):
     assert "Mean of 1" not in frame
     assert f"{mean - bag['score']:+.2f} (" in beside.lead(run, name)
     assert len(frame) == 3  # with the floors; nothing of the kept run
+    # A score by another metric is another score.
+    done = config.Finetune(**profile.stage(config.Finetune, model=name, tasks=["three"]))
+    assert finetune.finished(done)
+    path = own_task / "task.yaml"
+    path.write_text(path.read_text().replace("macro_f1", "accuracy"))
+    assert finetune.finished(done) is None
     with pytest.raises(UserError, match="three: a study has GLUE's tasks alone; small-bench score"):
         jobs.load("tiny", tasks=both)
 

@@ -223,13 +223,13 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
     tuned = records.CHOSEN if trials([record]) else set()
     return {
         "model": record["model"],
-        "parameters": {k: v for k, v in record["parameters"].items() if k not in tuned},
         "hashes.encoder": record["hashes"]["encoder"],
         "pretrain_code": record["pretrain_code"],
         "pretrain.parameters": record["pretrain"]["parameters"],
         "pretrain.tokens": record["pretrain"]["tokens"],
         "checkpoint": record.get("checkpoint"),
         "trials > 0": trials([record]) > 0,
+        "parameters": {k: v for k, v in record["parameters"].items() if k not in tuned},
     }
 
 

@@ -66,7 +66,7 @@ def data_files():
     """Name, size and time of each file of the data folder: where one changes, the data is read again."""
     folder = files.resolve(PROFILE.data) if PROFILE.source == "folder" else Path("none")
     found = sorted([*folder.glob("glue/*/*.parquet"), *folder.glob("corpus/**/*.parquet"), *folder.glob("*.yaml")])
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found if path.is_file()]
 
 
 def log_of(stage, *parts):

@@ -466,7 +466,7 @@ def run_page(name, run=None, **given):
             if "profile: str" in cell:
                 names |= {key: given[key] for key in names.keys() & given.keys()}
     wanted = re.findall(r"\{glue(?::text)?\}`(\w+)", path.read_text(encoding="utf-8"))
-    assert set(wanted) <= set(numbers) <= {*wanted, "harmed"}, name
+    assert set(wanted) <= set(numbers) <= {*wanted}, name
     return SimpleNamespace(names=names, shown=shown, numbers=numbers)
 
 

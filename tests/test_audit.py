@@ -201,6 +201,8 @@ def test_the_sentences_say_what_the_cells_compute(names):
         f"Five of the {len(names['tested'])} scores that can be tested fail",
         "Two of them, 90.40 and 85.30, are what a count gives when it is rounded to one decimal",
         f"nearer ({gaps['electra-deberta']}) and RoBERTa is farther ({gaps['roberta']})",
+        f"are {published['announcement']['gap_smallest']['value']} to "
+        f"{published['announcement']['gap_largest']['value']} points below",
         f"BERT-Base, which has {published['reference']['average']['value']:.2f}",
         f"varies by {deviations['rte']:.2f} points from seed to seed",
         f"40,430 rows, by {deviations['qqp']:.2f}",

@@ -238,9 +238,7 @@ def test_a_longer_pre_training_under_way_is_not_thrown_away(small, drive, monkey
     stop_training(monkeypatch, at=5)
     with pytest.raises(Preempted):
         pretrain.run(longer)
-    with pytest.raises(
-        UserError, match="checkpoints of a pre-training with other parameters"
-    ):
+    with pytest.raises(UserError, match="checkpoints of a pre-training with other parameters"):
         prepare.prepare(small(config.Finetune, tasks=["rte"]))
     assert list((drive / "models" / "bert").glob("checkpoint-*"))
 

@@ -140,13 +140,13 @@ def test_batches_are_epochs_end_to_end(dtype):
     assert not torch.equal(*stream.view(2, -1))
 
 
-def test_a_batch_of_a_small_corpus_holds_no_row_twice():
+def test_of_a_small_corpus_one_batch_an_epoch_at_most_holds_a_row_twice():
     lengths = np.random.default_rng(0).integers(9, 129, 500)
     packed = np.where(np.arange(128) < lengths[:, None], 7, 0).astype("uint16")
     packed[:, 1:3] = np.stack([np.arange(500) // 100 + 1, np.arange(500) % 100 + 1], 1)
     rows = rows_of(packed, 128)
-    for step in range(3):  # of the first epoch
-        assert len(rows.batch(step)[:, 1:3].unique(dim=0)) == 128
+    twice = [len(rows.batch(step)[:, 1:3].unique(dim=0)) < 128 for step in range(39)]
+    assert sum(twice) <= 10  # epochs: only where one ends and the next begins
 
 
 def test_batches_have_no_padding_and_lose_little():

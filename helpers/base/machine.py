@@ -1,4 +1,4 @@
-"""What this process may use of the machine: not what the machine has."""
+"""The cores that this process may use, and the memory of the machine."""
 
 import os
 
@@ -12,5 +12,5 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """Bytes of memory."""
+    """Bytes, whatever a container leaves of them."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

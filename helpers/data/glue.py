@@ -101,8 +101,7 @@ def get(name: str) -> Task:
     """The task of this name, one of the eight or of a folder ``tasks/<name>/``."""
     if name in TASKS:
         return TASKS[name]
-    here = Path("tasks") / name / "task.yaml"  # where one calls from, else of the checkout
-    path = here.absolute() if here.is_file() else files.resolve(here)
+    path = files.resolve("tasks") / name / "task.yaml"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", name) or not path.is_file():
         raise UserError(
             f"task = {name!r}: not one of GLUE's eight, and no tasks/{name}/task.yaml; "
@@ -244,7 +243,7 @@ def _check_labels(table: pd.DataFrame, task: Task, where: str) -> pd.Series:
     if any(name.isdigit() for name in task.labels):  # names that look like numbers
         names |= [*task.labels] != [str(number) for number in range(len(task.labels))]
     if task.own and task.labels and names:
-        label = label.astype(str)
+        label = label.convert_dtypes().astype(str)  # 1.0, of a column with a gap, is 1
         if value := _first(label, ~label.isin(task.labels)):
             names = ", ".join(task.labels)
             line = f"{where}: row {value[0]}: label = {value[1]!r}; it must be one of {names}"

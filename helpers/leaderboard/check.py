@@ -229,7 +229,7 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
         "pretrain.tokens": record["pretrain"]["tokens"],
         "checkpoint": record.get("checkpoint"),
         "trials > 0": trials([record]) > 0,
-        "parameters": {k: v for k, v in record["parameters"].items() if k not in tuned},
+        **{f"parameters.{k}": v for k, v in record["parameters"].items() if k not in tuned},
     }
 
 

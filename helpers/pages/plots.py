@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -101,8 +101,8 @@ def _label(view: View) -> str:
 
 
 @style()
-def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> Figure:
-    """Scores against the FLOPs or tokens of pre-training, of runs that differ in their budget.
+def budgets(runs: Sequence[View]) -> Figure:
+    """Scores against the FLOPs of pre-training, of runs that differ in their budget.
 
     The first run is the one that is shown. Filled: means over seeds with their range, a line by
     model; controls are a band, the bag of words a line. Open: what others report, where measured
@@ -116,12 +116,12 @@ def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> F
         for place, model in enumerate(shown.models)
     }
     if not shown.embedded:
-        _published(axis, shown, looks, by)
+        _published(axis, shown, looks)
     for model, look in looks.items():
         points = []
         for run in runs:
             seeds = statistics.seed_means(run.records, model, shown.headline)
-            if len(seeds) and (spent := run.of(model)[f"pretrain.{by}"].max()):
+            if len(seeds) and (spent := run.of(model)["pretrain.flops"].max()):
                 points.append((spent, seeds.mean(), seeds.min(), seeds.max()))
         if points:
             spent, middle, low, high = np.array(sorted(points)).T
@@ -129,22 +129,21 @@ def budgets(runs: Sequence[View], by: Literal["flops", "tokens"] = "flops") -> F
             reach = (middle - low, high - middle)
             axis.errorbar(spent, middle, reach, **look, linewidth=1, elinewidth=1, label=name)
     _references(axis, shown)
-    _log(axis, {"flops": "FLOPs of pre-training", "tokens": TOKENS}[by])
+    _log(axis, "FLOPs of pre-training")
     tasks = f"mean of {len(shown.headline)} tasks{shown.mark(shown.headline)} × 100"
     axis.set(ylabel=tasks, title=_label(shown))
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]], by: str) -> None:
+def _published(axis: Axes, shown: View, looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Others' points, open: the study's models on the run's tasks, and a training of ELECTRA's."""
     from helpers.score import costs  # torch
 
     study, open_ = config.load_profile("paper"), {"fillstyle": "none", "linestyle": "none"}
 
     def spent(model: str) -> float:
-        read = costs.tokens(model, study)
-        return read * costs.flops(model, study) if by == "flops" else read
+        return costs.tokens(model, study) * costs.flops(model, study)
 
     for model, look in looks.items():
         entry = shown.published["table1"]["models"].get(model)

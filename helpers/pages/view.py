@@ -185,7 +185,7 @@ def budgets(run: View) -> list[View]:
         same = all(ours[key] == theirs[key] for key in (ours.keys() & theirs.keys()) - aside)
         if same and theirs.get("pretrain_steps") != ours.get("pretrain_steps"):
             other = open_run(path.parent)
-            found += [other] if other.corpora == run.corpora else []
+            found += [other] if other.corpora & run.corpora else []
     return found
 
 

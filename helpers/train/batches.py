@@ -36,7 +36,7 @@ class Rows:
     ) -> None:
         self.packed, self.size, self.seed, self.device = packed, size, seed, device
         self.pad, self.separator, self.multiple = tok.pad_token_id, tok.sep_token_id, multiple
-        # Of an epoch at most: the copies of a row have one length and would share a batch.
+        # As many as an epoch has, at most.
         self.together = max(1, min(POOL, len(packed) // size))
         self.orders: dict[int, np.ndarray] = {}
         self.pool, self.batches = -1, np.empty(0)
@@ -62,9 +62,9 @@ class Rows:
             epochs, places = np.divmod(numbers, len(self.packed))
             parts = [self.order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
             rows = np.concatenate(parts)
-            # Sort them by length, cut them into batches, shuffle these.
+            # Sort those of an epoch by length, cut all into batches, shuffle these.
             lengths = (self.packed[rows] != self.pad).sum(1)
-            order = np.argsort(-lengths, kind="stable").reshape(-1, self.size)
+            order = np.lexsort((-lengths, epochs)).reshape(-1, self.size)
             order = seeding.numpy_generator(self.seed, "pool", pool).permutation(order)
             self.pool, self.batches, self.lengths = pool, rows[order], lengths[order].min(1)
         shortest = int(self.lengths[place])

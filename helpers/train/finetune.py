@@ -355,7 +355,8 @@ def _refuse_to_replace(cell: _Cell) -> None:
             differs.append("other data")
         if told.get("hashes", {}).get("encoder") != wanted["encoder"]:
             differs.append("another tokenizer or configuration of the encoder")
-        why = "; ".join(differs) or "another version of this code"
+        other = "another task.yaml or " * bool(glue.get(cell.name).own)
+        why = "; ".join(differs) or f"{other}another version of this code"
         raise UserError(
             f"{path}: was made with {why}; to keep it, give a --profile of another name; else "
             f"delete {cell.folder}"

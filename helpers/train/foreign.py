@@ -220,7 +220,7 @@ def _check_memory(source: Source, about: PretrainedConfig) -> None:
     if wanted > there:
         raise UserError(
             f"{source.label} needs {wanted / 1e9:.1f} GB for weights, gradients and Adam's "
-            f"moments, this process may use {there / 1e9:.1f}"
+            f"moments, there are {there / 1e9:.1f}"
         )
 
 

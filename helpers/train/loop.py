@@ -215,7 +215,7 @@ class Upkeep:
         there = f"; {checkpoint.last(self.folder, self.state['spec'])}" if self.folder else ""
         raise Diverged(
             f"{self.rate}: {self.run} diverges, {what}; lower the rate or lengthen the warm-up "
-            f"(training then begins anew){there}"
+            f"(it begins anew; pre-training asks to delete its checkpoints first){there}"
         )
 
     def note(self) -> None:

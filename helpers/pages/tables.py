@@ -303,9 +303,9 @@ def key_figures(view: View) -> dict[str, Any]:
         "floor": f"{words:.2f}" if words == words else unknown,
         "tokens": span(read[read > 0]) if read.any() else "no",
         "lead": interval(pairs.get((best, floor))) or unknown,
-        "gain": interval(pairs.get((best, control))) or unknown,
-        "least": least(view, everything, best, control) or unknown,
     }
+    gain = interval(pairs.get((best, control))), least(view, everything, best, control)
+    found["gain"] = "; ".join(filter(None, gain)) or unknown
     asked = [(model, registry.control(model) or "") for model in view.models if "+" not in model]
     worth = {pair: pairs[pair] for pair in asked if pair in pairs}
     without = [both_ways(rest) for rest in everything.without.values()]

@@ -368,6 +368,5 @@ def load_profile(name: str, **changes: object) -> Profile:
     """The profile that :func:`layers` make."""
     places = layers(name, **changes)
     values = {key: value for values in places.values() for key, value in values.items()}
-    return validate(
-        Profile, values, " and ".join([*places][-2 if "the command line" in places else -1 :])
-    )
+    where = [*places][-2:] if "the command line" in places else [*places][-1:]
+    return validate(Profile, values, " and ".join(where))

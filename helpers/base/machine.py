@@ -7,8 +7,8 @@ def cores() -> int:
     """CPU cores: the least that affinity, the control group and Slurm leave."""
     from joblib import cpu_count  # noqa: TID251 (it reads no file here)
 
-    slurm = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    return max(1, min(cpu_count(), int(slurm) if slurm.isdecimal() else cpu_count()))
+    slurm, found = os.environ.get("SLURM_CPUS_ON_NODE", ""), cpu_count()
+    return max(1, min(found, int(slurm))) if slurm.isdecimal() else found
 
 
 def memory() -> int:
